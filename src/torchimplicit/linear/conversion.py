@@ -1,0 +1,44 @@
+"""From whatever describes a matrix to a `LinearOperator`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .operators import Dense, LinearOperator, MatrixFree
+from .sparse import Sparse
+from .vectors import fit
+
+
+def as_operator(A: LinearOperator | Tensor | Callable[[Tensor], Tensor], like: Tensor | None = None) -> LinearOperator:
+    """The operator that A describes.
+
+    Args:
+        A: a `LinearOperator` (returned as it is); a tensor (..., m, n); a 2-D sparse COO or CSR tensor; or a callable
+            x -> A x (square; x has the shape of `like`, whose dimensions before the last then count as batch).
+        like: a right-hand side b, (*lead, *batch_shape, m). Needed for a callable, otherwise a check.
+
+    Raises:
+        TypeError: A is none of these, or its dtype is not that of `like`.
+        ValueError: a callable without `like`, or shapes of A and `like` that do not belong together.
+    """
+    if isinstance(A, LinearOperator):
+        operator = A
+    elif isinstance(A, Tensor):
+        operator = Dense(A) if A.layout == torch.strided else Sparse(A)
+    elif callable(A):
+        if like is None:
+            raise ValueError("A is a callable and says nothing of its size; pass like=b, or a MatrixFree(A, n=...)")
+        if like.ndim == 0:
+            raise ValueError("the right-hand side is a 0-d tensor; expected (..., n): pass b.unsqueeze(-1)")
+        return MatrixFree(A, n=like.shape[-1], batch_shape=like.shape[:-1], dtype=like.dtype, device=like.device)
+    else:
+        raise TypeError(
+            f"A is a {type(A).__name__}; expected a tensor (..., n, n), a sparse tensor, a LinearOperator or a "
+            "callable x -> A x"
+        )
+    if like is not None:
+        fit(like, operator.batch_shape, operator.shape[-2], operator.dtype, name="b")
+    return operator

@@ -1,0 +1,125 @@
+"""What the direct solvers share: scaling, a state made of plain tensors, and the test for a singular matrix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .operators import LinearOperator
+from .vectors import fit, from_columns, lead_shape, to_columns
+
+
+class Factors(ABC):
+    """A factorised matrix F = D A C, with D and C diagonal: A⁻¹ = C F⁻¹ D.
+
+    Attributes:
+        tensors: (factors of F, ..., diagonal of D, diagonal of C), each with the operator's batch shape in front: all
+            there is, so that it can be handed on (out of an autograd Function, say) and rebuilt.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b, or Aᴴ x = b: (*lead, *batch_shape, n). All `lead` right-hand sides share the factors.
+
+        Nothing is raised for a singular system: its x is whatever the arithmetic gives (mostly infinite, NaN or huge)
+        and the other systems' x is untouched.
+
+        Raises:
+            TypeError, ValueError: b does not fit; the message names the shape that would.
+        """
+        *_, d, c = self.tensors
+        b = fit(b, d.shape[:-1], d.shape[-1], self.tensors[0].dtype, name="b")
+        before, after = (c, d) if adjoint else (d, c)
+        return after * self._inverse(before * b, adjoint)
+
+    def _inverse(self, b: Tensor, adjoint: bool) -> Tensor:
+        batch_shape = self.tensors[-1].shape[:-1]
+        return from_columns(self.inverse(to_columns(b, batch_shape), adjoint), lead_shape(b, batch_shape))
+
+    @abstractmethod
+    def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
+        """F⁻¹ b or F⁻ᴴ b for columns b of shape (*batch_shape, n, L)."""
+
+    @abstractmethod
+    def pivots(self) -> Tensor:
+        """Numbers (*batch_shape, n) of which one is zero if F is singular."""
+
+    @cached_property
+    def singular(self) -> Tensor:
+        """Whether each matrix is singular to working precision, or not finite: bool (*batch_shape).
+
+        It is, if F is nearer than n eps to a singular matrix: a pivot says so, or ‖F⁻¹‖, estimated by one step of
+        the power method on F⁻¹F⁻ᴴ. F has entries of size one in every row and column, so bad scaling of A's rows or
+        columns does not count: diag(1e-20, 1) is regular.
+        Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 7.3 and 15.1.
+        """
+        with torch.no_grad():
+            pivots, d = self.pivots().abs(), self.tensors[-1]
+            n = d.shape[-1]
+            floor = n * torch.finfo(d.dtype).eps
+            # A start that no simple null vector, such as (1, -1), is orthogonal to.
+            golden = torch.arange(1, n + 1, dtype=d.dtype, device=d.device) * 0.6180339887498949
+            w = (1 + golden.frac()).to(self.tensors[0].dtype).expand(d.shape)
+            x = self._inverse(w, adjoint=False)
+            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            growth = torch.linalg.vector_norm(self._inverse(x, adjoint=True), dim=-1)
+            regular = (pivots > floor).all(-1) & pivots.isfinite().all(-1) & (growth * floor < 1)
+        return ~regular
+
+
+class DirectSolver(ABC):
+    """A solver that factorises the dense matrix (an operator without entries is asked for its columns)."""
+
+    state: ClassVar[type[Factors]]
+
+    def factorize(self, operator: LinearOperator) -> Factors:
+        """The factors of every matrix of the batch; A and Aᴴ are solved from the same ones.
+
+        Raises:
+            ValueError: the operator is not square.
+        """
+        return self.state(self._factorize(square(operator, type(self).__name__).to_dense()))
+
+    @abstractmethod
+    def _factorize(self, A: Tensor) -> tuple[Tensor, ...]: ...
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> Factors:
+        """The state again, from its `tensors`."""
+        return cls.state(tensors)
+
+
+def square(operator: LinearOperator, solver: str) -> LinearOperator:
+    """The operator itself, if it has as many rows as columns."""
+    if operator.shape[-1] != operator.shape[-2]:
+        raise ValueError(
+            f"{solver} solves square systems and was given an operator of shape {tuple(operator.shape)}; "
+            "expected (..., n, n)"
+        )
+    return operator
+
+
+def equilibrate(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(D A C, d, c): rows, then columns, of A scaled to a largest entry in [1, 2) by powers of two, which are exact.
+
+    Source: Golub and Van Loan, Matrix Computations (2013), section 3.5.2.
+    """
+    size = A.detach().abs()
+    d = inverse_power_of_two(size.amax(-1) if size.shape[-1] else size.sum(-1))
+    size = d.unsqueeze(-1) * size
+    c = inverse_power_of_two(size.amax(-2) if size.shape[-1] else size.sum(-2))
+    return d.unsqueeze(-1) * A * c.unsqueeze(-2), d, c
+
+
+def inverse_power_of_two(size: Tensor) -> Tensor:
+    """The power of two that scales `size` into [1, 2); 1 where it is zero or not finite."""
+    usable = size.isfinite() & (size > 0)
+    exponent = torch.log2(torch.where(usable, size, 1)).floor()
+    return torch.exp2(-exponent).clamp(max=torch.finfo(size.dtype).max)

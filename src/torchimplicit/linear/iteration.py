@@ -1,0 +1,226 @@
+"""What the iterative solvers share: the result, the geometry, and the one loop with its per-system masks.
+
+A method contributes one *cycle*: an approximate solution d of the residual equation A d = r. The loop restarts it from
+the true residual until that is small, keeps the best x seen, and decides about each system on its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .factors import square
+from .operators import LinearOperator
+from .transforms import finished
+from .vectors import fit
+
+Product = Callable[[Tensor], Tensor]
+
+
+class LinearResult(NamedTuple):
+    """An iterative solution. Per system means: of shape (*lead, *batch_shape).
+
+    Attributes:
+        x: the best solution seen, (*lead, *batch_shape, n).
+        residual_norm: ‖b − A x‖ per system, evaluated and not taken from a recurrence.
+        steps: steps taken per system (int64).
+        converged: residual_norm <= atol + rtol ‖b‖, per system.
+        breakdown: per system, the method could not go on (a zero divisor, a non-finite number) and did not converge.
+        products: products with A or Aᴴ of the whole batch.
+    """
+
+    x: Tensor
+    residual_norm: Tensor
+    steps: Tensor
+    converged: Tensor
+    breakdown: Tensor
+    products: int
+
+
+class Preconditioner(Protocol):
+    """An approximate inverse of A, such as the state of any solver for a nearby matrix."""
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor: ...
+
+
+def euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """xᴴ y over the last dimension."""
+    return (x.conj() * y).sum(-1)
+
+
+def euclidean_norm(x: Tensor) -> Tensor:
+    """‖x‖ over the last dimension, without overflow or underflow, and with gradient 0 where x = 0."""
+    size = x.abs()
+    largest = size.detach().amax(-1, keepdim=True) if x.shape[-1] else size.sum(-1, keepdim=True)
+    usable = (largest > 0) & largest.isfinite()
+    scaled = torch.where(usable, size, 1) / torch.where(usable, largest, 1)
+    norm = largest * (scaled * scaled).sum(-1, keepdim=True).sqrt()
+    return torch.where(usable, norm, largest.nan_to_num(nan=torch.nan, posinf=torch.nan)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The inner product and norm of a space of vectors. Replace both where vectors are sharded (all-reduce the sums)."""
+
+    inner: Callable[[Tensor, Tensor], Tensor] = euclidean
+    norm: Callable[[Tensor], Tensor] = euclidean_norm
+
+
+EUCLIDEAN = Geometry()
+
+
+class Cycle(NamedTuple):
+    """What a method did in one cycle: the correction d, steps and breakdown per system, and steps of the batch."""
+
+    d: Tensor
+    steps: Tensor
+    broken: Tensor
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeSolver(ABC):
+    """Parameters that every iterative solver has.
+
+    Attributes:
+        preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`, or a solver, which is then
+            factorised on the operator.
+        max_steps: limit of steps, if the call gives none; None means 2 n + 20.
+        geometry: inner product and norm.
+    """
+
+    preconditioner: Any = None
+    max_steps: int | None = None
+    geometry: Geometry = EUCLIDEAN
+
+    def factorize(self, operator: LinearOperator) -> IterativeState:
+        """The state for this operator: nothing is computed, except what the preconditioner needs.
+
+        Raises:
+            ValueError: the operator is not square.
+            TypeError: the preconditioner has neither `solve` nor `factorize`.
+        """
+        square(operator, type(self).__name__)
+        return IterativeState(self, operator, prepare(self.preconditioner, operator))
+
+    @abstractmethod
+    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+        """Approximately solve A d = r (*lead, *batch_shape, n) from d = 0, in at most `budget` steps.
+
+        M applies the preconditioner. Inactive systems have r = 0 and must stay at d = 0; a system may stop as soon as
+        it believes that its residual norm is at most tol. No system may disturb another.
+        """
+
+
+def prepare(preconditioner: Any, operator: LinearOperator) -> Preconditioner | None:
+    """A solver is factorised on the operator; a state is taken as it is."""
+    if preconditioner is None or hasattr(preconditioner, "solve"):
+        return preconditioner  # type: ignore[no-any-return]
+    if hasattr(preconditioner, "factorize"):
+        return preconditioner.factorize(operator)  # type: ignore[no-any-return]
+    raise TypeError(
+        f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
+        "as LU().factorize(nearby_operator), or a solver such as LU()"
+    )
+
+
+class IterativeState:
+    """A solver bound to an operator. It holds no factors: the operator and the preconditioner are all there is."""
+
+    def __init__(
+        self, solver: IterativeSolver, operator: LinearOperator, preconditioner: Preconditioner | None
+    ) -> None:
+        self.solver = solver
+        self.operator = operator
+        self.preconditioner = preconditioner
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b or Aᴴ x = b, to default tolerance: `iterate(b, adjoint).x`."""
+        return self.iterate(b, adjoint).x
+
+    def iterate(
+        self,
+        b: Tensor,
+        adjoint: bool = False,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+        max_steps: int | None = None,
+    ) -> LinearResult:
+        """Solve A x = b, or Aᴴ x = b, for b of shape (*lead, *batch_shape, n).
+
+        A system has converged when ‖b − A x‖ <= atol + rtol ‖b‖ (rtol = √eps of the dtype, atol = 0). b = 0 gives
+        x = 0 in 0 steps. Inside a function transform exactly `max_steps` masked steps are run.
+
+        Raises:
+            TypeError, ValueError: b or x0 does not fit; the message names the shape that would.
+        """
+        operator = self.operator
+        n, norm = operator.shape[-1], self.solver.geometry.norm
+        b = fit(b, operator.batch_shape, n, operator.dtype, name="b")
+        limit = max_steps if max_steps is not None else self.solver.max_steps
+        limit = 2 * n + 20 if limit is None else limit
+        products = 0
+
+        def A(x: Tensor) -> Tensor:
+            nonlocal products
+            products += 1
+            return operator.apply(x, adjoint)
+
+        def M(x: Tensor) -> Tensor:
+            return x if self.preconditioner is None else self.preconditioner.solve(x, adjoint)
+
+        # Solve for b of norm one, or squares of small numbers would vanish. The scale is no part of the derivative,
+        # for the solution is proportional to b.
+        scale = norm(b).detach()
+        zero = scale == 0
+        unit = torch.where(zero | ~scale.isfinite(), 1, scale)
+        tol = tolerance(scale, rtol, atol) / unit
+        b = b / unit.unsqueeze(-1)
+        if x0 is None:
+            x, r = torch.zeros_like(b), b
+        else:
+            x0 = fit(x0, operator.batch_shape, n, operator.dtype, name="x0").expand(b.shape)
+            x = torch.where(zero.unsqueeze(-1), 0, x0 / unit.unsqueeze(-1))
+            r = torch.where(zero.unsqueeze(-1), 0, b - A(x))
+        residual = norm(r.detach())
+        steps = torch.zeros_like(residual, dtype=torch.int64)
+        breakdown = torch.zeros_like(zero)
+        active = (residual > tol) & residual.isfinite()
+        used = 0
+        while used < limit and not finished(~active):
+            d, taken, broken, length = self.solver.cycle(
+                A, M, torch.where(active.unsqueeze(-1), r, 0), tol, active, limit - used
+            )
+            x_new = x + d
+            r_new = b - A(x_new)
+            residual_new = norm(r_new.detach())
+            better = active & (residual_new < residual)  # False for NaN
+            steps = steps + torch.where(active, taken, 0)
+            breakdown = torch.where(active, broken | ~residual_new.isfinite(), breakdown)
+            # A restart from (nearly) the same residual would only repeat itself.
+            active = better & (residual_new > tol) & (residual_new < 0.999 * residual)
+            x = torch.where(better.unsqueeze(-1), x_new, x)
+            r = torch.where(better.unsqueeze(-1), r_new, r)
+            residual = torch.where(better, residual_new, residual)
+            used += length
+        converged = residual <= tol
+        x = torch.where((residual.isfinite() | zero).unsqueeze(-1), x, torch.nan)
+        return LinearResult(x * unit.unsqueeze(-1), residual * unit, steps, converged, breakdown & ~converged, products)
+
+
+def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:
+    """atol + rtol ‖b‖ with the defaults rtol = √eps, atol = 0."""
+    rtol = torch.finfo(norm_b.dtype).eps ** 0.5 if rtol is None else rtol
+    return rtol * norm_b + (0.0 if atol is None else atol)
+
+
+def divide(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    """a / b where allowed, else 0, with gradient 0 there (both sides of the quotient are masked)."""
+    return torch.where(where, a, 0) / torch.where(where, b, 1)

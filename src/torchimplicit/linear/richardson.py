@@ -1,0 +1,23 @@
+"""Richardson iteration: x + M⁻¹(b − A x), which refines what an approximate inverse gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .iteration import Cycle, IterativeSolver, Product
+
+
+@dataclass(frozen=True)
+class Richardson(IterativeSolver):
+    """One step is x <- x + M⁻¹(b − A x), kept as long as the residual falls.
+
+    With the factors of A, or of a matrix near A, as the preconditioner M, this is iterative refinement.
+    Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), chapter 12.
+    """
+
+    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+        d = torch.where(active.unsqueeze(-1), M(r), 0)
+        return Cycle(d, active.long(), torch.zeros_like(active), 1)
