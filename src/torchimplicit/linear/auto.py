@@ -15,9 +15,9 @@ from .factors import Factors, square
 from .gmres import GMRES
 from .iteration import IterativeState, LinearResult, Preconditioner
 from .lu import LU
+from .masks import finished
 from .operators import Diagonal, LinearOperator
 from .richardson import Richardson
-from .transforms import finished
 from .vectors import fit
 
 
@@ -103,11 +103,10 @@ class AutoState:
         factors where its first answer misses the tolerance.
         """
         state = self.iterative or self._refined(self.direct)
-        limits = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-        first = state.iterate(b, adjoint, x0=x0, **limits)
+        first = state.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
         if self.direct is not None or finished(first.converged):
             return first
-        second = self._fallback().iterate(b, adjoint, x0=None, **limits)
+        second = self._fallback().iterate(b, adjoint, rtol=rtol, atol=atol, max_steps=max_steps)
         return better_of(first, second)
 
     def _refined(self, factors: Preconditioner | None) -> IterativeState:

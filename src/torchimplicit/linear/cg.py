@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .iteration import Cycle, IterativeSolver, Product, divide
-from .transforms import finished
+from .iteration import Cycle, IterativeSolver, Product
+from .masks import divide, finished
 
 
 @dataclass(frozen=True)

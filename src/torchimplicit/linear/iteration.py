@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .factors import square
+from .masks import finished
 from .operators import LinearOperator
-from .transforms import finished
 from .vectors import fit
 
 Product = Callable[[Tensor], Tensor]
@@ -65,7 +65,7 @@ def euclidean_norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The inner product and norm of a space of vectors. Replace both where vectors are sharded (all-reduce the sums)."""
+    """The inner product and norm of a space of vectors. Replace both for sharded vectors (all-reduce the sums)."""
 
     inner: Callable[[Tensor, Tensor], Tensor] = euclidean
     norm: Callable[[Tensor], Tensor] = euclidean_norm
@@ -117,12 +117,12 @@ class IterativeSolver(ABC):
         """
 
 
-def prepare(preconditioner: Any, operator: LinearOperator) -> Preconditioner | None:
+def prepare(preconditioner: Any, operator: LinearOperator) -> Any:
     """A solver is factorised on the operator; a state is taken as it is."""
     if preconditioner is None or hasattr(preconditioner, "solve"):
-        return preconditioner  # type: ignore[no-any-return]
+        return preconditioner
     if hasattr(preconditioner, "factorize"):
-        return preconditioner.factorize(operator)  # type: ignore[no-any-return]
+        return preconditioner.factorize(operator)
     raise TypeError(
         f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
         "as LU().factorize(nearby_operator), or a solver such as LU()"
@@ -219,8 +219,3 @@ def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:
     """atol + rtol ‖b‖ with the defaults rtol = √eps, atol = 0."""
     rtol = torch.finfo(norm_b.dtype).eps ** 0.5 if rtol is None else rtol
     return rtol * norm_b + (0.0 if atol is None else atol)
-
-
-def divide(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """a / b where allowed, else 0, with gradient 0 there (both sides of the quotient are masked)."""
-    return torch.where(where, a, 0) / torch.where(where, b, 1)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .transforms import inside_transform
+from torchimplicit.products import Linearisation
+from torchimplicit.transforms import inside_functorch
+
 from .vectors import from_columns, lead_shape, to_columns
 
 
@@ -255,7 +257,7 @@ class MatrixFree(LinearOperator):
         self.leading = leading
         self._matvec = matvec
         self._rmatvec = matvec if rmatvec is None and self.symmetric else rmatvec
-        self._tape: tuple[Tensor, Tensor] | None = None
+        self._linearisation: Linearisation | None = None
 
     def matvec(self, x: Tensor) -> Tensor:
         return self._checked("matvec", self._matvec(x), x)
@@ -264,19 +266,12 @@ class MatrixFree(LinearOperator):
         return self._pullback(y) if self._rmatvec is None else self._checked("rmatvec", self._rmatvec(y), y)
 
     def _pullback(self, y: Tensor) -> Tensor:
-        if inside_transform():  # nothing is kept here: a tensor must not outlive the transform that made it
-            _, vjp = torch.func.vjp(self.matvec, torch.zeros_like(y))
-            x: Tensor = vjp(y)[0]
-            return x
-        if self._tape is None or self._tape[0].shape != y.shape:
-            with torch.enable_grad():
-                x0 = torch.zeros(y.shape, dtype=self.dtype, device=self.device, requires_grad=True)
-                self._tape = (x0, self.matvec(x0))  # A is linear: one evaluation serves every product
-        x0, Ax0 = self._tape
-        x = None
-        if Ax0.requires_grad:
-            graph = torch.is_grad_enabled()
-            (x,) = torch.autograd.grad(Ax0, x0, y, retain_graph=True, create_graph=graph, allow_unused=True)
+        linearisation = self._linearisation
+        if linearisation is None or inside_functorch() or linearisation.value.shape != y.shape:
+            linearisation = Linearisation(self.matvec, (torch.zeros_like(y),))
+            # A is linear: one evaluation serves every product. A tensor must not outlive the transform that made it.
+            self._linearisation = None if inside_functorch() else linearisation
+        (x,) = linearisation.pull(y)
         if x is None:
             raise ValueError(
                 "matvec is not differentiable (autograd sees no path from x to its result), so Aᴴ y cannot be "
