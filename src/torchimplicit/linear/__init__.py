@@ -10,6 +10,7 @@ from .iteration import Geometry, LinearResult
 from .lu import LU
 from .neumann import Neumann
 from .operators import Dense, Diagonal, LinearOperator, MatrixFree
+from .qr import QR
 from .richardson import Richardson
 from .sparse import Sparse
 
@@ -17,6 +18,7 @@ __all__ = [
     "CG",
     "GMRES",
     "LU",
+    "QR",
     "Auto",
     "BiCGStab",
     "Cholesky",

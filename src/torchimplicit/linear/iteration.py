@@ -156,7 +156,8 @@ class IterativeState:
         """Solve A x = b, or Aᴴ x = b, for b of shape (*lead, *batch_shape, n).
 
         A system has converged when ‖b − A x‖ <= atol + rtol ‖b‖ (rtol = √eps of the dtype, atol = 0). b = 0 gives
-        x = 0 in 0 steps. Inside a function transform exactly `max_steps` masked steps are run.
+        x = 0 in 0 steps. Inside a functorch transform exactly `max_steps` masked steps are run. Autograd sees the
+        steps that were taken, so a system that took none has gradient 0.
 
         Raises:
             TypeError, ValueError: b or x0 does not fit; the message names the shape that would.

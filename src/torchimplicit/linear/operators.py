@@ -13,6 +13,8 @@ from torchimplicit.transforms import inside_functorch
 
 from .vectors import from_columns, lead_shape, to_columns
 
+SWEEP_ENTRIES = 2**20  # vmap may copy the matrix behind a product for each vector of a sweep: bounds those copies
+
 
 class LinearOperator(ABC):
     """A batch of linear maps, one (m, n) matrix A for each index of `batch_shape`.
@@ -61,22 +63,27 @@ class LinearOperator(ABC):
     def apply(self, x: Tensor, adjoint: bool = False) -> Tensor:
         """A x, or Aᴴ x, for x of shape (*lead, *batch_shape, n): every vector of `lead` by the same A.
 
-        An operator that is not `leading` is swept over the vectors by `torch.vmap`. If its product cannot be vmapped
-        (it reads a value, say, or uses a custom Function without a vmap rule) the vectors are taken one by one.
+        An operator that is not `leading` is swept over the vectors by `torch.vmap`, as many at a time as memory
+        allows. Large ones, and products that cannot be vmapped (they read a value, say, or use a custom Function
+        without a vmap rule), take the vectors one by one.
         """
         product = self.rmatvec if adjoint else self.matvec
         lead = lead_shape(x, self.batch_shape)
         if self.leading or not lead:
             return product(x)
         flat = x.flatten(0, len(lead) - 1)
-        return self._sweep(product, flat).unflatten(0, lead)
+        return self._sweep(product, flat, self.shape[-1 if adjoint else -2]).unflatten(0, lead)
 
-    def _sweep(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        try:
-            y: Tensor = torch.vmap(product)(x)
-        except Exception:  # whatever was wrong with the product itself is raised again below, from its own place
-            y = torch.stack([product(v) for v in x])
-        return y
+    def _sweep(self, product: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+        if not len(x):
+            return x.new_zeros((*x.shape[:-1], size))
+        at_once = SWEEP_ENTRIES // max(1, x[0].numel() * size)
+        if at_once > 1:
+            try:
+                return torch.vmap(product, chunk_size=at_once)(x)
+            except Exception:  # if the product itself is at fault, it fails again below
+                pass
+        return torch.stack([product(v) for v in x])
 
     def to_dense(self) -> Tensor:
         """The matrix A, (*batch_shape, m, n), from one sweep of `apply` over the columns of the identity."""
