@@ -55,15 +55,15 @@ class Factors(ABC):
     def singular(self) -> Tensor:
         """Whether each matrix is singular to working precision, or not finite: bool (*batch_shape).
 
-        It is, if F is nearer than n eps to a singular matrix: a pivot says so, or ‖F⁻¹‖, estimated by one step of
-        the power method on F⁻¹F⁻ᴴ. F has entries of size one in every row and column, so bad scaling of A's rows or
-        columns does not count: diag(1e-20, 1) is regular.
+        It is, if F is nearer to a singular matrix than 8 √n eps, the level that rounding errors reach in practice: a
+        pivot says so, or ‖F⁻¹‖, estimated by one step of the power method on F⁻¹F⁻ᴴ. F has entries of size one in
+        every row and column, so bad scaling of A's rows or columns does not count: diag(1e-20, 1) is regular.
         Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 7.3 and 15.1.
         """
         with torch.no_grad():
             pivots, d = self.pivots().abs(), self.tensors[-1]
             n = d.shape[-1]
-            floor = n * torch.finfo(d.dtype).eps
+            floor = 8 * n**0.5 * torch.finfo(d.dtype).eps
             # A start that no simple null vector, such as (1, -1), is orthogonal to.
             golden = torch.arange(1, n + 1, dtype=d.dtype, device=d.device) * 0.6180339887498949
             w = (1 + golden.frac()).to(self.tensors[0].dtype).expand(d.shape)

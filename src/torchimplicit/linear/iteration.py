@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -96,7 +96,7 @@ class IterativeSolver(ABC):
 
     preconditioner: Any = None
     max_steps: int | None = None
-    geometry: Geometry = EUCLIDEAN
+    geometry: Geometry = field(default=EUCLIDEAN, repr=False)
 
     def factorize(self, operator: LinearOperator) -> IterativeState:
         """The state for this operator: nothing is computed, except what the preconditioner needs.

@@ -33,7 +33,7 @@ class Sparse(LinearOperator):
             per_row = A.crow_indices().diff()
             self.rows = torch.arange(A.shape[0], device=A.device).repeat_interleave(per_row)
             self.columns = A.col_indices().long()
-            self.values = A.values()
+            self.values = A.values().clone()  # a view of a CSR tensor cannot be conjugated
         else:
             A = A.coalesce()
             self.rows, self.columns = A.indices()

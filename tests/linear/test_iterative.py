@@ -1,0 +1,325 @@
+"""Iterative solvers: the solution of each system, whatever its neighbours do, and nothing claimed that is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from torchimplicit.linear import (
+    CG,
+    GMRES,
+    LU,
+    QR,
+    Auto,
+    BiCGStab,
+    Cholesky,
+    Dense,
+    Geometry,
+    MatrixFree,
+    Neumann,
+    Richardson,
+)
+
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+KRYLOV = [CG(), GMRES(), GMRES(restart=4, max_steps=500), BiCGStab()]
+EVERY = [
+    *KRYLOV,
+    Richardson(),
+    Neumann(60),
+    Auto(),
+    Auto(dense_limit=0),
+    LU(),
+    QR(),
+    Cholesky(),
+    CG(preconditioner=LU()),
+    GMRES(preconditioner=LU()),
+    BiCGStab(preconditioner=LU()),
+    Neumann(30, preconditioner=LU()),
+]
+
+
+def system(solver: Any, matrix: Callable, n: int, batch: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A matrix of the kind the solver is for: definite, or within 1/2 of the identity, or any."""
+    A = matrix(n, batch, dtype, definite=isinstance(solver, (CG, Cholesky)))
+    if isinstance(solver, (Richardson, Neumann)):
+        eye = torch.eye(n, dtype=dtype)
+        A = eye + (A - eye) * (0.5 / torch.linalg.vector_norm(A - eye, dim=(-2, -1), keepdim=True))
+    return A
+
+
+def tight(state: Any, b: Tensor, adjoint: bool = False) -> Tensor:
+    """The solution to a tolerance near the rounding level, by whatever way the state offers."""
+    if not hasattr(state, "iterate"):
+        return state.solve(b, adjoint)
+    result = state.iterate(b, adjoint, rtol=100 * torch.finfo(b.dtype).eps, max_steps=500)
+    assert result.converged.all()
+    return result.x
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver", EVERY, ids=repr)
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("kind", ["dense", "matrix-free"])
+def test_agrees_with_a_dense_solve(
+    solver: Any,
+    dtype: torch.dtype,
+    batch: tuple[int, ...],
+    kind: str,
+    matrix: Callable,
+    matrix_free: Callable,
+    reference: Callable,
+    close: Callable,
+) -> None:
+    """A and Aᴴ, one and several right-hand sides, from one factorisation."""
+    n = 6
+    A = system(solver, matrix, n, batch, dtype)
+    state = solver.factorize(Dense(A) if kind == "dense" else matrix_free(A))
+    for lead in ((), (4,), (2, 2)):
+        b = torch.randn(*lead, *batch, n, dtype=dtype)
+        for adjoint in (False, True):
+            close(tight(state, b, adjoint), reference(A, b, adjoint), tol=2e4 * torch.finfo(dtype).eps)
+            default = 100 * torch.finfo(dtype).eps ** 0.5
+            close(state.solve(b, adjoint), reference(A, b, adjoint), tol=default)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    solver=st.sampled_from(EVERY),
+    batch=st.lists(st.integers(0, 3), max_size=2).map(tuple),
+    lead=st.lists(st.integers(0, 3), max_size=2).map(tuple),
+    n=st.integers(1, 7),
+    adjoint=st.booleans(),
+)
+def test_all_shapes(
+    solver: Any,
+    batch: tuple[int, ...],
+    lead: tuple[int, ...],
+    n: int,
+    adjoint: bool,
+    matrix: Callable,
+    reference: Callable,
+    close: Callable,
+) -> None:
+    A = system(solver, matrix, n, batch, torch.float64)
+    b = torch.randn(*lead, *batch, n, dtype=torch.float64)
+    close(tight(solver.factorize(Dense(A)), b, adjoint), reference(A, b, adjoint), tol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [*KRYLOV, Richardson(preconditioner=LU()), Auto(), Auto(dense_limit=0)], ids=repr)
+class TestBatches:
+    def test_zero_gives_zero_in_no_steps(self, solver: Any, matrix: Callable) -> None:
+        A = matrix(4, (2,), definite=True)
+        b = torch.stack([torch.zeros(4, dtype=A.dtype), torch.randn(4, dtype=A.dtype)])
+        for x0 in (None, torch.ones_like(b)):
+            result = solver.factorize(Dense(A)).iterate(b, x0=x0)
+            assert (result.x[0] == 0).all()
+            assert result.steps[0] == 0
+            assert result.residual_norm[0] == 0
+            assert result.converged.all()
+            assert result.steps[1] > 0
+
+    def test_a_bad_system_changes_nothing_for_the_others(self, solver: Any, matrix: Callable) -> None:
+        """Easy, hard, singular, NaN, infinite and zero matrices, and a NaN right-hand side, in one batch."""
+        n = 6
+        eye = torch.eye(n, dtype=torch.float64)
+        hard = eye + 0.9 * torch.diag(torch.linspace(-1, 1, n, dtype=torch.float64))
+        U = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+        deficient = torch.diag(torch.tensor([1.0, 2, 3, 4, 5, 0], dtype=torch.float64))
+        good = torch.stack([2 * eye, U @ hard @ U.T])
+        bad = torch.stack([U @ deficient @ U.T, torch.nan * eye, torch.inf * eye, 0 * eye, eye])
+        b = torch.randn(7, n, dtype=torch.float64)
+        b[6, 0] = torch.nan
+
+        alone = solver.factorize(Dense(good)).iterate(b[:2])
+        result = solver.factorize(Dense(torch.cat([good, bad]))).iterate(b)
+        assert result.converged.tolist() == [True, True, False, False, False, False, False]
+        torch.testing.assert_close(result.x[:2], alone.x, rtol=1e-12, atol=0)
+        assert torch.equal(result.steps[:2], alone.steps)
+        assert result.breakdown[3:6].all()
+        assert result.x[:6].isfinite().all()  # the best x seen
+        assert not result.x[6].isfinite().all()
+
+    def test_the_residual_is_the_true_one(self, solver: Any, matrix: Callable) -> None:
+        A, b = matrix(20, (3,), definite=True), torch.randn(3, 20, dtype=torch.float64)
+        for steps in (1, 2, 5, 400):
+            result = solver.factorize(Dense(A)).iterate(b, max_steps=steps, rtol=1e-10)
+            residual = torch.linalg.vector_norm(b - (A @ result.x.unsqueeze(-1)).squeeze(-1), dim=-1)
+            torch.testing.assert_close(result.residual_norm, residual, rtol=1e-3, atol=1e-14)
+            norm_b = torch.linalg.vector_norm(b, dim=-1)
+            assert torch.equal(result.converged, result.residual_norm <= 1e-10 * norm_b)
+            assert (result.residual_norm <= norm_b).all()  # never worse than x = 0
+        assert result.converged.all()
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+    def test_the_size_of_b_does_not_matter(self, solver: Any, scale: float, matrix: Callable) -> None:
+        """Squares of such numbers do not exist in float32."""
+        A, b = matrix(5, (3,), torch.float32, definite=True), torch.randn(3, 5)
+        state = solver.factorize(Dense(A))
+        one, scaled = state.iterate(b), state.iterate(scale * b)
+        assert scaled.converged.all()
+        torch.testing.assert_close(scaled.x / scale, one.x, rtol=1e-3, atol=1e-4)
+
+    def test_a_good_start_saves_steps(self, solver: Any, matrix: Callable) -> None:
+        A, b = matrix(8, (2,), definite=True), torch.randn(2, 8, dtype=torch.float64)
+        x = torch.linalg.solve(A, b)
+        result = solver.factorize(Dense(A)).iterate(b, x0=x)
+        assert result.steps.tolist() == [0, 0]
+        assert torch.equal(result.x, x)
+
+    def test_absolute_tolerance(self, solver: Any, matrix: Callable) -> None:
+        A, b = matrix(8, (2,), definite=True), torch.randn(2, 8, dtype=torch.float64)
+        result = solver.factorize(Dense(A)).iterate(b, rtol=0.0, atol=1e3)
+        assert result.steps.tolist() == [0, 0]
+        assert result.converged.all()
+        assert solver.factorize(Dense(A)).iterate(b, rtol=0.0, atol=1e-6).residual_norm.max() <= 1e-6
+
+
+@pytest.mark.parametrize("solver", KRYLOV, ids=repr)
+def test_products_are_counted(solver: Any, matrix: Callable) -> None:
+    calls = []
+    A = matrix(6, definite=True)
+    operator = MatrixFree(lambda x: calls.append(1) or A @ x, n=6, dtype=A.dtype)
+    result = solver.factorize(operator).iterate(torch.randn(6, dtype=A.dtype))
+    assert result.products == len(calls) > 0
+
+
+@pytest.mark.parametrize("solver", KRYLOV, ids=repr)
+def test_steps_are_limited(solver: Any, matrix: Callable) -> None:
+    A, b = matrix(20, definite=True), torch.randn(20, dtype=torch.float64)
+    for limit in (0, 1, 4):
+        result = solver.factorize(Dense(A)).iterate(b, rtol=1e-14, max_steps=limit)
+        assert result.steps.item() == limit
+        assert not result.converged
+
+
+@pytest.mark.parametrize("solver", KRYLOV[:2], ids=repr)
+def test_exact_in_n_steps(solver: Any, matrix: Callable) -> None:
+    """The Krylov space of n dimensions holds the solution; of as many as A has distinct eigenvalues, too."""
+    A, b = matrix(7, definite=True), torch.randn(7, dtype=torch.float64)
+    result = solver.factorize(Dense(A)).iterate(b, rtol=1e-12)
+    assert result.converged
+    assert result.steps <= 8
+    few = torch.diag(torch.tensor([1.0, 1, 1, 5, 5, 9, 9], dtype=torch.float64))
+    result = solver.factorize(Dense(few)).iterate(b, rtol=1e-12)
+    assert result.converged
+    assert result.steps == 3
+
+
+def test_gmres_residual_is_the_smallest_in_the_krylov_space(matrix: Callable) -> None:
+    A, b = matrix(10), torch.randn(10, dtype=torch.float64)
+    for k in range(1, 6):
+        K = torch.stack([torch.linalg.matrix_power(A, i) @ b for i in range(k)], -1)
+        smallest = torch.linalg.vector_norm(b - A @ K @ torch.linalg.lstsq(A @ K, b.unsqueeze(-1)).solution[:, 0])
+        result = GMRES().factorize(Dense(A)).iterate(b, rtol=1e-15, max_steps=k)
+        torch.testing.assert_close(result.residual_norm, smallest)
+
+
+def test_gmres_solves_the_cyclic_shift(close: Callable) -> None:
+    """No progress before step n (Saad 2003, section 6.11.4): a restart would never solve it, the full space does."""
+    A = torch.eye(5, dtype=torch.float64).roll(1, 0)
+    b = torch.eye(5, dtype=torch.float64)[0]
+    result = GMRES().factorize(Dense(A)).iterate(b)
+    close(result.x, torch.linalg.solve(A, b))
+    assert result.steps == 5
+    short = GMRES(restart=2).factorize(Dense(A)).iterate(b)
+    assert not short.converged
+    assert short.steps <= 2  # and it stops at once: a restart would repeat itself
+
+
+def test_singular_but_consistent_system_is_solved() -> None:
+    A = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+    b = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    for solver in (GMRES(), CG(), BiCGStab()):
+        result = solver.factorize(Dense(A)).iterate(b)
+        assert result.converged
+        torch.testing.assert_close(result.x, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
+
+
+def test_cg_says_that_a_matrix_is_indefinite() -> None:
+    A = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    result = CG().factorize(Dense(A)).iterate(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert result.breakdown
+    assert not result.converged
+
+
+class TestPreconditioners:
+    @pytest.mark.parametrize("solver", [GMRES, BiCGStab, Richardson])
+    @pytest.mark.parametrize("adjoint", [False, True])
+    def test_factors_of_a_nearby_matrix_save_steps(
+        self, solver: type, adjoint: bool, matrix: Callable, reference: Callable, close: Callable
+    ) -> None:
+        spread = 0 if solver is Richardson else 4  # its residual falls from the first step only for tame adjoints
+        A = matrix(20, (3,)) @ torch.diag(torch.logspace(0, spread, 20, dtype=torch.float64))
+        nearby = LU().factorize(Dense(A * (1 + 0.01 * torch.randn_like(A))))
+        b = torch.randn(2, 3, 20, dtype=torch.float64)
+        result = solver(preconditioner=nearby).factorize(Dense(A)).iterate(b, adjoint, rtol=1e-12)
+        assert result.converged.all()
+        assert result.steps.max() <= 12
+        close(result.x, reference(A, b, adjoint), tol=1e-8)
+
+    def test_cg_with_a_diagonal_one(self, matrix: Callable, reference: Callable, close: Callable) -> None:
+        A = matrix(20, definite=True)
+        A = A * torch.logspace(0, 2, 20, dtype=torch.float64) * torch.logspace(0, 2, 20, dtype=torch.float64)[:, None]
+        jacobi = LU().factorize(Dense(torch.diag(A.diagonal())))
+        b = torch.randn(20, dtype=torch.float64)
+        result = CG(preconditioner=jacobi).factorize(Dense(A)).iterate(b, rtol=1e-10, max_steps=200)
+        plain = CG().factorize(Dense(A)).iterate(b, rtol=1e-10, max_steps=200)
+        assert result.converged
+        assert result.steps < plain.steps
+        close(result.x, reference(A, b), tol=1e-5)
+
+    def test_gmres_with_one_that_changes(self, matrix: Callable, reference: Callable, close: Callable) -> None:
+        """An iterative solver is not a fixed linear map."""
+        A, b = matrix(20), torch.randn(20, dtype=torch.float64)
+        result = GMRES(preconditioner=GMRES(max_steps=3)).factorize(Dense(A)).iterate(b, rtol=1e-12)
+        assert result.converged
+        close(result.x, reference(A, b), tol=1e-10)
+
+    def test_anything_else_is_refused(self) -> None:
+        for solver in (CG(preconditioner=3), Neumann(2, preconditioner=3)):
+            with pytest.raises(TypeError, match=r"preconditioner is a int; expected an object with solve"):
+                solver.factorize(Dense(torch.eye(2)))
+
+
+@pytest.mark.parametrize("solver", KRYLOV, ids=repr)
+def test_geometry_can_be_replaced(solver: Any, matrix: Callable) -> None:
+    """Each process holds a part of every vector and sums over processes; here the parts are two halves of one."""
+    calls = []
+
+    def inner(x: Tensor, y: Tensor) -> Tensor:
+        calls.append(1)
+        return (x[..., :3].conj() * y[..., :3]).sum(-1) + (x[..., 3:].conj() * y[..., 3:]).sum(-1)
+
+    geometry = Geometry(inner, lambda x: inner(x, x).real.sqrt())
+    A, b = matrix(6, definite=True), torch.randn(6, dtype=torch.float64)
+    sharded = type(solver)(geometry=geometry).factorize(Dense(A)).iterate(b)
+    assert calls
+    assert sharded.converged
+    torch.testing.assert_close(sharded.x, type(solver)().factorize(Dense(A)).iterate(b).x)
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=repr)
+def test_errors_name_the_shapes(solver: Any) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\); expected \(\.\.\., n, n\)"):
+        solver.factorize(Dense(torch.ones(2, 3)))
+    state = solver.factorize(Dense(torch.eye(3).expand(2, 3, 3)))
+    with pytest.raises(ValueError, match=r"b has shape \(4,\); expected \(\.\.\., 2, 3\)"):
+        state.solve(torch.ones(4))
+    with pytest.raises(TypeError, match=r"b has dtype torch.float64"):
+        state.solve(torch.ones(3, dtype=torch.float64))
+    if hasattr(state, "iterate"):
+        with pytest.raises(ValueError, match=r"x0 has shape \(4,\)"):
+            state.iterate(torch.ones(2, 3), x0=torch.ones(4))
+
+
+def test_parameters_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"restart >= 1, got 0"):
+        GMRES(restart=0)
+    with pytest.raises(ValueError, match=r"terms >= 1, got 0"):
+        Neumann(0)
