@@ -63,7 +63,7 @@ def side_by_side(title: str, comparison: SideBySide) -> Table:
             "\nimplicit",
             "saved\nexplicit",
             "\nimplicit",
-            "|gradient|\nexplicit",
+            "norm\nexplicit",
             "\nimplicit",
         ),
         rows=[

@@ -1,0 +1,130 @@
+"""The command line: ``torchimplicit demo`` and ``torchimplicit check``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import typer
+
+# What the commands import beyond torch, and the extra that brings it.
+EXTRAS = {
+    "typer": "cli",
+    "rich": "cli",
+    "sklearn": "demo",
+    "matplotlib": "demo",
+    "scipy": "demo",
+    "numpy": "demo",
+}
+
+
+def main() -> None:
+    """Entry point of the ``torchimplicit`` command. Exits with 1 and one line if an extra is not installed."""
+    try:
+        app()()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        extra = f"torchimplicit[{EXTRAS[package]}]"
+        sys.exit(f"torchimplicit: this command needs {package}, which is not installed: pip install '{extra}'")
+
+
+def app() -> typer.Typer:
+    """The Typer application; built on demand, since the library itself does without Typer."""
+    import typer
+
+    commands = typer.Typer(
+        name="torchimplicit",
+        help="Implicit layers for PyTorch: see them work, and check your own.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    quick_option = typer.Option(False, "--quick", help="Train less and repeat less: half a minute at most.")
+    output_option = typer.Option(Path("report.html"), help="Where to write the report, one self-contained page.")
+    seed_option = typer.Option(0, help="Of everything that is random.")
+    layers_argument = typer.Argument(metavar="MODULE:CALLABLE...", help="Factories of the layers to check.")
+
+    @commands.command()
+    def demo(quick: bool = quick_option, output: Path = output_option, seed: int = seed_option) -> None:
+        """Train a deep equilibrium classifier on handwritten digits, and measure what is claimed of implicit layers.
+
+        Prints tables, and writes a report with plots. Everything is on this machine: the data come with scikit-learn.
+        """
+        for package in EXTRAS:
+            importlib.import_module(package)
+        from rich.console import Console
+
+        from torchimplicit.demo.run import run
+
+        run(quick, output, seed, Console())
+
+    @commands.command()
+    def check(layers: list[str] = layers_argument, seed: int = seed_option) -> None:
+        """Check your own layers: convergence, well-posedness, and the implicit gradient against independent ones.
+
+        Each MODULE:CALLABLE is called without arguments and returns what to check, either
+
+          (layer, *inputs): a ti.nn module and example inputs for it, or
+
+          (f, z0), (f, z0, args), (f, z0, args, kind): a function, a start, its arguments, and what it defines:
+          "fixed_point" (the default), "root", "minimize" or "least_squares", or
+
+          (f, z0, args, kind, keywords): and a dict of keywords for the solve, such as {"batch_ndim": 1}.
+
+        Modules are found as Python finds them, and in the current directory. The exit code is 1 if a check fails, 2 if
+        a layer cannot be had.
+        """
+        from rich.console import Console
+
+        from torchimplicit.diagnostics import check as run_check
+
+        console = Console(highlight=False)
+        sys.path.insert(0, "")
+        well = True
+        for name in layers:
+            try:
+                problem = problem_of(made_by(name))
+            except (ImportError, AttributeError, TypeError, ValueError) as error:
+                console.print(f"{name}: {error}", style="red", markup=False)
+                raise typer.Exit(2) from error
+            report = run_check(**problem, seed=seed)
+            console.print(f"{name}: {report}", style=None if report.ok else "red", markup=False)
+            well = well and report.ok
+        if not well:
+            raise typer.Exit(1)
+
+    return commands
+
+
+def made_by(name: str) -> Any:
+    """What the factory ``package.module:callable`` returns."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError("expected MODULE:CALLABLE, such as my_package.layers:make_layer")
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def problem_of(made: Any) -> dict[str, Any]:
+    """The arguments of ``ti.diagnostics.check`` from what a factory returned."""
+    from torchimplicit.nn import ImplicitModule
+
+    if not isinstance(made, tuple) or len(made) < 2:
+        raise TypeError("the factory must return (layer, *inputs) or (f, z0[, args[, kind[, keywords]]])")
+    first, *rest = made
+    if isinstance(first, ImplicitModule):
+        return first.problem(*rest)
+    names = ("z0", "args", "kind", "keywords")
+    if len(rest) > len(names):
+        raise TypeError("the factory returned more than (f, z0, args, kind, keywords)")
+    given = dict(zip(names, rest))
+    return {"f": first, **given.pop("keywords", {}), **given}
+
+
+if __name__ == "__main__":
+    main()
