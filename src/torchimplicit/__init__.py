@@ -1,0 +1,30 @@
+"""Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
+
+from torchimplicit import linear, solvers
+from torchimplicit.adjoints import Implicit, OneStep, Phantom, Unrolled
+from torchimplicit.problems.fixed_point import fixed_point
+from torchimplicit.problems.least_squares import least_squares
+from torchimplicit.problems.minimize import minimize
+from torchimplicit.problems.root import root
+from torchimplicit.recording import CaptureError
+from torchimplicit.solution import Solution, SolveInfo
+from torchimplicit.stopping import ConvergenceError, ConvergenceWarning, Status
+
+__all__ = [
+    "CaptureError",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Implicit",
+    "OneStep",
+    "Phantom",
+    "Solution",
+    "SolveInfo",
+    "Status",
+    "Unrolled",
+    "fixed_point",
+    "least_squares",
+    "linear",
+    "minimize",
+    "root",
+    "solvers",
+]

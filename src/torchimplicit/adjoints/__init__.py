@@ -1,0 +1,23 @@
+"""How gradients come back: implicitly (the default), through the steps, or approximately."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from torchimplicit.adjoints.implicit import Implicit
+from torchimplicit.adjoints.one_step import OneStep
+from torchimplicit.adjoints.phantom import Phantom
+from torchimplicit.adjoints.unrolled import Unrolled
+from torchimplicit.problem import Problem
+from torchimplicit.solution import Solution
+
+
+class Adjoint(Protocol):
+    """A way to differentiate the solution of a problem."""
+
+    def run(self, problem: Problem, z0: Tensor) -> Solution:
+        """Solve from z0 (B, n), and attach the derivative."""
+        ...
+
+
+__all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled"]

@@ -1,0 +1,145 @@
+"""The heart: implicit differentiation as one ``torch.autograd.Function``.
+
+For z*(x) with g(z*, x) = 0 the implicit function theorem gives
+
+    reverse   dℓ/dx = −uᵀ ∂g/∂x   with  (∂g/∂z)ᵀ u = (dℓ/dz*)ᵀ
+    forward   dz* = w              with  (∂g/∂z) w = −(∂g/∂x) dx
+
+Both linear systems are root problems themselves, in u or w, so the same Function solves them. Since z* is its saved output
+and u comes from it, every derivative of the derivative is exact, recursively, with no further code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torchimplicit.condition import Condition
+from torchimplicit.products import Linearisation
+from torchimplicit.solution import Facts
+from torchimplicit.stopping import Status
+from torchimplicit.transforms import inside_functorch
+
+
+class System(Protocol):
+    """A condition and a way to solve it."""
+
+    condition: Condition
+
+    def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
+        """z*, the facts, and the tensors of an approximate inverse of ∂g/∂z (possibly none). Nothing is recorded here."""
+        ...
+
+    def vmapped(
+        self, size: int, dims: Sequence[int | None], z0: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[System, Tensor, list[Tensor]]:
+        """The system of ``size`` times as many equations, with its start and tensors."""
+        ...
+
+    def linear(
+        self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[System, list[Tensor]]:
+        """The linear system in this system's operator at its solution, or in the transpose, and the tensors that it takes
+        after its right-hand side."""
+        ...
+
+
+class ImplicitFunction(torch.autograd.Function):
+    """(system, z0, *tensors) -> (z*, *facts, *inverse): only z* is differentiable, and not in z0."""
+
+    @staticmethod
+    def forward(system: System, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        z, facts, inverse = system.solve(z0, tensors)
+        # An input returned as it is could not be saved as an output.
+        return (z.view_as(z), *facts, *inverse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        system, _, *tensors = inputs
+        ctx.system = system
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        facts = Facts(*output[1:6])
+        saved = (output[0], facts.status, *output[6:], *tensors)
+        ctx.inverse = len(output) - 6
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        system: System = ctx.system
+        z, status, *rest = ctx.saved_tensors
+        inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
+        if v is None:
+            return (None,) * (2 + len(tensors))
+        z = replace_failed(z, status)
+        adjoint, at = system.linear(True, z, status, inverse, tensors)
+        u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+
+        def in_wanted(*x: Tensor) -> Tensor:
+            full = list(tensors)
+            for i, t in zip(wanted, x, strict=True):
+                full[i] = t
+            return system.condition(z, *full)
+
+        grads: list[Tensor | None] = [None] * len(tensors)
+        if wanted:
+            for i, grad in zip(wanted, Linearisation(in_wanted, [tensors[i] for i in wanted]).pull(-u), strict=True):
+                grads[i] = grad
+        return (None, None, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, _system: None, _z0: Tensor | None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
+        system: System = ctx.system
+        z, status, *rest = ctx.saved_tensors
+        inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
+        none = (None,) * (5 + ctx.inverse)
+        z = replace_failed(z, status)
+        moving = [i for i, t in enumerate(dx) if t is not None]
+        if not moving:  # z* does not move with z0
+            return (torch.zeros_like(z), *none)
+
+        def in_moving(*x: Tensor) -> Tensor:
+            full = list(tensors)
+            for i, t in zip(moving, x, strict=True):
+                full[i] = t
+            return system.condition(z, *full)
+
+        rhs = -Linearisation(in_moving, [tensors[i] for i in moving]).push([dx[i] for i in moving])
+        tangent, at = system.linear(False, z, status, inverse, tensors)
+        w = solve_system(tangent, torch.zeros_like(z), (rhs, *at))[0]
+        return (w, *none)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], system: System, z0: Tensor, *tensors: Tensor) -> tuple[Any, Any]:
+        size = info.batch_size
+        front = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[2:], strict=True)]
+        z0 = z0.expand(size, *z0.shape) if in_dims[1] is None else z0.movedim(in_dims[1], 0)
+        dims = [None if d is None else 0 for d in in_dims[2:]]
+        larger, z0, front = system.vmapped(size, dims, z0, front)
+        output = solve_system(larger, z0, front)
+        counts = output[4:6]
+        split = [t.unflatten(0, (size, t.shape[0] // size)) for t in (*output[:4], *output[6:])]
+        out_dims = (*(0 for _ in range(4)), None, None, *(0 for _ in output[6:]))
+        return (*split[:4], *counts, *split[4:]), out_dims
+
+
+def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Apply the Function: (z*, *facts, *inverse)."""
+    output: tuple[Tensor, ...] = ImplicitFunction.apply(system, z0, *tensors)
+    return output
+
+
+def replace_failed(z: Tensor, status: Tensor) -> Tensor:
+    """z with the rows that ended in NaN or Inf replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
+    failed = (status == Status.NONFINITE).unsqueeze(-1)
+    if not inside_functorch() and not bool(failed.any()):
+        return z
+    good = (status == Status.CONVERGED).to(torch.int64).argmax()
+    stand_in = z.index_select(0, good.reshape(1)).nan_to_num(nan=1.0, posinf=1.0, neginf=1.0)
+    return torch.where(failed, stand_in, z)

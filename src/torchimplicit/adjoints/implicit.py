@@ -1,0 +1,109 @@
+"""The default: gradients from the implicit function theorem, exact to every order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoints.function import solve_system
+from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
+from torchimplicit.condition import Condition
+from torchimplicit.problem import Problem, detached
+from torchimplicit.recording import as_one_call, being_captured
+from torchimplicit.solution import Facts, Solution
+from torchimplicit.transforms import inside_transform
+
+ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Differentiate the condition at z*, whatever found it: one linear solve and one vector-Jacobian product.
+
+    linear_solver : a solver of :mod:`torchimplicit.linear`. None: the inverse that the forward solver left (the factors of
+        Newton's last step, say), refined to tolerance with true products; then ``linear.Auto()``.
+    rtol, atol : of that linear solve, ‖(∂g/∂z)ᵀu − v‖ ≤ atol + rtol ‖v‖. None: the forward's rtol, and 0.
+    max_steps : its step limit. None: the linear solver's own.
+
+    ``Implicit(linear.Neumann(k))`` is the truncated Neumann series, an approximation that was asked for by name.
+    """
+
+    linear_solver: Any = None
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.linear_solver is not None and not hasattr(self.linear_solver, "factorize"):
+            raise TypeError(
+                f"linear_solver must be an object of torchimplicit.linear with factorize(operator); got {self.linear_solver!r}."
+            )
+
+    def run(self, problem: Problem, z0: Tensor) -> Solution:
+        """Solve, and attach the derivative."""
+        if inside_transform() or being_captured():
+            return problem.solution(*self._solve_inside(problem, z0))
+        z, facts, inverse = problem.find(problem.residual, z0)
+        if not torch.is_grad_enabled():
+            return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
+        captured, condition, out = problem.capture(z)
+        aux = detached(out[1]) if problem.has_aux else None
+        if any(tensor.requires_grad for tensor in captured.tensors):
+            system = self._system(problem, condition, _Solved(z, facts, inverse))
+            z = solve_system(system, z, captured.tensors)[0]
+        return problem.solution(z, facts, aux)
+
+    def solve_only(self, problem: Problem, z0: Tensor) -> tuple[Tensor, Facts, Any]:
+        """z* (B, n) without a derivative, the facts and aux: what the approximate adjoints start from."""
+        if inside_transform() or being_captured():
+            z, facts, aux = self._solve_inside(problem, z0)
+        else:
+            z, facts, _ = problem.find(problem.residual, z0)
+            aux = problem.aux(z) if problem.has_aux else None
+        return z.detach(), facts, aux
+
+    def _solve_inside(self, problem: Problem, z0: Tensor) -> tuple[Tensor, Facts, Any]:
+        """Inside a transform the Function itself solves, for only there the batch of a vmap is seen as a whole."""
+        captured, condition, _ = problem.capture(z0)
+        given = len(captured.args.places)
+
+        def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+            with captured.searching():
+                solved = problem.find(lambda z: condition(z, *tensors), z0, tensors[:given])
+                captured.check_nothing_hidden(condition, solved[0], tensors)
+            return solved
+
+        output = as_one_call(_solve, self._system(problem, condition, find), z0.detach(), *captured.tensors)
+        return output[0], Facts(*output[1:6]), problem.aux(output[0]) if problem.has_aux else None
+
+    def _system(self, problem: Problem, condition: Condition, find: Any) -> ConditionSystem:
+        floor = ROUNDING * torch.finfo(problem.layout.real_dtype).eps
+        settings = LinearSettings(
+            self.linear_solver,
+            max(problem.tolerance.rtol, floor) if self.rtol is None else self.rtol,
+            0.0 if self.atol is None else self.atol,
+            self.max_steps,
+            problem.on_failure,
+            problem.search.from_tensors,
+        )
+        return ConditionSystem(condition, find, settings, problem.layout.batch_shape, problem.record)
+
+
+class _Solved:
+    """What a forward solve outside the Function has found, handed over once (kept, it would close a reference cycle)."""
+
+    def __init__(self, z: Tensor, facts: Facts, inverse: tuple[Tensor, ...]) -> None:
+        self.solved: Solved | None = (z, facts, inverse)
+
+    def __call__(self, condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+        solved, self.solved = self.solved, None
+        assert solved is not None
+        return solved
+
+
+def _solve(system: ConditionSystem, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return solve_system(system, z0, tensors)

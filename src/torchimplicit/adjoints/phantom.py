@@ -1,0 +1,37 @@
+"""Phantom gradients: those of a few damped steps at z*."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from torchimplicit.adjoints.implicit import Implicit
+from torchimplicit.problem import Problem
+from torchimplicit.solution import Solution
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """The gradient of ``steps`` damped plain steps z ← z − damping · g(z) from z*, through all of them. An approximation.
+
+    It is the Neumann series of the damped step with ``steps`` terms, and tends to the exact gradient where those steps
+    converge. The value returned is that after the steps: z* up to its residual.
+    Source: Geng et al., On training implicit models, NeurIPS 2021, eq. 9 (unrolling form).
+    """
+
+    steps: int = 5
+    damping: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"Phantom needs steps >= 1; got {self.steps!r}.")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"Phantom needs 0 < damping <= 1; got {self.damping!r}.")
+
+    def run(self, problem: Problem, z0: Tensor) -> Solution:
+        """Solve, and take the damped steps from there with autograd on."""
+        z, facts, aux = Implicit().solve_only(problem, z0)
+        for _ in range(self.steps):
+            z = z - self.damping * problem.residual(z)
+        return problem.solution(z, facts, aux)

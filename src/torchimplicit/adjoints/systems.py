@@ -1,0 +1,248 @@
+"""The two systems that the heart solves: the user's condition, and the linear systems in its Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.condition import Condition
+from torchimplicit.linear import Auto, LinearResult, Richardson
+from torchimplicit.linear.auto import better_of
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.solution import Facts, Record
+from torchimplicit.stopping import OnFailure, Status, report, rms
+
+Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
+
+REFINEMENTS = 8  # steps in which the forward solver's inverse must bring the residual down to tolerance
+SUSPECT = 1e-3  # relative error of z* from which the Jacobian is checked around it, and not only at it
+CHANGE = 0.25  # relative change of the Jacobian within that error which makes it singular for all that is known
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """How the linear systems of a derivative are solved, and what is done when that fails.
+
+    inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
+    """
+
+    solver: Any
+    rtol: float
+    atol: float
+    max_steps: int | None
+    on_failure: OnFailure
+    inverse: Callable[[Sequence[Tensor]], Any] | None = None
+
+
+@dataclass(frozen=True)
+class ConditionSystem:
+    """The user's condition, and the way its root is found.
+
+    find : (condition, z0, tensors) -> root, facts and inverse: the forward solve.
+    """
+
+    condition: Condition
+    find: Callable[[Condition, Tensor, Sequence[Tensor]], Solved]
+    settings: LinearSettings
+    batch_shape: torch.Size
+    record: Record = field(default_factory=Record)
+
+    def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+        return self.find(self.condition, z0, tensors)
+
+    def vmapped(
+        self, size: int, dims: Sequence[int | None], z0: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[ConditionSystem, Tensor, list[Tensor]]:
+        return replace(self, condition=self.condition.vmapped(size, dims)), z0.flatten(0, 1), list(tensors)
+
+    def linear(
+        self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[LinearSystem, list[Tensor]]:
+        record = self.record if transpose else None
+        system = LinearSystem(self.condition, transpose, len(inverse), self.settings, self.batch_shape, record)
+        return system, [z, status, *inverse, *tensors]
+
+
+@dataclass(frozen=True)
+class LinearSystem:
+    """A w = b with A = ∂g/∂z at z*, or its transpose. Its tensors are (b, z*, status of z*, *inverse, *tensors of g)."""
+
+    base: Condition
+    transpose: bool
+    inverses: int
+    settings: LinearSettings
+    batch_shape: torch.Size
+    record: Record | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """A(z*, x) w − b as a function of everything, so that the derivative of the derivative is exact."""
+
+        def residual(w: Tensor, b: Tensor, z: Tensor, _: Tensor, *rest: Tensor) -> Tensor:
+            return self._operator(z, rest[self.inverses :]).apply(w, self.transpose) - b
+
+        return Condition(residual)
+
+    def _operator(self, z: Tensor, tensors: Sequence[Tensor]) -> Jacobian:
+        return Jacobian(lambda z: self.base(z, *tensors), z)
+
+    def vmapped(
+        self, size: int, dims: Sequence[int | None], w0: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[LinearSystem, Tensor, list[Tensor]]:
+        systems = w0.shape[1]
+
+        def rows(t: Tensor, dim: int | None) -> Tensor:
+            return (t.expand(size, *t.shape) if dim is None else t).flatten(0, 1)
+
+        def tiles(t: Tensor, dim: int | None) -> Tensor:
+            """An inverse that all share stays as it is: it then serves several right-hand sides."""
+            if dim is None:
+                return t
+            return t.unsqueeze(1).expand(size, systems // t.shape[1], *t.shape[1:]).flatten(0, 2)
+
+        last = 3 + self.inverses
+        at = [rows(t, d) for t, d in zip(tensors[:3], dims[:3], strict=True)]
+        inverse = [tiles(t, d) for t, d in zip(tensors[3:last], dims[3:last], strict=True)]
+        larger = replace(self, base=self.base.vmapped(size, dims[last:]))
+        return larger, w0.flatten(0, 1), [*at, *inverse, *tensors[last:]]
+
+    def linear(
+        self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[LinearSystem, list[Tensor]]:
+        """The same operator again: this system's own solution plays no part in it."""
+        return replace(self, transpose=self.transpose != transpose, record=None), list(tensors[1:])
+
+    def solve(self, w0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+        b, z, forward, *rest = tensors
+        operator = Jacobian(lambda z: self.base(z, *rest[self.inverses :]), z, symmetric=self.base.symmetric)
+        # A row without a root has no derivative: what is asked of it is reported, and the others go on.
+        unusable = forward == Status.NONFINITE
+        refused = unusable & (b != 0).any(-1)
+        b = torch.where(unusable.unsqueeze(-1), 0, b)
+        solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
+        result = solver.solve(b, self.transpose)
+        status = self._status(result)
+        singular = solver.singular() | self._undetermined(solver, operator, z, forward, b, result, rest)
+        status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, status)
+        status = torch.where(refused, Status.NONFINITE, status)
+        w = result.x
+        if self.settings.on_failure == "nan":
+            w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
+        else:  # one row's overflow must not reach the others through tensors that they share
+            w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
+        count = torch.tensor
+        facts = Facts(status, result.steps, result.residual_norm, count(1), count(operator.products))
+        if self.record is not None:
+            self.record.adjoint = facts.info(self.batch_shape, Record())
+        if not getattr(self.settings.solver, "truncated", False):
+            bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+            report("derivative (the solution of its linear system)", status, result.residual_norm, bound, result.steps, self.settings.on_failure)
+        return w, facts, ()
+
+    def _inverse(self, tensors: Sequence[Tensor], batch: int) -> Any:
+        if not tensors or self.settings.inverse is None:
+            return None
+        return _Tiled(self.settings.inverse(tensors), tensors[0].shape[0], batch)
+
+    def _status(self, result: LinearResult) -> Tensor:
+        limit = self.settings.max_steps
+        stopped = torch.full_like(result.steps, Status.STAGNATED)
+        if limit is not None:
+            stopped = torch.where(result.steps >= limit, Status.MAX_STEPS, stopped)
+        status = torch.where(result.converged, Status.CONVERGED, stopped)
+        return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
+
+    def _undetermined(
+        self,
+        solver: _Solver,
+        operator: Jacobian,
+        z: Tensor,
+        forward: Tensor,
+        b: Tensor,
+        result: LinearResult,
+        rest: Sequence[Tensor],
+    ) -> Tensor:
+        """Systems whose Jacobian is singular for all that is known: it changes by its own size within the error of z*.
+
+        So it is at a multiple root, where J is regular at every z but the root itself (g = z² at 0: z* is found as 1e-5).
+        """
+        w = result.x
+        norm = torch.linalg.vector_norm
+        amplification = norm(w, dim=-1) / norm(b, dim=-1)
+        error = amplification * rms(operator.value)
+        suspect = (forward == Status.CONVERGED) & ((error > SUSPECT * rms(z)) | solver.slow(result)) & error.isfinite()
+        if not bool(suspect.any()):
+            return suspect
+        step = solver.solve(operator.value, adjoint=False).x
+        step = torch.where((suspect & step.isfinite().all(-1)).unsqueeze(-1), step, 0)
+        beside = Jacobian(lambda z: self.base(z, *rest[self.inverses :]), z - step)
+        change = norm(beside.apply(w, self.transpose) - operator.apply(w, self.transpose), dim=-1)
+        return suspect & (change > CHANGE * norm(b, dim=-1))
+
+
+class _Solver:
+    """The user's linear solver, or the forward solver's inverse refined to tolerance, or the automatic choice."""
+
+    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any) -> None:
+        self.limits = {"rtol": settings.rtol, "atol": settings.atol}
+        self.max_steps = settings.max_steps
+        self.operator = operator
+        self.named = settings.solver
+        self.inverse = inverse if settings.solver is None else None
+        self.refined = None if self.inverse is None else Richardson(preconditioner=self.inverse, max_steps=REFINEMENTS)
+        self._state: Any = None
+
+    @property
+    def state(self) -> Any:
+        """The chosen solver factorised on the operator, when it is needed."""
+        if self._state is None:
+            self._state = (Auto() if self.named is None else self.named).factorize(self.operator)
+        return self._state
+
+    def solve(self, b: Tensor, adjoint: bool) -> LinearResult:
+        if self.refined is None:
+            return self._chosen(b, adjoint)
+        result = self.refined.factorize(self.operator).iterate(b, adjoint, **self.limits)
+        if bool(result.converged.all()):
+            return result
+        return better_of(result, self._chosen(b, adjoint))
+
+    def _chosen(self, b: Tensor, adjoint: bool) -> LinearResult:
+        state = self.state
+        if not hasattr(state, "iterate"):  # a direct solver: its answer is refined, and its residual known
+            state = Richardson(preconditioner=state, max_steps=REFINEMENTS).factorize(self.operator)
+        result: LinearResult = state.iterate(b, adjoint, max_steps=self.max_steps, **self.limits)
+        return result
+
+    def slow(self, result: LinearResult) -> Tensor:
+        """Where the forward solver's inverse took unusually many refinements: the Jacobian has moved since."""
+        return result.steps > REFINEMENTS // 2 if self.inverse is not None else torch.zeros_like(result.converged)
+
+    def singular(self) -> Tensor:
+        """Where the factors that were used say that the matrix is singular."""
+        used = self.inverse if self._state is None else getattr(self._state, "direct", self._state)
+        found = getattr(used, "singular", None)
+        return torch.zeros(self.operator.batch_shape, dtype=torch.bool, device=self.operator.device) if found is None else found
+
+
+class _Tiled:
+    """An inverse of k systems that serves a multiple of k right-hand sides, all rows of the flat batch."""
+
+    def __init__(self, inverse: Any, systems: int, batch: int) -> None:
+        self.inverse, self.systems, self.batch = inverse, systems, batch
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        if self.systems == self.batch:
+            solution: Tensor = self.inverse.solve(b, adjoint)
+            return solution
+        tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint)
+        return tiled.flatten(0, 1)
+
+    @property
+    def singular(self) -> Tensor:
+        found: Tensor = self.inverse.singular
+        return found.repeat(self.batch // self.systems)

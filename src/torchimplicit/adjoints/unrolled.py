@@ -1,0 +1,37 @@
+"""The explicit way: differentiate every step of the solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from torchimplicit.problem import Problem
+from torchimplicit.solution import Solution
+from torchimplicit.solvers.loop import Equations, Stopping
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Backpropagate through the steps: memory grows with their number, and the gradient is that of the last iterate.
+
+    steps : exactly so many steps, whatever the residual. None: until convergence, at most ``max_steps`` of the call. Inside a
+        ``torch.func`` transform, where no value may decide what runs, ``max_steps`` steps are run then, with those systems
+        masked that have converged: early stopping is for plain code only.
+    checkpoint : keep only each step's z and state, and recompute the rest in the backward.
+    """
+
+    steps: int | None = None
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise ValueError(f"Unrolled needs steps >= 1 (or None); got {self.steps!r}.")
+
+    def run(self, problem: Problem, z0: Tensor) -> Solution:
+        """Solve with every step recorded."""
+        equations = Equations(problem.residual, problem.kind.symmetric)
+        stopping = Stopping(problem.bound, problem.max_steps, exactly=self.steps)
+        found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)
+        facts = problem.noted(found, equations)
+        return problem.solution(found.z, facts, problem.aux(found.z) if problem.has_aux else None)

@@ -1,0 +1,180 @@
+"""A user's function as a pure function of explicit tensors.
+
+PyTorch users write closures and modules: ``lambda z: self.cell(z, injected)``. Every tensor that such a function touches
+and was not given becomes an explicit tensor here: it is evaluated once under a mode that notes the sequence of torch calls
+and where in each an unknown tensor stands; later evaluations put explicit tensors back *by position in that sequence*. By
+identity would be wrong: after ``functional_call`` returns, the module holds other parameters.
+
+What cannot be captured raises :class:`CaptureError`; a gradient is never silently dropped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.names import name, name_of, scripted_in
+from torchimplicit.recording import Call, CaptureError, Record, Replay, being_captured, hidden, paused, sequence_now
+from torchimplicit.transforms import inside_transform
+
+_PASS_IN_ARGS = "Pass it in args: f(z, w) with args=(w,)."
+
+
+@dataclass
+class Captured:
+    """``fn(z, *args)`` as a function of z and of ``tensors``: the tensors of args first, then the captured ones."""
+
+    fn: Callable[..., Any]
+    args: Arguments
+    tensors: list[Tensor]
+    calls: list[Call]
+    autocast: Autocast
+    _searching: bool = False
+
+    def __call__(self, z: Any, tensors: Sequence[Tensor]) -> Any:
+        """fn at z with ``tensors`` in the places of the recorded ones."""
+        args = self.args.rebuilt(tensors)
+        with eager_cells(), self.autocast.restored(), Replay(self.fn, self.calls, tensors, renew=self._searching):
+            return self.fn(z, *args)
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """While z moves from z0 to z*, plain numbers that fn computes from z may change; those at the last z are kept."""
+        self._searching = True
+        try:
+            yield
+        finally:
+            self._searching = False
+
+    def check_nothing_hidden(self, g: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Evaluate g, made from this function, at z on fresh copies; raise CaptureError if it depends on any other tensor."""
+        fresh = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
+        with torch.enable_grad():
+            start = sequence_now()
+            out = g(z, *fresh)
+        if torch._C._functorch.is_functorch_wrapped_tensor(out):
+            raise _hides(self.fn, out, out)
+        missed = hidden(out, fresh, start)
+        if missed is not None:
+            raise _hides(self.fn, missed, out)
+
+
+def capture(fn: Callable[..., Any], z: Any, args: Sequence[Any], output: Callable[[Any], Tensor]) -> tuple[Captured, Any]:
+    """Record fn at z. Returns the captured function and what fn returned there.
+
+    In plain code fn is evaluated on fresh copies of every tensor, so that the graph of this evaluation shows any tensor that
+    was missed. Inside transforms, where copies cannot be made, it is evaluated twice: what is the same object both times
+    came from outside, what is not was made by fn itself; :meth:`Captured.check_nothing_hidden` does the rest at z*.
+
+    Raises CaptureError for a ScriptModule, for a function that modifies a tensor it did not make, and for a tensor hidden
+    inside an operation that does not show its tensors.
+    """
+    scripted = scripted_in(fn)
+    if scripted is not None:
+        raise CaptureError(
+            f"{name(fn)} uses {scripted!r}, which is compiled by TorchScript: its tensors cannot be seen, so their gradients would be "
+            f"lost. Use the original module (or torch.compile)."
+        )
+    arguments = Arguments.of(args)
+    given = arguments.tensors(args)
+    z_leaves, z_tree = pytree.tree_flatten(z)
+    with paused() if being_captured() else nullcontext(), eager_cells():
+        if inside_transform() or being_captured():
+            first = Record(given)
+            with first:
+                fn(z, *args)
+            record = Record(given, first=first)
+            with record:
+                out = fn(z, *args)
+        else:
+            record = Record(given, copy=True)
+            with torch.enable_grad():
+                z = pytree.tree_unflatten([record.variable(leaf) for leaf in z_leaves], z_tree)
+                with record:
+                    out = fn(z, *arguments.rebuilt(record.explicit))
+                flat = output(out)
+            missed = record.hidden(flat)
+            if missed is not None:
+                raise _hides(fn, missed, flat)
+    if record.modified():
+        names = ", ".join(name_of(t, fn) for t in record.modified())
+        raise CaptureError(
+            f"{name(fn)} modifies {names} in place at every evaluation, so it is not a function of z. Likely cause: BatchNorm in "
+            f"training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation without "
+            f"state (GroupNorm, LayerNorm), or compute the state outside."
+        )
+    autocast = Autocast.now(z_leaves[0].device.type)
+    return Captured(fn, arguments, record.tensors, record.calls, autocast), out
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A user's args with their tensors taken out."""
+
+    leaves: tuple[Any, ...]
+    tree: pytree.TreeSpec
+    places: tuple[int, ...]
+
+    @staticmethod
+    def of(args: Sequence[Any]) -> Arguments:
+        leaves, tree = pytree.tree_flatten(tuple(args))
+        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+        return Arguments(tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves), tree, places)
+
+    def tensors(self, args: Sequence[Any]) -> list[Tensor]:
+        """The tensors of args, in order."""
+        leaves = pytree.tree_leaves(tuple(args))
+        return [leaves[i] for i in self.places]
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """args with the first of ``tensors`` in place of theirs."""
+        leaves = list(self.leaves)
+        for i, tensor in zip(self.places, tensors, strict=False):
+            leaves[i] = tensor
+        args: tuple[Any, ...] = pytree.tree_unflatten(leaves, self.tree)
+        return args
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The autocast state of one device type."""
+
+    device_type: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @staticmethod
+    def now(device_type: str) -> Autocast:
+        return Autocast(device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """The state as it was: a backward runs outside the autocast region of its forward."""
+        if Autocast.now(self.device_type) == self:
+            yield
+        else:
+            with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled, cache_enabled=False):
+                yield
+
+
+def eager_cells() -> AbstractContextManager[Any]:
+    """Cells under torch.compile run eagerly here: Dynamo cannot trace under a torch function mode."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _hides(fn: Any, missed: Tensor, out: Tensor) -> CaptureError:
+    what = "a tensor computed outside of it" if missed is out else name_of(missed, fn)
+    return CaptureError(
+        f"{name(fn)} uses {what}, which needs a gradient, inside an operation that does not show its tensors (a custom "
+        f"autograd.Function, a compiled extension, a torch.func transform): that gradient would be lost. {_PASS_IN_ARGS}"
+    )

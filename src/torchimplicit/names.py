@@ -1,0 +1,71 @@
+"""What a function can reach (closure cells, globals it names, modules), so that errors can call things by their names."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def name(func: Any) -> str:
+    """The name of a function, or of the class of an object that is called like one."""
+    for attribute in ("__qualname__", "__name__"):
+        found = getattr(func, attribute, None)
+        if isinstance(found, str):
+            return found
+    return type(func).__name__
+
+
+def reachable(fn: Any) -> Iterator[tuple[str, Any]]:
+    """The objects that a function reads by name."""
+    if isinstance(fn, partial):
+        yield from reachable(fn.func)
+        yield from ((f"argument {i}", value) for i, value in enumerate(fn.args))
+        yield from fn.keywords.items()
+        return
+    yield name(fn), fn
+    owner = getattr(fn, "__self__", None)
+    if owner is not None:
+        yield "self", owner
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return
+    for variable, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            yield variable, cell.cell_contents
+        except ValueError:  # a cell that is not filled yet
+            continue
+    for variable in code.co_names:
+        if variable in fn.__globals__:
+            yield variable, fn.__globals__[variable]
+
+
+def name_of(tensor: Tensor, fn: Any) -> str:
+    """What ``fn`` calls a tensor: ``cell.weight``, or else its shape."""
+    for variable, value in reachable(fn):
+        if value is tensor:
+            return f"{variable!r}"
+        if isinstance(value, nn.Module):
+            for inner, owned in [*value.named_parameters(), *value.named_buffers()]:
+                if owned is tensor:
+                    return f"{variable}.{inner}"
+    return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+_eager: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def scripted_in(fn: Any) -> str | None:
+    """The name of a TorchScript module or function that ``fn`` uses, if any."""
+    for variable, value in reachable(fn):
+        if isinstance(value, torch.jit.ScriptFunction):
+            return variable
+        if isinstance(value, nn.Module) and value not in _eager:
+            if any(isinstance(module, torch.jit.ScriptModule) for module in value.modules()):
+                return variable
+            _eager.add(value)
+    return None

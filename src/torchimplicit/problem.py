@@ -1,0 +1,134 @@
+"""A problem as it was posed: the user's function, its unknowns, how its root is searched, and what counts as found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.capture import Captured, capture
+from torchimplicit.condition import Condition, Flat, Kind
+from torchimplicit.solution import Facts, Record, Solution
+from torchimplicit.solvers.loop import Equations, Found, Stopping
+from torchimplicit.state import Layout
+from torchimplicit.stopping import OnFailure, Status, Tolerance, report
+from torchimplicit.transforms import inside_functorch
+
+
+class Search(Protocol):
+    """How a root is found: a solver in the loop, a linear solver, or a black box."""
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, given: Sequence[Tensor] | None) -> Found:
+        """Without autograd. ``given``: inside a transform, the tensors of args as they are there; None outside."""
+        ...
+
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        """With autograd, through every step."""
+        ...
+
+    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+        """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
+        ...
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """That inverse: an object with ``solve(b, adjoint)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What defines z*, and what was asked of the forward solve.
+
+    output : flattens what the user's function returns to (B, ·), raising where it does not fit z.
+    """
+
+    kind: Kind
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    layout: Layout
+    output: Callable[[Any], Tensor]
+    search: Search
+    tolerance: Tolerance
+    max_steps: int
+    on_failure: OnFailure
+    has_aux: bool
+    record: Record
+
+    def value(self, out: Any) -> Tensor:
+        """The flat value of what the user's function returned."""
+        if not self.has_aux:
+            return self.output(out)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"with has_aux=True the function must return (value, aux); it returned {type(out).__name__}.")
+        return self.output(out[0])
+
+    def residual(self, z: Tensor) -> Tensor:
+        """The condition at z (B, n), evaluated as plain PyTorch code."""
+        return self.kind.residual(self._plain, z)
+
+    def _plain(self, z: Tensor) -> Tensor:
+        argument = self.layout.argument(z)
+        versions = [leaf._version for leaf in pytree.tree_leaves(argument)]
+        value = self.value(self.fn(argument, *self.args))
+        if versions != [leaf._version for leaf in pytree.tree_leaves(argument)]:
+            raise RuntimeError(f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone().")
+        return value
+
+    def aux(self, z: Tensor) -> Any:
+        """Auxiliary output at z, detached."""
+        with torch.no_grad():
+            return detached(self.fn(self.layout.argument(z.detach()), *self.args)[1])
+
+    def capture(self, z: Tensor) -> tuple[Captured, Condition, Any]:
+        """The condition as a pure function of explicit tensors, recorded at z, and what the user's function returned there."""
+        captured, out = capture(self.fn, self.layout.argument(z), self.args, self.value)
+
+        def condition(z: Tensor, *tensors: Tensor) -> Tensor:
+            def f(z: Tensor) -> Tensor:
+                return self.value(captured(self.layout.argument(z), tensors))
+
+            return self.kind.residual(f, z)
+
+        return captured, Condition(condition, self.kind.symmetric), out
+
+    def find(
+        self, residual: Flat, z0: Tensor, given: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
+        """The root, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
+        with torch.no_grad():
+            equations = Equations(residual, self.kind.symmetric)
+            stopping = Stopping(self.bound, self.max_steps)
+            found = self.search(equations, z0.detach(), stopping, given)
+            inverse = self.search.inverse(found)
+        return found.z, self.noted(found, equations), inverse
+
+    def noted(self, found: Found, equations: Equations) -> Facts:
+        """The facts of a search that has ended; its trace is kept and its failures are reported."""
+        batch_shape = self.layout.batch_shape if len(found.status) == self.layout.batch else (-1, *self.layout.batch_shape)
+        if found.trace is not None:
+            self.record.trace = found.trace.reshape(len(found.trace), *batch_shape)
+        if not inside_functorch():
+            report(self.kind.name, found.status, found.residual, found.bound, found.steps, self.on_failure)
+        device = found.status.device
+        counts = [torch.tensor(k, device=device) for k in (equations.evaluations, equations.products)]
+        return Facts(found.status, found.steps, found.residual, *counts)
+
+    def bound(self, z: Tensor, start: Tensor) -> Tensor:
+        """The largest residual that counts as converged, (B,)."""
+        return self.tolerance.bound(self.kind.scale(z.detach(), start))
+
+    def solution(self, z: Tensor, facts: Facts, aux: Any = None) -> Solution:
+        """z (B, n) and the facts as the user sees them."""
+        info = facts.info(self.layout.batch_shape, self.record, aux)
+        if self.on_failure == "nan":
+            z = torch.where((facts.status == Status.CONVERGED).unsqueeze(-1), z, torch.nan)
+        return Solution(self.layout.unflatten(z), info)
+
+
+def detached(tree: Any) -> Any:
+    """A pytree with its tensors detached."""
+    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)

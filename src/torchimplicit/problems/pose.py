@@ -1,0 +1,118 @@
+"""From the call to a problem: everything that the entry points share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.adjoints import Adjoint, Implicit
+from torchimplicit.condition import Kind
+from torchimplicit.problem import Problem
+from torchimplicit.recording import paused
+from torchimplicit.solution import Record, Solution
+from torchimplicit.solvers import resolve
+from torchimplicit.solvers.loop import Solver, Watch
+from torchimplicit.solvers.search import Iterate
+from torchimplicit.state import HALF, Layout
+from torchimplicit.stopping import OnFailure, Tolerance, check_policy
+
+Callback = Callable[[int, Any, Tensor], None]
+
+
+def pose_and_solve(
+    kind: Kind,
+    fn: Callable[..., Any],
+    z0: Any,
+    args: tuple[Any, ...],
+    output: Callable[[Layout, str], Callable[[Any], Tensor]],
+    *,
+    solver: str | Solver | None,
+    adjoint: Adjoint | None,
+    batch_ndim: int,
+    batched: Any,
+    rtol: float | None,
+    atol: float | None,
+    max_steps: int | None,
+    on_failure: OnFailure,
+    has_aux: bool,
+    trace: bool,
+    callback: Callback | None,
+    compile: bool,
+) -> Solution:
+    """Check what was passed, choose the solver, and hand the problem to its adjoint."""
+    if not callable(fn):
+        raise TypeError(f"{kind.name}: the first argument must be a function of (z, *args); got {type(fn).__name__}.")
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple; got {type(args).__name__}. For one argument write args=(x,).")
+    check_policy(on_failure)
+    check_steps(max_steps)
+    if adjoint is None:
+        adjoint = Implicit()
+    elif isinstance(adjoint, type) or not hasattr(adjoint, "run"):
+        raise TypeError(f"adjoint must be an object such as Implicit(), Unrolled() or OneStep(); got {adjoint!r}.")
+    layout = Layout.of(z0, batch_ndim)
+    method = resolve(solver, kind.name, layout.batch, layout.size)
+    args = tuple(args)
+    check_batched(batched, args, batch_ndim)
+    if compile:
+        fn = torch.compile(fn)
+    with torch.no_grad():
+        start = layout.flatten(z0)
+        if layout.dtype in HALF:
+            layout = _precision_of(layout, fn, start, args)
+    problem = Problem(
+        kind,
+        fn,
+        args,
+        layout,
+        output(layout, kind.name),
+        Iterate(method, trace, None if callback is None else _watch(callback, layout)),
+        Tolerance.of(rtol, atol, layout.tolerance_dtype),
+        method.max_steps if max_steps is None else max_steps,
+        on_failure,
+        has_aux,
+        Record(),
+    )
+    return adjoint.run(problem, start)
+
+
+def check_steps(max_steps: int | None) -> None:
+    """Raise ValueError unless ``max_steps`` is None or a number of steps."""
+    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
+        raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")
+
+
+def check_batched(batched: Any, args: tuple[Any, ...], batch_ndim: int) -> None:
+    """Raise unless ``batched`` is None or a tree of booleans like args, with batch dimensions to carry."""
+    if batched is None:
+        return
+    if batch_ndim == 0:
+        raise ValueError("batched= says which args carry the batch dimensions, but batch_ndim is 0: there are none.")
+    leaves, tree = pytree.tree_flatten(tuple(batched) if isinstance(batched, list) else batched)
+    if tree != pytree.tree_structure(args) or not all(isinstance(leaf, bool) for leaf in leaves):
+        raise ValueError(f"batched must be a tree of booleans with the structure of args; got {batched!r} for {len(args)} args.")
+
+
+def _precision_of(layout: Layout, fn: Callable[..., Any], start: Tensor, args: tuple[Any, ...]) -> Layout:
+    """Half-precision unknowns are solved in float32, if the function takes them; one with half-precision weights does not."""
+    with paused():
+        try:
+            fn(layout.argument(start), *args)
+        except RuntimeError:
+            return layout.in_own_precision()
+    return layout
+
+
+def _watch(callback: Callback, layout: Layout) -> Watch:
+    def watch(step: int, z: Tensor, residual: Tensor) -> None:
+        z, residual = z.detach(), residual.detach()
+        if len(residual) == layout.batch:
+            callback(step, layout.unflatten(z), residual.reshape(layout.batch_shape))
+        else:
+            callback(step, z, residual)
+
+    return watch

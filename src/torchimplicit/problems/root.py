@@ -1,0 +1,106 @@
+"""Roots: z* with g(z*, x) = 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoints import Adjoint
+from torchimplicit.condition import Flat
+from torchimplicit.problems.pose import Callback, pose_and_solve
+from torchimplicit.solution import Solution
+from torchimplicit.solvers.loop import Solver
+from torchimplicit.state import same_as_z
+from torchimplicit.stopping import OnFailure
+
+
+class Root:
+    """The condition is g itself; its size is judged against that at the start."""
+
+    name = "root"
+    symmetric = False
+
+    def residual(self, f: Flat, z: Tensor) -> Tensor:
+        return f(z)
+
+    def scale(self, z: Tensor, start: Tensor) -> Tensor:
+        return start
+
+
+@torch.compiler.disable
+def root(
+    g: Callable[..., Any],
+    z0: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    solver: str | Solver | None = None,
+    adjoint: Adjoint | None = None,
+    batch_ndim: int = 0,
+    batched: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    on_failure: OnFailure = "warn",
+    has_aux: bool = False,
+    trace: bool = False,
+    callback: Callback | None = None,
+    compile: bool = False,
+) -> Solution:
+    """Find z* with g(z*, *args) = 0, differentiable in args and in every tensor that g uses.
+
+    Args:
+        g: g(z, *args) -> like z.
+        z0: the start, like z: a tensor (0-d too) or a pytree of tensors of one floating or complex dtype and one device. No
+            gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
+        args: further arguments, any pytree; what is no tensor passes through.
+        solver: a name ("newton", "chord", "newton_krylov", "broyden", "anderson", "picard", "auto") or an object of
+            :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
+        adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
+        batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
+        batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
+        rtol, atol: tolerance; by default √eps and eps^(3/4) of the dtype.
+        max_steps: step limit; by default the solver's.
+        on_failure: "warn", "raise", "nan" (failed systems only) or "ignore"; for the forward and the backward.
+        has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
+        trace: keep the residual of every step in ``info.trace``.
+        callback: called as ``callback(step, z, residual)`` before the first and after every step.
+        compile: run the function under ``torch.compile``.
+
+    Returns:
+        ``Solution(value, info)``: z*, like z0, and a :class:`torchimplicit.SolveInfo`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message says what was passed and what was expected.
+        CaptureError: the function uses a tensor in a way whose gradient would be lost.
+        ConvergenceError: a system failed under ``on_failure="raise"``.
+
+    Converged when rms(g(z)) ≤ atol + rtol · rms(g(z0)).
+
+    Example::
+
+        x = torch.tensor(2.0, requires_grad=True)
+        z, info = ti.root(lambda z: z**3 + z - x, torch.tensor(1.0))
+        z.backward()  # dz/dx = 1 / (3 z² + 1)
+    """
+    return pose_and_solve(
+        Root(),
+        g,
+        z0,
+        args,
+        same_as_z,
+        solver=solver,
+        adjoint=adjoint,
+        batch_ndim=batch_ndim,
+        batched=batched,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        on_failure=on_failure,
+        has_aux=has_aux,
+        trace=trace,
+        callback=callback,
+        compile=compile,
+    )

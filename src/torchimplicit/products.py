@@ -1,0 +1,158 @@
+"""Products with Jacobians, never the Jacobian itself; each product can be differentiated again.
+
+``torch.autograd.grad`` does the work in plain code, where it also runs under saved-tensor hooks (activation checkpointing,
+``save_on_cpu``), with custom operators and with old-style Functions, all of which ``torch.func`` refuses. Inside a
+``torch.func`` transform only ``torch.func`` tells the levels apart, so it does the work there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from torchimplicit.transforms import inside_functorch
+
+Grads = tuple[Tensor | None, ...]
+
+
+class Linearisation:
+    """f at x, from one evaluation: its value, and the products with its Jacobian in both directions.
+
+    ``pull(u)[i]`` is uᵀ ∂f/∂x[i], like x[i] (None where f does not depend on x[i], or where x[i] holds integers).
+    ``push(w)`` is Σᵢ (∂f/∂x[i]) w[i], with None for a w[i] that is zero. It is the derivative of the pullback, which is
+    linear in u: forward-mode AD cannot be nested, and many operators have no forward-mode rule.
+
+    With grad mode on, the products can be differentiated, in x and in whatever else f touches.
+    """
+
+    def __init__(self, f: Callable[..., Tensor], x: Sequence[Tensor]) -> None:
+        self._x = tuple(x)
+        self._floats = [i for i, t in enumerate(x) if t.is_floating_point() or t.is_complex()]
+        self._transposed: Callable[[Tensor], Tensor | None] | None = None
+        if inside_functorch():
+
+            def of_floats(*floats: Tensor) -> Tensor:
+                return f(*self._with(floats))
+
+            self.value, self._func_pullback = torch.func.vjp(of_floats, *(x[i] for i in self._floats))
+            self._graph = None
+        else:
+            self._inputs = [_variable(x[i]) for i in self._floats]
+            with _recording():
+                self._graph = f(*self._with(self._inputs))
+            self.value = self._graph if torch.is_grad_enabled() else self._graph.detach()
+
+    def pull(self, u: Tensor) -> Grads:
+        """The vector-Jacobian products uᵀ ∂f/∂x[i]."""
+        return self._spread(self._pull_floats(u, create_graph=torch.is_grad_enabled()))
+
+    def pull_batch(self, u: Tensor) -> Tensor:
+        """Products of many cotangents u (k, *value.shape) with the Jacobian in x[0], in one batched sweep."""
+        if self._graph is None:
+            return torch.vmap(lambda v: _or_zero(self._func_pullback(v)[0], self._x[0]))(u)
+        if not self._graph.requires_grad:
+            return u.new_zeros(len(u), *self._x[0].shape)
+        create_graph = torch.is_grad_enabled()
+        (rows,) = torch.autograd.grad(
+            self._graph,
+            self._inputs[:1],
+            u,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+        return u.new_zeros(len(u), *self._x[0].shape) if rows is None else rows
+
+    def push(self, w: Sequence[Tensor | None]) -> Tensor:
+        """The Jacobian-vector product Σᵢ (∂f/∂x[i]) w[i]."""
+        if self._transposed is None:
+            self._transposed = self._transpose()
+        direction = _join([_or_zero(w[i], self._x[i]) for i in self._floats])
+        return _or_zero(self._transposed(direction), self.value)
+
+    def _transpose(self) -> Callable[[Tensor], Tensor | None]:
+        """The pullback of the pullback, built once."""
+
+        def pulled(u: Tensor) -> Tensor:
+            grads = self._pull_floats(u, create_graph=True)
+            return _join([_or_zero(g, self._x[i]) for g, i in zip(grads, self._floats, strict=True)])
+
+        zero = torch.zeros_like(self.value)
+        if self._graph is None:
+            _, pullback = torch.func.vjp(pulled, zero)
+            return lambda w: pullback(w)[0]
+        u = zero.requires_grad_()
+        with _recording():
+            graph = pulled(u)
+
+        def product(w: Tensor) -> Tensor | None:
+            if not graph.requires_grad:
+                return None
+            create_graph = torch.is_grad_enabled()
+            return torch.autograd.grad(graph, u, w, retain_graph=True, create_graph=create_graph, allow_unused=True)[0]
+
+        return product
+
+    def _pull_floats(self, u: Tensor, create_graph: bool) -> Grads:
+        if self._graph is None:
+            return tuple(self._func_pullback(u))
+        if not self._graph.requires_grad or not self._inputs:
+            return (None,) * len(self._floats)
+        return torch.autograd.grad(
+            self._graph, self._inputs, u, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+
+    def _with(self, floats: Sequence[Tensor]) -> list[Tensor]:
+        full = list(self._x)
+        for i, t in zip(self._floats, floats, strict=True):
+            full[i] = t
+        return full
+
+    def _spread(self, grads: Grads) -> Grads:
+        full: list[Tensor | None] = [None] * len(self._x)
+        for i, g in zip(self._floats, grads, strict=True):
+            full[i] = g
+        return tuple(full)
+
+
+def _variable(tensor: Tensor) -> Tensor:
+    """A variable to differentiate in: connected to ``tensor`` when derivatives of the derivative may be asked for."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Grad mode on. A graph that only we will consume ignores the caller's saved-tensor hooks: packing its tensors would
+    make activation checkpointing around the layer recompute the layer inside its own forward."""
+    ours = not torch.is_grad_enabled()
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    with torch.enable_grad():
+        if ours and hooked:
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                yield
+        else:
+            yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of any shapes and dtypes as one real vector, so that the transposed pullback has a single output."""
+    flat = [torch.view_as_real(p.resolve_conj()).reshape(-1) if p.is_complex() else p.reshape(-1) for p in parts]
+    if not flat:
+        return torch.zeros(0)
+    dtype = reduce(torch.promote_types, (p.dtype for p in flat))
+    return torch.cat([p.to(dtype) for p in flat])

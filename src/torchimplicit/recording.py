@@ -1,0 +1,357 @@
+"""The modes under :mod:`torchimplicit.capture`: noting the torch calls of a function, and putting tensors back in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from torchimplicit.names import name
+from torchimplicit.transforms import level
+
+
+class CaptureError(RuntimeError):
+    """A function uses a tensor in a way that cannot be made explicit; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One torch call: the function, its plain arguments, and which of its leaves are explicit tensors (position, slot)."""
+
+    func: Any
+    plain: tuple[Any, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+class Mode(TorchFunctionMode):
+    """Sees every torch call of a function; does nothing while paused (during a nested implicit solve)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paused = False
+        self.base = -1
+
+    def __enter__(self) -> Mode:
+        _modes().append(self)
+        current = torch._C._functorch.maybe_current_level()
+        self.base = -1 if current is None else current
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        _modes().pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.paused:
+            return func(*args, **(kwargs or {}))
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def unwrapped(self, tensor: Tensor) -> Tensor:
+        """The tensor under the wrappers of transforms that the function itself entered."""
+        while level(tensor) > self.base:
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        return tensor
+
+    def wrapped_like(self, tensor: Tensor, wrapper: Tensor) -> Tensor | None:
+        """``tensor`` in the vmap wrappers of ``wrapper``; None where a wrapper is one of grad, which cannot be remade."""
+        if level(wrapper) <= self.base:
+            return tensor
+        if not torch._C._functorch.is_batchedtensor(wrapper):
+            return None
+        inner = self.wrapped_like(tensor, torch._C._functorch.get_unwrapped(wrapper))
+        if inner is None:
+            return None
+        return torch._C._functorch._add_batch_dim(inner, torch._C._functorch.maybe_get_bdim(wrapper), level(wrapper))
+
+
+class Record(Mode):
+    """Notes the calls of a function and gives every tensor that it did not make itself a slot.
+
+    tensors : the explicit tensors; first those given, then the others in the order met.
+    explicit : what stands in their place during this evaluation: fresh copies (``copy=True``) or themselves.
+    """
+
+    def __init__(self, given: Sequence[Tensor], *, copy: bool = False, first: Record | None = None) -> None:
+        super().__init__()
+        self.copy = copy
+        self.first = first  # an earlier evaluation: what it did not meet was made by the function itself
+        self.tensors: list[Tensor] = []
+        self.explicit: list[Tensor] = []
+        self.calls: list[Call] = []
+        self._versions: list[int] = []
+        self._slots: dict[int, int] = {}
+        self._made: dict[int, Tensor] = {}  # kept alive, so that no identity is used twice
+        self._variables: list[Tensor] = []
+        self._start = 0
+        for tensor in given:
+            self._add(tensor)
+
+    def variable(self, leaf: Tensor) -> Tensor:
+        """z's leaf as a variable of this evaluation."""
+        variable = leaf.detach().requires_grad_()
+        self._variables.append(variable)
+        view = variable.view_as(variable)
+        self._start = _sequence(view) if self._start == 0 else self._start
+        return view
+
+    def modified(self) -> list[Tensor]:
+        """The explicit tensors that the function changed in place."""
+        return [t for t, version in zip(self.tensors, self._versions, strict=True) if t._version != version]
+
+    def hidden(self, out: Tensor) -> Tensor | None:
+        """A tensor that needs a gradient and that ``out`` depends on beside z and the explicit ones; None if there is none."""
+        return hidden(out, [*self.explicit, *self._variables], self._start)
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        plain: list[Any] = []
+        places: list[tuple[int, int]] = []
+
+        def visit(position: int, leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                plain.append(_plain(leaf))
+                return leaf
+            slot = self._slot(leaf)
+            replacement = None if slot is None else self.wrapped_like(self.explicit[slot], leaf)
+            if slot is None or replacement is None:
+                return leaf
+            places.append((position, slot))
+            return replacement
+
+        new_args, new_kwargs = _map_leaves(args, kwargs, visit)
+        out = func(*new_args, **new_kwargs)
+        self.calls.append(Call(func, tuple(plain), tuple(places)))
+        for tensor in _tensors(out):
+            if id(tensor) not in self._slots:
+                self._made[id(tensor)] = tensor
+        return out
+
+    def _add(self, tensor: Tensor) -> int:
+        slot = len(self.tensors)
+        explicit = tensor.detach().requires_grad_(tensor.requires_grad) if self.copy else tensor
+        self.tensors.append(tensor)
+        self.explicit.append(explicit)
+        self._versions.append(tensor._version)
+        self._slots.setdefault(id(tensor), slot)
+        if self.copy:
+            self._made[id(explicit)] = explicit
+        return slot
+
+    def _slot(self, leaf: Tensor) -> int | None:
+        """The slot of a tensor from outside, made for one that is met first; None for one that the function made."""
+        if id(leaf) in self._made:
+            return None
+        tensor = self.unwrapped(leaf)
+        slot = self._slots.get(id(tensor))
+        if slot is not None:
+            return slot
+        if id(tensor) in self._made or any(tensor is v or tensor._base is v for v in self._variables):
+            return None
+        if self.first is not None and id(tensor) not in self.first._slots:
+            return None
+        if self.copy and self._depends_on_variables(tensor):
+            return None  # the output of an operation that no mode sees
+        return self._add(tensor)
+
+    def _depends_on_variables(self, tensor: Tensor) -> bool:
+        if tensor.grad_fn is None or _sequence(tensor) < self._start:
+            return False
+        ours = {id(t) for t in (*self.explicit, *self._variables)}
+        return any(id(getattr(node, "variable", None)) in ours for node in _graph(tensor))
+
+
+class Replay(Mode):
+    """Puts explicit tensors back, call by call. With ``renew`` plain arguments may differ, and the new ones are kept."""
+
+    def __init__(self, fn: Any, calls: list[Call], tensors: Sequence[Tensor], *, renew: bool = False) -> None:
+        super().__init__()
+        self.fn = fn
+        self.calls = calls
+        self.tensors = tensors
+        self.renew = renew
+        self.index = 0
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        recorded = self.calls[self.index] if self.index < len(self.calls) else None
+        if recorded is None or recorded.func != func:
+            raise self._another_path(recorded, func)
+        self.index += 1
+        plain: list[Any] = []
+        slots = dict(recorded.places)
+
+        def visit(position: int, leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                plain.append(_plain(leaf))
+                return leaf
+            slot = slots.get(position)
+            replacement = None if slot is None else self.wrapped_like(self.tensors[slot], leaf)
+            return leaf if replacement is None else replacement
+
+        new_args, new_kwargs = _map_leaves(args, kwargs, visit)
+        if not _same(recorded.plain, plain):
+            if not self.renew:
+                raise self._other_numbers(recorded, plain)
+            self.calls[self.index - 1] = Call(func, tuple(plain), recorded.places)
+        return func(*new_args, **new_kwargs)
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        if exc[0] is None and self.index < len(self.calls):
+            raise self._another_path(self.calls[self.index], None)
+
+    def _another_path(self, recorded: Call | None, func: Any) -> CaptureError:
+        was = "nothing more" if recorded is None else name(recorded.func)
+        now = "nothing more" if func is None else name(func)
+        return CaptureError(
+            f"{name(self.fn)} took another path when it was evaluated for a derivative: torch call {self.index + 1} was {was} when it "
+            f"was recorded and is {now} now. Likely causes: (a) a branch on something that has changed since the forward "
+            f"(module.training, a rebound variable); (b) inside a transform, a branch on z that differs between z0 and z*. "
+            f"Bind what changes when you define the function (lambda z, k=k: ...), and use torch.where for a branch on data."
+        )
+
+    def _other_numbers(self, recorded: Call, plain: Sequence[Any]) -> CaptureError:
+        differing = ((a, b) for a, b in zip(recorded.plain, plain, strict=False) if not _same([a], [b]))
+        was, now = next(differing, (recorded.plain, tuple(plain)))
+        return CaptureError(
+            f"{name(self.fn)} called {name(recorded.func)} with {was!r} in the forward and with {now!r} when it was evaluated for a "
+            f"derivative. Likely cause: a Python variable that it reads was rebound since (late binding in a loop). Bind it with "
+            f"a default argument (lambda z, k=k: ...) or pass it in args."
+        )
+
+
+def hidden(out: Tensor, allowed: Sequence[Tensor], start: int) -> Tensor | None:
+    """A tensor in the graph of ``out`` that is none of ``allowed``: a leaf, or (as ``out`` itself) one computed before ``start``."""
+    ours = {id(t) for t in allowed}
+    for node in _graph(out):
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            if id(variable) not in ours:
+                return variable
+        elif node._sequence_nr() < start:
+            return out
+    return None
+
+
+def sequence_now() -> int:
+    """A number that the autograd graph recorded from here on will not fall below."""
+    with torch.enable_grad():
+        return _sequence(torch.zeros((), requires_grad=True).view(()))
+
+
+def _sequence(tensor: Tensor) -> int:
+    return int(tensor.grad_fn._sequence_nr()) if tensor.grad_fn is not None else 0
+
+
+def _graph(tensor: Tensor) -> Iterator[Any]:
+    """The nodes of the autograd graph of a tensor."""
+    seen = set()
+    waiting: list[Any] = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(below for below, _ in node.next_functions)
+
+
+_local = threading.local()
+
+
+def _modes() -> list[Mode]:
+    if not hasattr(_local, "modes"):
+        _local.modes = []
+    modes: list[Mode] = _local.modes
+    return modes
+
+
+def _innermost() -> Mode | None:
+    return next((mode for mode in reversed(_modes()) if not mode.paused), None)
+
+
+def being_captured() -> bool:
+    """True inside a function that is recorded or replayed: a nested implicit solve then shows itself as one call."""
+    return _innermost() is not None
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """No mode around us sees what happens here."""
+    modes = [mode for mode in _modes() if not mode.paused]
+    for mode in modes:
+        mode.paused = True
+    try:
+        yield
+    finally:
+        for mode in modes:
+            mode.paused = False
+
+
+def as_one_call(func: Callable[..., Any], *args: Any) -> Any:
+    """``func(*args)``, which a function that is being captured around us records or replays as a single call."""
+    mode = _innermost()
+    return func(*args) if mode is None else mode.call(_OneCall(func), args, {})
+
+
+@dataclass(frozen=True)
+class _OneCall:
+    func: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        return name(self.func)
+
+    def __call__(self, *args: Any) -> Any:
+        with paused():
+            return self.func(*args)
+
+
+_COMPARED = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def _plain(leaf: Any) -> Any:
+    """What of an argument that is no tensor must be the same at every evaluation."""
+    return leaf if isinstance(leaf, _COMPARED) else type(leaf)
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(x is y or x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, (tuple, list)):
+        for item in out:
+            yield from _tensors(item)
+    elif isinstance(out, dict):
+        for item in out.values():
+            yield from _tensors(item)
+
+
+def _map_leaves(args: Any, kwargs: Any, visit: Callable[[int, Any], Any]) -> tuple[Any, Any]:
+    """``visit(position, leaf)`` at every leaf of the containers that torch calls take, in order."""
+    position = -1
+
+    def walk(tree: Any) -> Any:
+        nonlocal position
+        kind = type(tree)
+        if kind is tuple or kind is list:
+            return kind([walk(item) for item in tree])
+        if kind is dict:
+            return {key: walk(item) for key, item in tree.items()}
+        if kind is slice:
+            return slice(walk(tree.start), walk(tree.stop), walk(tree.step))
+        position += 1
+        return visit(position, tree)
+
+    return walk(args), walk(kwargs)

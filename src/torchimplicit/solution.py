@@ -1,0 +1,112 @@
+"""What a solve returns: ``Solution(value, info)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.stopping import Status
+
+
+@dataclass(eq=False)
+class Record:
+    """Plain detached facts beside the tensors: filled in by the forward (trace) and the backward (adjoint)."""
+
+    def __eq__(self, other: object) -> bool:
+        """Any two are equal: as pytree context a record is no part of the structure, so infos of two solves match."""
+        return isinstance(other, Record)
+
+    def __hash__(self) -> int:
+        return hash(Record)
+
+    trace: Tensor | None = None
+    adjoint: SolveInfo | None = None
+
+
+@dataclass
+class SolveInfo:
+    """Facts of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
+
+    converged : bool. The residual met the tolerance.
+    status : int, a :class:`torchimplicit.Status`.
+    steps : int. Steps taken by each system.
+    residual : the final residual, in the norm that decided (see :mod:`torchimplicit.stopping`).
+    evaluations : calls of g over the whole batch (a 0-d tensor).
+    products : Jacobian products, each a vjp or a jvp over the whole batch (a 0-d tensor).
+    aux : auxiliary output of g at the returned z, detached (``has_aux=True``).
+    """
+
+    converged: Tensor
+    status: Tensor
+    steps: Tensor
+    residual: Tensor
+    evaluations: Tensor
+    products: Tensor
+    aux: Any = None
+    record: Record = field(default_factory=Record, repr=False, compare=False)
+
+    @property
+    def trace(self) -> Tensor | None:
+        """Residual before the first and after every step, (steps + 1, *batch), detached (``trace=True``)."""
+        return self.record.trace
+
+    @property
+    def adjoint(self) -> SolveInfo | None:
+        """The same facts of the latest first-order backward solve, filled in when it runs."""
+        return self.record.adjoint
+
+    @property
+    def message(self) -> str:
+        """What happened, in prose: one line for every status that occurs."""
+        codes = sorted({int(code) for code in self.status.detach().flatten().tolist()})
+        return "\n".join(f"{Status(code).name.lower()}: {Status(code).prose}" for code in codes)
+
+
+class Solution(NamedTuple):
+    """``value, info = ti.root(...)``: the solution z* (like z0) and the facts of the solve."""
+
+    value: Any
+    info: SolveInfo
+
+
+_TENSORS = ("converged", "status", "steps", "residual", "evaluations", "products")
+
+
+def _flatten(info: SolveInfo) -> tuple[list[Any], tuple[bool, Record]]:
+    has_aux = info.aux is not None
+    children = [getattr(info, name) for name in _TENSORS]
+    return ([*children, info.aux] if has_aux else children), (has_aux, info.record)
+
+
+def _unflatten(children: Iterable[Any], context: tuple[bool, Record]) -> SolveInfo:
+    *_, record = context
+    return SolveInfo(*children, record=record)
+
+
+pytree.register_pytree_node(SolveInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.SolveInfo")
+
+
+class Facts(NamedTuple):
+    """What a solve tells of itself as flat tensors, which travel through transforms: (B,) each, the last two 0-d."""
+
+    status: Tensor
+    steps: Tensor
+    residual: Tensor
+    evaluations: Tensor
+    products: Tensor
+
+    def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
+        """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""
+
+        def shaped(t: Tensor) -> Tensor:
+            return t.reshape(batch_shape) if t.shape[0] == batch_shape.numel() else t.reshape(-1, *batch_shape)
+
+        status = shaped(self.status)
+        converged = status == Status.CONVERGED
+        steps, residual = shaped(self.steps), shaped(self.residual)
+        return SolveInfo(converged, status, steps, residual, self.evaluations, self.products, aux, record)

@@ -1,0 +1,50 @@
+"""How z* is found: one method a file, one protocol (init, step), one loop for all of them."""
+
+from torchimplicit.solvers.anderson import Anderson
+from torchimplicit.solvers.auto import choose
+from torchimplicit.solvers.broyden import Broyden
+from torchimplicit.solvers.chord import Chord
+from torchimplicit.solvers.loop import Equations, Solver
+from torchimplicit.solvers.newton import Newton
+from torchimplicit.solvers.newton_krylov import NewtonKrylov
+from torchimplicit.solvers.picard import Picard
+
+NAMES: dict[str, type] = {
+    "newton": Newton,
+    "chord": Chord,
+    "newton_krylov": NewtonKrylov,
+    "broyden": Broyden,
+    "anderson": Anderson,
+    "picard": Picard,
+}
+
+
+def resolve(solver: str | Solver | None, kind: str, batch: int, n: int) -> Solver:
+    """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
+    if solver is None or solver == "auto":
+        return choose(kind, batch, n)
+    if isinstance(solver, str):
+        if solver not in NAMES:
+            raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
+        found: Solver = NAMES[solver]()
+        return found
+    if isinstance(solver, type) or not (hasattr(solver, "init") and hasattr(solver, "step")):
+        raise TypeError(
+            f"solver must be a name or an object of torchimplicit.solvers with init and step; got {solver!r}."
+            + (" Call the class: solvers.Newton()." if isinstance(solver, type) else "")
+        )
+    return solver
+
+
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "Chord",
+    "Equations",
+    "Newton",
+    "NewtonKrylov",
+    "Picard",
+    "Solver",
+    "choose",
+    "resolve",
+]

@@ -1,0 +1,22 @@
+"""The solver that is chosen when none is named."""
+
+from __future__ import annotations
+
+from torchimplicit.solvers.anderson import Anderson
+from torchimplicit.solvers.loop import Solver
+from torchimplicit.solvers.newton import Newton
+from torchimplicit.solvers.newton_krylov import NewtonKrylov
+
+DENSE_LIMIT = 256  # largest n for which n × n Jacobians are formed
+DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
+
+
+def choose(kind: str, batch: int, n: int) -> Solver:
+    """``auto``: a fixed point by Anderson acceleration; anything else by Newton's method, with dense Jacobians up to
+    n = 256 (and 2²⁶ entries over the batch), matrix-free (Newton–Krylov) beyond. A failure is reported like any other.
+    """
+    if kind == "fixed point":
+        return Anderson()
+    if n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES:
+        return Newton()
+    return NewtonKrylov()

@@ -1,0 +1,195 @@
+"""The one loop around every solver: per-system convergence, best iterate, status, trace, callback, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear import LU
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.stopping import Status, rms
+from torchimplicit.transforms import finished
+
+DIAGNOSE_LIMIT = 64  # largest n for which a failed solve is asked whether its Jacobian was singular
+
+
+class Solver(Protocol):
+    """A method for residual(z) = 0 on (B, n) tensors. It knows nothing of tolerances, batches that finish, or failures.
+
+    max_steps : step limit when the call gives none.
+    patience : steps without progress after which a system counts as stagnated.
+    """
+
+    max_steps: ClassVar[int]
+    patience: ClassVar[int]
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
+        """The residual at the start, and the method's state."""
+        ...
+
+    def step(self, equations: Equations, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """The next z, the residual there, and the next state, from z and its residual r.
+
+        Rows of systems that have finished are ignored; no row may influence another.
+        """
+        ...
+
+
+class Equations:
+    """What a solver may ask about the problem: residuals and Jacobians; both are counted."""
+
+    def __init__(self, residual: Callable[[Tensor], Tensor], symmetric: bool = False) -> None:
+        self._residual = residual
+        self._symmetric = symmetric
+        self.evaluations = 0
+        self.products = 0
+
+    def residual(self, z: Tensor) -> Tensor:
+        """g(z): (B, n) -> (B, n)."""
+        self.evaluations += 1
+        return self._residual(z)
+
+    def jacobian(self, z: Tensor) -> Jacobian:
+        """∂g/∂z at z as an operator, from one evaluation of g (``.value`` is g(z))."""
+        self.evaluations += 1
+        return _Counted(self, self._residual, z, self._symmetric)
+
+
+class _Counted(Jacobian):
+    def __init__(self, equations: Equations, g: Callable[[Tensor], Tensor], z: Tensor, symmetric: bool) -> None:
+        self._equations = equations
+        super().__init__(g, z, symmetric=symmetric)
+
+    def count(self, products: int) -> None:
+        self._equations.products += products
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When the loop stops.
+
+    bound : (z, norm of the residual at the start) -> (B,), the residual that counts as converged.
+    exactly : take this many steps whatever happens (the explicit way); otherwise at most ``max_steps``.
+    """
+
+    bound: Callable[[Tensor, Tensor], Tensor]
+    max_steps: int
+    exactly: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the loop ended; per system: status, steps, residual and the bound it was held against."""
+
+    z: Tensor
+    status: Tensor
+    steps: Tensor
+    residual: Tensor
+    bound: Tensor
+    state: Any
+    trace: Tensor | None = None
+
+
+Watch = Callable[[int, Tensor, Tensor], None]
+Advance = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]]
+
+
+def solve(
+    solver: Solver,
+    equations: Equations,
+    z: Tensor,
+    stopping: Stopping,
+    *,
+    watch: Watch | None = None,
+    keep_trace: bool = False,
+    advance: Advance | None = None,
+) -> Found:
+    """Run ``solver`` from z, (B, n), until every system has a status.
+
+    A system that finishes is frozen: its z, residual and step count do not change while others go on. The z returned is
+    the best seen by each system. Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
+    ``advance`` replaces ``solver.step`` (to checkpoint it, say).
+    """
+    step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
+    r, state = solver.init(equations, z)
+    norm = rms(r.detach())
+    start = norm
+    trace = [norm] if keep_trace else []
+    if watch is not None:
+        watch(0, z, norm)
+    if stopping.exactly is not None:
+        for k in range(stopping.exactly):
+            z, r, state = step(z, r, state)
+            norm = rms(r.detach())
+            if keep_trace:
+                trace.append(norm)
+            if watch is not None:
+                watch(k + 1, z, norm)
+        bound = stopping.bound(z, start)
+        status = _judge(norm, bound, torch.full_like(norm, Status.MAX_STEPS, dtype=torch.int64))
+        steps = torch.full_like(status, stopping.exactly)
+        return Found(z, status, steps, norm, bound, state, torch.stack(trace) if trace else None)
+
+    eps = torch.finfo(norm.dtype).eps
+    bound = stopping.bound(z, start)
+    status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
+    steps = torch.zeros_like(status)
+    best_z, best = z, norm
+    mark, since = norm, torch.zeros_like(status)
+    for k in range(stopping.max_steps):
+        running = status == Status.RUNNING
+        if finished(~running):
+            break
+        z_new, r_new, state = step(z, r, state)
+        norm_new = rms(r_new.detach())
+        valid = norm_new.isfinite() & rms(z_new.detach()).isfinite()
+        moves = running & valid
+        z, r = _where(moves, z_new, z), _where(moves, r_new, r)
+        norm = torch.where(moves, norm_new, norm)
+        steps = steps + running
+        bound = torch.where(moves, stopping.bound(z, start), bound)
+        better = moves & ((norm < best) | (norm <= bound))
+        best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
+        progress = norm < 0.999 * mark
+        mark, since = torch.where(progress, norm, mark), torch.where(progress, 0, since + 1)
+        status = torch.where(running & (since >= solver.patience), Status.STAGNATED, status)
+        status = torch.where(running & (norm * eps > start), Status.DIVERGED, status)
+        status = torch.where(running & ~valid, Status.NONFINITE, status)
+        status = torch.where(moves & (norm <= bound), Status.CONVERGED, status)
+        if keep_trace:
+            trace.append(torch.where(running, norm_new, norm))
+        if watch is not None:
+            watch(k + 1, z, norm)
+    status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
+    if not finished(status == Status.CONVERGED):
+        status = _diagnose(equations, best_z.detach(), best, status)
+    return Found(best_z, status, steps, best, bound, state, torch.stack(trace) if trace else None)
+
+
+def _judge(norm: Tensor, bound: Tensor, otherwise: Tensor) -> Tensor:
+    status = torch.where(norm.isfinite(), otherwise, Status.NONFINITE)
+    return torch.where(norm <= bound, Status.CONVERGED, status)
+
+
+def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.unsqueeze(-1), new, old)
+
+
+def _diagnose(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+    """Why it failed, from one more look at the best z: another answer there (stochastic), or a singular Jacobian."""
+    with torch.no_grad():
+        failed = status != Status.CONVERGED
+        again = rms(equations.residual(z))
+        eps = torch.finfo(norm.dtype).eps
+        differs = (again - norm).abs() > eps**0.5 * (norm + rms(z))
+        status = torch.where(failed & norm.isfinite() & differs, Status.STOCHASTIC, status)
+        stuck = (status == Status.NONFINITE) & norm.isfinite()
+        if z.shape[-1] <= DIAGNOSE_LIMIT and not finished(~stuck):
+            singular = LU().factorize(equations.jacobian(z)).singular
+            status = torch.where(stuck & singular, Status.SINGULAR, status)
+    return status
+

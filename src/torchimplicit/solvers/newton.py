@@ -1,0 +1,54 @@
+"""Newton's method with a dense Jacobian per system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from torchimplicit.linear import LU
+from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.solvers.loop import Equations
+
+
+class NewtonState(NamedTuple):
+    """The Jacobian at z, linearised and not yet factorised, and the factors of the step before."""
+
+    jacobian: Jacobian
+    factors: Factors | None
+
+
+@dataclass(frozen=True)
+class Newton:
+    """z ← z − damping · J(z)⁻¹ g(z), with J (n × n for each system) from one batched sweep and factorised.
+
+    The factors of the last step stay behind for the backward pass. One evaluation of g a step: it gives the residual and
+    the Jacobian of the next.
+    """
+
+    damping: float = 1.0
+    linear_solver: DirectSolver = field(default_factory=LU)
+    max_steps: ClassVar[int] = 50
+    restartable: ClassVar[bool] = True  # init at any z continues the method
+    patience: ClassVar[int] = 10
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonState]:
+        jacobian = equations.jacobian(z)
+        return jacobian.value, NewtonState(jacobian, None)
+
+    def step(self, equations: Equations, z: Tensor, r: Tensor, state: NewtonState) -> tuple[Tensor, Tensor, NewtonState]:
+        factors = self.linear_solver.factorize(state.jacobian)
+        z = z - self.damping * factors.solve(r)
+        jacobian = equations.jacobian(z)
+        return z, jacobian.value, NewtonState(jacobian, factors)
+
+    def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
+        """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""
+        return () if state.factors is None else state.factors.tensors
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """The inverse again."""
+        return self.linear_solver.from_tensors(tensors)

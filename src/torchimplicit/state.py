@@ -1,0 +1,219 @@
+"""Pytrees of unknowns seen as one flat ``(B, n)`` tensor: B independent systems of n real unknowns.
+
+Solvers know only that flat tensor. Complex unknowns are seen as pairs of reals, so g need not be holomorphic and the
+transposed real Jacobian is exactly PyTorch's vector-Jacobian product (the conjugate transpose of a holomorphic g).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def describe(value: object) -> str:
+    """A short description of anything, for error messages: ``float32 tensor of shape (3, 4) on cpu``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}" if isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pytree of tensors maps to one flat tensor of shape (B, n)."""
+
+    tree: pytree.TreeSpec
+    shapes: tuple[torch.Size, ...]
+    batch_shape: torch.Size
+    dtype: torch.dtype  # of the user's leaves
+    evaluate_in: torch.dtype  # of the leaves that the user's function is given (differs for half precision)
+    device: torch.device
+
+    @staticmethod
+    def of(z0: Any, batch_ndim: int, name: str = "z0") -> Layout:
+        """The layout of ``z0``; raises TypeError or ValueError that say what is wrong with it."""
+        leaves, tree = pytree.tree_flatten(z0)
+        if not leaves:
+            raise TypeError(f"{name} must be a tensor or a pytree of tensors; got an empty {type(z0).__name__}.")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{name} must be a tensor or a pytree of tensors; got a leaf that is {describe(leaf)}. "
+                    f"Wrap numbers as torch.tensor(...)."
+                )
+            if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+                raise TypeError(
+                    f"{name} must have a floating or complex dtype; got a {describe(leaf)}. Use {name}.to(torch.float64)."
+                )
+            if leaf.layout != torch.strided:
+                raise TypeError(f"{name} must be a dense (strided) tensor; got layout {leaf.layout}. Use .to_dense().")
+        first = leaves[0]
+        for leaf in leaves[1:]:
+            if leaf.dtype != first.dtype or leaf.device != first.device:
+                raise TypeError(
+                    f"all leaves of {name} must share one dtype and one device; got a {describe(first)} and a "
+                    f"{describe(leaf)}. Convert them with .to(dtype=..., device=...)."
+                )
+        if not isinstance(batch_ndim, int) or isinstance(batch_ndim, bool) or batch_ndim < 0:
+            raise ValueError(f"batch_ndim must be an integer >= 0; got {batch_ndim!r}.")
+        for leaf in leaves:
+            if leaf.ndim < batch_ndim:
+                raise ValueError(
+                    f"batch_ndim={batch_ndim}, but a leaf of {name} has only {leaf.ndim} dimensions ({describe(leaf)}). "
+                    f"batch_ndim counts the leading dimensions that index independent systems."
+                )
+            if leaf.shape[:batch_ndim] != first.shape[:batch_ndim]:
+                raise ValueError(
+                    f"with batch_ndim={batch_ndim} all leaves of {name} must share their first {batch_ndim} dimensions; "
+                    f"got shapes {tuple(first.shape)} and {tuple(leaf.shape)}."
+                )
+        evaluate_in = torch.float32 if first.dtype in HALF else first.dtype
+        shapes = tuple(leaf.shape for leaf in leaves)
+        return Layout(tree, shapes, first.shape[:batch_ndim], first.dtype, evaluate_in, first.device)
+
+    @property
+    def batch(self) -> int:
+        """B: the number of independent systems."""
+        return math.prod(self.batch_shape)
+
+    @property
+    def size(self) -> int:
+        """n: the number of real unknowns of one system."""
+        reals = 2 if self.dtype.is_complex else 1
+        return reals * sum(math.prod(shape[len(self.batch_shape) :]) for shape in self.shapes)
+
+    @property
+    def real_dtype(self) -> torch.dtype:
+        """The dtype of the flat tensor."""
+        return torch.float32 if self.dtype in HALF else self.dtype.to_real()
+
+    @property
+    def tolerance_dtype(self) -> torch.dtype:
+        """The dtype whose rounding limits the residual, from which default tolerances follow."""
+        return self.evaluate_in.to_real()
+
+    def in_own_precision(self) -> Layout:
+        """The same layout, but the user's function is given leaves of its own half-precision dtype."""
+        return replace(self, evaluate_in=self.dtype)
+
+    def flatten(self, tree: Any) -> Tensor:
+        """A pytree of this layout as one (B, n) tensor (differentiable)."""
+        return self.join([leaf for leaf in pytree.tree_leaves(tree)])
+
+    def join(self, leaves: list[Tensor]) -> Tensor:
+        """Leaves of this layout's shapes as one (B, n) tensor of the real dtype."""
+        rows = [_real(leaf.to(self._flat_source_dtype())).reshape(self.batch, -1) for leaf in leaves]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def _flat_source_dtype(self) -> torch.dtype:
+        return self.real_dtype.to_complex() if self.dtype.is_complex else self.real_dtype
+
+    def split(self, flat: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """The leaves, of the given dtype, of a (B, n) tensor."""
+        leaves = []
+        start = 0
+        for shape in self.shapes:
+            per_system = math.prod(shape[len(self.batch_shape) :]) * (2 if self.dtype.is_complex else 1)
+            part = flat if per_system == flat.shape[1] else flat[:, start : start + per_system]
+            start += per_system
+            if self.dtype.is_complex:
+                part = torch.view_as_complex(part.reshape(*shape, 2))
+            leaves.append(part.reshape(shape).to(dtype))
+        return leaves
+
+    def unflatten(self, flat: Tensor) -> Any:
+        """The pytree, in the user's own dtype, of a (B, n) tensor."""
+        return pytree.tree_unflatten(self.split(flat, self.dtype), self.tree)
+
+    def argument(self, flat: Tensor) -> Any:
+        """The pytree that the user's function is given as z."""
+        return pytree.tree_unflatten(self.split(flat, self.evaluate_in), self.tree)
+
+
+def _real(leaf: Tensor) -> Tensor:
+    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+
+
+def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
+    """Flatten the output of a function that must look like z (a root's g, a fixed point's f), checking that it does."""
+
+    def flatten(out: Any) -> Tensor:
+        leaves, tree = pytree.tree_flatten(out)
+        if tree != layout.tree or any(not isinstance(leaf, Tensor) for leaf in leaves):
+            raise TypeError(
+                f"{name} must return what z is: a {_structure(layout.tree)} of tensors of shapes "
+                f"{[tuple(s) for s in layout.shapes]}; it returned {_outline(leaves, tree)}."
+                + _aux_hint(out)
+            )
+        for leaf, shape in zip(leaves, layout.shapes, strict=True):
+            if leaf.shape != shape:
+                raise ValueError(
+                    f"{name} must return tensors of z's shapes {[tuple(s) for s in layout.shapes]}; it returned "
+                    f"{[tuple(leaf.shape) for leaf in leaves]}. z is given whole, with all its batch dimensions."
+                )
+            if leaf.is_complex() and not layout.dtype.is_complex:
+                raise TypeError(f"{name} returned a {describe(leaf)}, but z is real. Make z0 complex, or take .real.")
+            if leaf.device != layout.device:
+                raise ValueError(f"{name} returned a {describe(leaf)}, but z is on {layout.device}. Move its inputs there.")
+        return layout.join(leaves)
+
+    return flatten
+
+
+def per_system_scalar(layout: Layout, name: str) -> Callable[[Any], Tensor]:
+    """Flatten the output of an objective: one real number per system, to shape (B,)."""
+
+    def flatten(out: Any) -> Tensor:
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{name} must return a tensor of shape {tuple(layout.batch_shape)}; it returned {describe(out)}.")
+        if out.shape != layout.batch_shape and not (layout.batch == 1 and out.numel() == 1):
+            raise ValueError(
+                f"{name} must return one number per system, shape {tuple(layout.batch_shape)} (the first batch_ndim "
+                f"dimensions of z); it returned shape {tuple(out.shape)}. Sum over the other dimensions."
+            )
+        if out.is_complex():
+            raise TypeError(f"{name} must return real numbers to be minimised; it returned a {describe(out)}.")
+        return out.reshape(layout.batch).to(layout.real_dtype)
+
+    return flatten
+
+
+def per_system_vector(layout: Layout, name: str) -> Callable[[Any], Tensor]:
+    """Flatten the output of a residual function: any pytree of tensors with the batch dimensions first, to (B, m)."""
+
+    def flatten(out: Any) -> Tensor:
+        leaves, _ = pytree.tree_flatten(out)
+        if not leaves or any(not isinstance(leaf, Tensor) for leaf in leaves):
+            raise TypeError(f"{name} must return a tensor or a pytree of tensors; it returned {describe(out)}.")
+        ndim = len(layout.batch_shape)
+        rows = []
+        for leaf in leaves:
+            if leaf.shape[:ndim] != layout.batch_shape:
+                raise ValueError(
+                    f"{name} must return residuals whose first dimensions are z's batch dimensions "
+                    f"{tuple(layout.batch_shape)}; it returned shape {tuple(leaf.shape)}."
+                )
+            real = _real(leaf)
+            rows.append(real.reshape(layout.batch, -1).to(layout.real_dtype))
+        return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+
+    return flatten
+
+
+def _structure(tree: pytree.TreeSpec) -> str:
+    return "tensor" if tree.is_leaf() else str(pytree.tree_unflatten(["·"] * tree.num_leaves, tree))
+
+
+def _outline(leaves: list[Any], tree: pytree.TreeSpec) -> str:
+    return str(pytree.tree_unflatten([describe(leaf) for leaf in leaves], tree))
+
+
+def _aux_hint(out: Any) -> str:
+    return " To return auxiliary output as (value, aux), pass has_aux=True." if isinstance(out, tuple) else ""

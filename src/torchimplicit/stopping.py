@@ -1,0 +1,135 @@
+"""When a solve stops and what is said of it: tolerances, the norm, status codes and their prose. The one place for all."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+OnFailure = Literal["warn", "raise", "nan", "ignore"]
+
+
+class ConvergenceWarning(UserWarning):
+    """A solve, forward or backward, ended without meeting its tolerance."""
+
+
+class ConvergenceError(RuntimeError):
+    """The same, under ``on_failure="raise"``."""
+
+
+class Status(enum.IntEnum):
+    """How a solve ended, per system (``info.status``)."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STAGNATED = 2
+    DIVERGED = 3
+    NONFINITE = 4
+    SINGULAR = 5
+    STOCHASTIC = 6
+    RUNNING = 7  # never returned: the loop's own mark of a system that goes on
+
+    @property
+    def prose(self) -> str:
+        """What happened, the likely causes, and what to try."""
+        return _PROSE[self]
+
+
+_PROSE = {
+    Status.CONVERGED: "the residual met the tolerance.",
+    Status.MAX_STEPS: (
+        "the step limit was reached before the tolerance. Likely causes: (a) slow convergence (a contraction factor near 1); "
+        "(b) a tolerance tighter than needed; (c) no solution near the start. Try a larger max_steps, another solver "
+        "('newton', 'anderson', 'newton_krylov'), a better z0, or a looser rtol."
+    ),
+    Status.STAGNATED: (
+        "the residual stopped falling above the tolerance. Likely causes: (a) the tolerance lies below the rounding floor of "
+        "this dtype; (b) a local minimum of the residual that is no root; (c) a cycle. Try a looser rtol/atol, float64, "
+        "another z0 or solver."
+    ),
+    Status.DIVERGED: (
+        "the residual grew without bound. Likely causes: (a) a fixed-point map that is not a contraction (plain steps need a "
+        "spectral radius below 1); (b) a Newton start too far away. Try 'anderson' or 'newton', damping, or a better z0."
+    ),
+    Status.NONFINITE: (
+        "NaN or Inf appeared. Likely causes: (a) NaN or Inf in the arguments; (b) a step out of g's domain (log, sqrt, "
+        "division); (c) overflow. Check the arguments, choose z0 inside the domain, damp the steps, or reparametrise z."
+    ),
+    Status.SINGULAR: (
+        "the Jacobian dg/dz is singular to working precision, so the implicit function theorem does not apply: dz*/dx does not "
+        "exist or is not unique. Likely causes: (a) a multiple root or a fold; (b) fewer independent equations than unknowns. "
+        "Reparametrise or regularise the condition; no solver can give this gradient."
+    ),
+    Status.STOCHASTIC: (
+        "g gave two different answers for one z: it is stochastic, so it has no root to converge to. Likely causes: (a) dropout "
+        "in training mode; (b) random numbers drawn inside g. Draw the noise (or the dropout mask) once, outside, and pass it "
+        "in args, or call .eval() on the module."
+    ),
+    Status.RUNNING: "the solve has not ended.",
+}
+
+
+def rms(v: Tensor) -> Tensor:
+    """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided."""
+    if v.shape[-1] == 0:
+        return v.new_zeros(v.shape[:-1])
+    return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖)."""
+
+    rtol: float
+    atol: float
+
+    @staticmethod
+    def of(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
+        """Defaults follow the dtype: rtol = √eps, atol = eps^(3/4)."""
+        eps = torch.finfo(dtype).eps
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+                raise ValueError(f"{name} must be a number >= 0 (or None for the dtype's default); got {value!r}.")
+        return Tolerance(eps**0.5 if rtol is None else float(rtol), eps**0.75 if atol is None else float(atol))
+
+    def bound(self, scale: Tensor) -> Tensor:
+        """The largest residual that counts as converged."""
+        return self.atol + self.rtol * scale
+
+
+def check_policy(on_failure: str) -> None:
+    """Raise ValueError unless ``on_failure`` is one of the four policies."""
+    if on_failure not in ("warn", "raise", "nan", "ignore"):
+        raise ValueError(f'on_failure must be "warn", "raise", "nan" or "ignore"; got {on_failure!r}.')
+
+
+def report(what: str, status: Tensor, residual: Tensor, bound: Tensor, steps: Tensor, on_failure: OnFailure) -> None:
+    """Warn or raise when a system failed, naming how many did, the worst of them and why."""
+    if on_failure in ("ignore", "nan"):
+        return
+    failed = status != Status.CONVERGED
+    if not bool(failed.any()):
+        return
+    lines = []
+    for code in status[failed].unique().tolist():
+        rows = (status == code).nonzero().flatten()
+        worst = rows[residual[rows].nan_to_num(nan=torch.inf).argmax()]
+        lines.append(
+            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, residual "
+            f"{float(residual[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
+        )
+    message = f"The {what} was not found. " + " ".join(lines)
+    if on_failure == "raise":
+        raise ConvergenceError(message)
+    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def _rows(rows: Tensor, batch: int) -> str:
+    if batch == 1:
+        return "The system"
+    some = ", ".join(str(i) for i in rows[:5].tolist())
+    return f"{len(rows)} of {batch} systems (flat index {some}{', ...' if len(rows) > 5 else ''})"

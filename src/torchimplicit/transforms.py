@@ -1,0 +1,31 @@
+"""Where we are: inside a ``torch.func`` transform, inside forward-mode AD, or in plain eager code."""
+
+from __future__ import annotations
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+
+def inside_functorch() -> bool:
+    """True when a ``torch.func`` level (grad, vjp, jvp, vmap) is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def inside_transform() -> bool:
+    """True when a ``torch.func`` level or a forward-mode AD level is active."""
+    return inside_functorch() or forward_ad._current_level >= 0
+
+
+def level(tensor: Tensor) -> int:
+    """The functorch level that wrapped a tensor; -1 for a plain one."""
+    return torch._C._functorch.maybe_get_level(tensor)
+
+
+def finished(mask: Tensor) -> bool:
+    """Whether every entry of ``mask`` is True, so that a loop may stop or a second attempt be left out.
+
+    Always False inside a functorch transform, where a value may not steer Python: one boolean would have to answer for
+    every sample at once. There loops run to their limit, with finished systems masked.
+    """
+    return not inside_functorch() and bool(mask.all())
