@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import CG, GMRES, LU, QR, Auto, BiCGStab, Cholesky, Dense, MatrixFree, Neumann, Richardson
+from torchimplicit.linear.iteration import euclidean_norm
 
 DIRECT = [LU(), QR(), Cholesky(), Auto()]
 ITERATIVE = [
@@ -92,3 +93,28 @@ def test_finished_and_failed_systems_leave_finite_gradients_to_the_others(solver
     assert db[good].isfinite().all()
     truth = torch.linalg.solve(A[[0, 4]], torch.ones(2, n, dtype=torch.float64))
     torch.testing.assert_close(db[[0, 4]], truth, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", DIRECT, ids=repr)
+def test_gradients_reach_a_captured_matrix_that_is_made_dense(solver: Any) -> None:
+    A, b = spread(4, torch.float64), torch.randn(4, dtype=torch.float64)
+    A = (A @ A.mT).requires_grad_() if isinstance(solver, Cholesky) else A.requires_grad_()
+    x = solver.factorize(MatrixFree(lambda x: A @ x, n=4, dtype=A.dtype)).solve(b)
+    (grad,) = torch.autograd.grad(x.sum(), A)
+    truth = -torch.outer(torch.linalg.solve(A.detach().mT, torch.ones(4).double()), x.detach())
+    if isinstance(solver, Cholesky):
+        grad, truth = (grad + grad.mT) / 2, (truth + truth.mT) / 2
+    torch.testing.assert_close(grad, truth)
+
+
+def test_the_norm_has_derivatives_at_zero_and_at_any_scale() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    x[1] = 0
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(euclidean_norm(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(2).sum(), x)
+    assert (first[1] == 0).all()
+    torch.testing.assert_close(second, torch.zeros_like(x))  # the gradient has norm one wherever x is not zero
+    for scale in (1e-40, 1e-30, 1e30):
+        y = torch.tensor([3.0, 4.0]) * scale
+        torch.testing.assert_close(euclidean_norm(y), torch.tensor(5.0 * scale), rtol=1e-4, atol=0)

@@ -54,13 +54,14 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 
 
 def euclidean_norm(x: Tensor) -> Tensor:
-    """‖x‖ over the last dimension, without overflow or underflow, and with gradient 0 where x = 0."""
-    size = x.abs()
-    largest = size.detach().amax(-1, keepdim=True) if x.shape[-1] else size.sum(-1, keepdim=True)
-    usable = (largest > 0) & largest.isfinite()
-    scaled = torch.where(usable, size, 1) / torch.where(usable, largest, 1)
-    norm = largest * (scaled * scaled).sum(-1, keepdim=True).sqrt()
-    return torch.where(usable, norm, largest.nan_to_num(nan=torch.nan, posinf=torch.nan)).squeeze(-1)
+    """‖x‖ over the last dimension, without overflow or underflow, and with derivatives 0 (of any order) where x = 0."""
+    if not x.shape[-1]:
+        return x.abs().sum(-1)
+    largest = torch.linalg.vector_norm(x.detach(), torch.inf, dim=-1, keepdim=True)
+    positive = largest > 0
+    unit = torch.where(positive, largest, 1)
+    norm = unit * torch.linalg.vector_norm(torch.where(positive, x, 1) / unit, dim=-1, keepdim=True)
+    return torch.where(positive, norm, largest).squeeze(-1)
 
 
 @dataclass(frozen=True)
