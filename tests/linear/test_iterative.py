@@ -248,45 +248,6 @@ def test_cg_says_that_a_matrix_is_indefinite() -> None:
     assert not result.converged
 
 
-class TestPreconditioners:
-    @pytest.mark.parametrize("solver", [GMRES, BiCGStab, Richardson])
-    @pytest.mark.parametrize("adjoint", [False, True])
-    def test_factors_of_a_nearby_matrix_save_steps(
-        self, solver: type, adjoint: bool, matrix: Callable, reference: Callable, close: Callable
-    ) -> None:
-        spread = 0 if solver is Richardson else 4  # its residual falls from the first step only for tame adjoints
-        A = matrix(20, (3,)) @ torch.diag(torch.logspace(0, spread, 20, dtype=torch.float64))
-        nearby = LU().factorize(Dense(A * (1 + 0.01 * torch.randn_like(A))))
-        b = torch.randn(2, 3, 20, dtype=torch.float64)
-        result = solver(preconditioner=nearby).factorize(Dense(A)).iterate(b, adjoint, rtol=1e-12)
-        assert result.converged.all()
-        assert result.steps.max() <= 12
-        close(result.x, reference(A, b, adjoint), tol=1e-8)
-
-    def test_cg_with_a_diagonal_one(self, matrix: Callable, reference: Callable, close: Callable) -> None:
-        A = matrix(20, definite=True)
-        A = A * torch.logspace(0, 2, 20, dtype=torch.float64) * torch.logspace(0, 2, 20, dtype=torch.float64)[:, None]
-        jacobi = LU().factorize(Dense(torch.diag(A.diagonal())))
-        b = torch.randn(20, dtype=torch.float64)
-        result = CG(preconditioner=jacobi).factorize(Dense(A)).iterate(b, rtol=1e-10, max_steps=200)
-        plain = CG().factorize(Dense(A)).iterate(b, rtol=1e-10, max_steps=200)
-        assert result.converged
-        assert result.steps < plain.steps
-        close(result.x, reference(A, b), tol=1e-5)
-
-    def test_gmres_with_one_that_changes(self, matrix: Callable, reference: Callable, close: Callable) -> None:
-        """An iterative solver is not a fixed linear map."""
-        A, b = matrix(20), torch.randn(20, dtype=torch.float64)
-        result = GMRES(preconditioner=GMRES(max_steps=3)).factorize(Dense(A)).iterate(b, rtol=1e-12)
-        assert result.converged
-        close(result.x, reference(A, b), tol=1e-10)
-
-    def test_anything_else_is_refused(self) -> None:
-        for solver in (CG(preconditioner=3), Neumann(2, preconditioner=3)):
-            with pytest.raises(TypeError, match=r"preconditioner is a int; expected an object with solve"):
-                solver.factorize(Dense(torch.eye(2)))
-
-
 @pytest.mark.parametrize("solver", KRYLOV, ids=repr)
 def test_geometry_can_be_replaced(solver: Any, matrix: Callable) -> None:
     """Each process holds a part of every vector and sums over processes; here the parts are two halves of one."""
