@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from torchimplicit.demo import claims, layers
+from torchimplicit.demo.instruments import quiet_machine
 from torchimplicit.demo.train import Epoch, Trained, train
 
 STEPS = (5, 10, 20, 50, 100, 200)
@@ -85,7 +86,7 @@ def collect(quick: bool, seed: int, console: Console) -> Measurements:
             seed=seed,
             quick=quick,
             seconds=time.perf_counter() - began,
-            machine=f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+            machine=f"{platform.machine()}, one thread, Python {platform.python_version()}, "
             f"PyTorch {torch.__version__}",
         )
 
@@ -119,7 +120,8 @@ def run(quick: bool, output: Path, seed: int, console: Console) -> Measurements:
     from torchimplicit.demo.report import html
     from torchimplicit.demo.tables import all_tables, for_terminal
 
-    measurements = collect(quick, seed, console)
+    with quiet_machine():
+        measurements = collect(quick, seed, console)
     for table in all_tables(measurements):
         console.print(for_terminal(table))
     output.write_text(html(measurements), encoding="utf-8")
