@@ -1,9 +1,11 @@
 """Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
 
-from torchimplicit import linear, solvers
+from torchimplicit import linear, nn, solvers
 from torchimplicit.adjoints import Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.problems.fixed_point import fixed_point
+from torchimplicit.problems.implicit import implicit
 from torchimplicit.problems.least_squares import least_squares
+from torchimplicit.problems.linear_solve import linear_solve
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
 from torchimplicit.recording import CaptureError
@@ -22,9 +24,12 @@ __all__ = [
     "Status",
     "Unrolled",
     "fixed_point",
+    "implicit",
     "least_squares",
     "linear",
+    "linear_solve",
     "minimize",
+    "nn",
     "root",
     "solvers",
 ]

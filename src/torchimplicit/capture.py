@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.autocast import Autocast
 from torchimplicit.names import name, name_of, scripted_in
 from torchimplicit.recording import Call, CaptureError, Record, Replay, being_captured, hidden, paused, sequence_now
 from torchimplicit.transforms import inside_transform
@@ -58,10 +59,11 @@ class Captured:
         fresh = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
         with torch.enable_grad():
             start = sequence_now()
-            out = g(z, *fresh)
+            variable = z.detach().requires_grad_()
+            out = g(variable, *fresh)
         if torch._C._functorch.is_functorch_wrapped_tensor(out):
             raise _hides(self.fn, out, out)
-        missed = hidden(out, fresh, start)
+        missed = hidden(out, [variable, *fresh], start)
         if missed is not None:
             raise _hides(self.fn, missed, out)
 
@@ -85,20 +87,24 @@ def capture(fn: Callable[..., Any], z: Any, args: Sequence[Any], output: Callabl
     arguments = Arguments.of(args)
     given = arguments.tensors(args)
     z_leaves, z_tree = pytree.tree_flatten(z)
-    with paused() if being_captured() else nullcontext(), eager_cells():
-        if inside_transform() or being_captured():
+
+    def evaluate(record: Record) -> Any:
+        unknown = pytree.tree_unflatten([record.unknown(leaf) for leaf in z_leaves], z_tree)
+        rebuilt = arguments.rebuilt(record.explicit)
+        with record:
+            return fn(unknown, *rebuilt)
+
+    copies_can_be_made = not inside_transform() and not being_captured()
+    with paused(), eager_cells():
+        if not copies_can_be_made:
             first = Record(given)
-            with first:
-                fn(z, *args)
+            evaluate(first)
             record = Record(given, first=first)
-            with record:
-                out = fn(z, *args)
+            out = evaluate(record)
         else:
             record = Record(given, copy=True)
             with torch.enable_grad():
-                z = pytree.tree_unflatten([record.variable(leaf) for leaf in z_leaves], z_tree)
-                with record:
-                    out = fn(z, *arguments.rebuilt(record.explicit))
+                out = evaluate(record)
                 flat = output(out)
             missed = record.hidden(flat)
             if missed is not None:
@@ -140,28 +146,6 @@ class Arguments:
             leaves[i] = tensor
         args: tuple[Any, ...] = pytree.tree_unflatten(leaves, self.tree)
         return args
-
-
-@dataclass(frozen=True)
-class Autocast:
-    """The autocast state of one device type."""
-
-    device_type: str
-    dtype: torch.dtype
-    enabled: bool
-
-    @staticmethod
-    def now(device_type: str) -> Autocast:
-        return Autocast(device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type))
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """The state as it was: a backward runs outside the autocast region of its forward."""
-        if Autocast.now(self.device_type) == self:
-            yield
-        else:
-            with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled, cache_enabled=False):
-                yield
 
 
 def eager_cells() -> AbstractContextManager[Any]:

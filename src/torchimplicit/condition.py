@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +31,20 @@ class Kind(Protocol):
         ...
 
 
+class Vmap(NamedTuple):
+    """A vmap level around a condition: its size, and for each tensor 0 or None, as it carries the batch or does not."""
+
+    size: int
+    dims: tuple[int | None, ...]
+
+
 @dataclass(frozen=True)
 class Condition:
-    """g as a pure function ``condition(z, *tensors)``: (B, n) -> (B, n), for any number of vmap levels around it."""
+    """g as a pure function ``condition(z, *tensors)``: (B, n) -> (B, n), for any number of vmap levels (outermost first)."""
 
     function: Callable[..., Tensor]
     symmetric: bool = False
+    vmaps: tuple[Vmap, ...] = ()
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.function(z, *tensors)
@@ -49,4 +57,4 @@ class Condition:
             z = z.unflatten(0, (size, -1)) if z.shape[0] else z.new_zeros(size, 0, z.shape[1])
             return torch.vmap(one, in_dims=(0, *dims), randomness="same")(z, *tensors).flatten(0, 1)
 
-        return replace(self, function=all_of_them)
+        return replace(self, function=all_of_them, vmaps=(Vmap(size, tuple(dims)), *self.vmaps))

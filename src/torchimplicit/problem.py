@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
-from torchimplicit.condition import Condition, Flat, Kind
+from torchimplicit.condition import Condition, Flat, Kind, Vmap
 from torchimplicit.solution import Facts, Record, Solution
 from torchimplicit.solvers.loop import Equations, Found, Stopping
 from torchimplicit.state import Layout
@@ -19,11 +20,19 @@ from torchimplicit.stopping import OnFailure, Status, Tolerance, report
 from torchimplicit.transforms import inside_functorch
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What a search is told inside a transform: the tensors of args as they are there, and the vmaps over them."""
+
+    tensors: Sequence[Tensor]
+    vmaps: Sequence[Vmap]
+
+
 class Search(Protocol):
     """How a root is found: a solver in the loop, a linear solver, or a black box."""
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, given: Sequence[Tensor] | None) -> Found:
-        """Without autograd. ``given``: inside a transform, the tensors of args as they are there; None outside."""
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        """Without autograd. ``inside`` is None in plain code."""
         ...
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
@@ -57,6 +66,7 @@ class Problem:
     on_failure: OnFailure
     has_aux: bool
     record: Record
+    autocast: Autocast
 
     def value(self, out: Any) -> Tensor:
         """The flat value of what the user's function returned."""
@@ -73,7 +83,8 @@ class Problem:
     def _plain(self, z: Tensor) -> Tensor:
         argument = self.layout.argument(z)
         versions = [leaf._version for leaf in pytree.tree_leaves(argument)]
-        value = self.value(self.fn(argument, *self.args))
+        with self.autocast.restored():
+            value = self.value(self.fn(argument, *self.args))
         if versions != [leaf._version for leaf in pytree.tree_leaves(argument)]:
             raise RuntimeError(f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone().")
         return value
@@ -96,13 +107,13 @@ class Problem:
         return captured, Condition(condition, self.kind.symmetric), out
 
     def find(
-        self, residual: Flat, z0: Tensor, given: Sequence[Tensor] | None = None
+        self, residual: Flat, z0: Tensor, inside: Inside | None = None
     ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
         """The root, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self.layout.device.type):
             equations = Equations(residual, self.kind.symmetric)
             stopping = Stopping(self.bound, self.max_steps)
-            found = self.search(equations, z0.detach(), stopping, given)
+            found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
 

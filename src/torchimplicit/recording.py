@@ -22,11 +22,14 @@ class CaptureError(RuntimeError):
 
 @dataclass(frozen=True)
 class Call:
-    """One torch call: the function, its plain arguments, and which of its leaves are explicit tensors (position, slot)."""
+    """One torch call: the function, its plain arguments, and which of its leaves are explicit tensors.
+
+    places : (position among the leaves, slot, depth: how many vmaps that the function itself entered wrap the tensor).
+    """
 
     func: Any
     plain: tuple[Any, ...]
-    places: tuple[tuple[int, int], ...]
+    places: tuple[tuple[int, int, int], ...]
 
 
 class Mode(TorchFunctionMode):
@@ -56,23 +59,6 @@ class Mode(TorchFunctionMode):
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def unwrapped(self, tensor: Tensor) -> Tensor:
-        """The tensor under the wrappers of transforms that the function itself entered."""
-        while level(tensor) > self.base:
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        return tensor
-
-    def wrapped_like(self, tensor: Tensor, wrapper: Tensor) -> Tensor | None:
-        """``tensor`` in the vmap wrappers of ``wrapper``; None where a wrapper is one of grad, which cannot be remade."""
-        if level(wrapper) <= self.base:
-            return tensor
-        if not torch._C._functorch.is_batchedtensor(wrapper):
-            return None
-        inner = self.wrapped_like(tensor, torch._C._functorch.get_unwrapped(wrapper))
-        if inner is None:
-            return None
-        return torch._C._functorch._add_batch_dim(inner, torch._C._functorch.maybe_get_bdim(wrapper), level(wrapper))
-
 
 class Record(Mode):
     """Notes the calls of a function and gives every tensor that it did not make itself a slot.
@@ -96,8 +82,11 @@ class Record(Mode):
         for tensor in given:
             self._add(tensor)
 
-    def variable(self, leaf: Tensor) -> Tensor:
-        """z's leaf as a variable of this evaluation."""
+    def unknown(self, leaf: Tensor) -> Tensor:
+        """z's leaf, as the function is to be given it: where copies are made, a variable of this evaluation."""
+        if not self.copy:
+            self._made[id(leaf)] = leaf
+            return leaf
         variable = leaf.detach().requires_grad_()
         self._variables.append(variable)
         view = variable.view_as(variable)
@@ -114,18 +103,20 @@ class Record(Mode):
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         plain: list[Any] = []
-        places: list[tuple[int, int]] = []
+        places: list[tuple[int, int, int]] = []
 
         def visit(position: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 plain.append(_plain(leaf))
                 return leaf
-            slot = self._slot(leaf)
-            replacement = None if slot is None else self.wrapped_like(self.explicit[slot], leaf)
-            if slot is None or replacement is None:
+            if id(leaf) in self._made:
                 return leaf
-            places.append((position, slot))
-            return replacement
+            tensor, depth = self._unwrapped(leaf)
+            slot = self._slot(tensor)
+            if slot is None or depth is None:
+                return leaf
+            places.append((position, slot, depth))
+            return _wrapped(self.explicit[slot], leaf, depth)
 
         new_args, new_kwargs = _map_leaves(args, kwargs, visit)
         out = func(*new_args, **new_kwargs)
@@ -146,11 +137,18 @@ class Record(Mode):
             self._made[id(explicit)] = explicit
         return slot
 
-    def _slot(self, leaf: Tensor) -> int | None:
+    def _unwrapped(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """The tensor under the wrappers of transforms that the function itself entered, and how many they are (None if
+        one is of grad, which cannot be remade)."""
+        depth: int | None = 0
+        while level(tensor) > self.base:
+            remade = depth is not None and torch._C._functorch.is_batchedtensor(tensor)
+            depth = depth + 1 if remade and depth is not None else None
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        return tensor, depth
+
+    def _slot(self, tensor: Tensor) -> int | None:
         """The slot of a tensor from outside, made for one that is met first; None for one that the function made."""
-        if id(leaf) in self._made:
-            return None
-        tensor = self.unwrapped(leaf)
         slot = self._slots.get(id(tensor))
         if slot is not None:
             return slot
@@ -186,15 +184,16 @@ class Replay(Mode):
             raise self._another_path(recorded, func)
         self.index += 1
         plain: list[Any] = []
-        slots = dict(recorded.places)
+        places = {position: (slot, depth) for position, slot, depth in recorded.places}
 
         def visit(position: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 plain.append(_plain(leaf))
                 return leaf
-            slot = slots.get(position)
-            replacement = None if slot is None else self.wrapped_like(self.tensors[slot], leaf)
-            return leaf if replacement is None else replacement
+            if position not in places:
+                return leaf
+            slot, depth = places[position]
+            return _wrapped(self.tensors[slot], leaf, depth)
 
         new_args, new_kwargs = _map_leaves(args, kwargs, visit)
         if not _same(recorded.plain, plain):
@@ -226,6 +225,15 @@ class Replay(Mode):
             f"derivative. Likely cause: a Python variable that it reads was rebound since (late binding in a loop). Bind it with "
             f"a default argument (lambda z, k=k: ...) or pass it in args."
         )
+
+
+def _wrapped(tensor: Tensor, like: Tensor, depth: int) -> Tensor:
+    """``tensor`` in the outermost ``depth`` vmap wrappers of ``like``."""
+    if depth == 0:
+        return tensor
+    functorch = torch._C._functorch
+    inner = _wrapped(tensor, functorch.get_unwrapped(like), depth - 1)
+    return functorch._add_batch_dim(inner, functorch.maybe_get_bdim(like), level(like))
 
 
 def hidden(out: Tensor, allowed: Sequence[Tensor], start: int) -> Tensor | None:

@@ -11,13 +11,14 @@ and u comes from it, every derivative of the derivative is exact, recursively, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from torchimplicit.autocast import full_precision
 from torchimplicit.condition import Condition
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
@@ -53,7 +54,8 @@ class ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(system: System, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        z, facts, inverse = system.solve(z0, tensors)
+        with full_precision(z0.device.type):
+            z, facts, inverse = system.solve(z0, tensors)
         # An input returned as it is could not be saved as an output.
         return (z.view_as(z), *facts, *inverse)
 
@@ -71,27 +73,12 @@ class ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        system: System = ctx.system
-        z, status, *rest = ctx.saved_tensors
-        inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
-        if v is None:
-            return (None,) * (2 + len(tensors))
-        z = replace_failed(z, status)
-        adjoint, at = system.linear(True, z, status, inverse, tensors)
-        u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-
-        def in_wanted(*x: Tensor) -> Tensor:
-            full = list(tensors)
-            for i, t in zip(wanted, x, strict=True):
-                full[i] = t
-            return system.condition(z, *full)
-
-        grads: list[Tensor | None] = [None] * len(tensors)
-        if wanted:
-            for i, grad in zip(wanted, Linearisation(in_wanted, [tensors[i] for i in wanted]).pull(-u), strict=True):
+        grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        if v is not None and wanted:
+            for i, grad in zip(wanted, over_batched_cotangents(lambda v: _pullback(ctx, v, wanted), v), strict=True):
                 grads[i] = grad
-        return (None, None, *grads)
+        return tuple(grads)
 
     @staticmethod
     def jvp(ctx: Any, _system: None, _z0: Tensor | None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -103,14 +90,8 @@ class ImplicitFunction(torch.autograd.Function):
         moving = [i for i, t in enumerate(dx) if t is not None]
         if not moving:  # z* does not move with z0
             return (torch.zeros_like(z), *none)
-
-        def in_moving(*x: Tensor) -> Tensor:
-            full = list(tensors)
-            for i, t in zip(moving, x, strict=True):
-                full[i] = t
-            return system.condition(z, *full)
-
-        rhs = -Linearisation(in_moving, [tensors[i] for i in moving]).push([dx[i] for i in moving])
+        g = _in_some(system.condition, z, tensors, moving)
+        rhs = -Linearisation(g, [tensors[i] for i in moving]).push([dx[i] for i in moving])
         tangent, at = system.linear(False, z, status, inverse, tensors)
         w = solve_system(tangent, torch.zeros_like(z), (rhs, *at))[0]
         return (w, *none)
@@ -127,6 +108,56 @@ class ImplicitFunction(torch.autograd.Function):
         split = [t.unflatten(0, (size, t.shape[0] // size)) for t in (*output[:4], *output[6:])]
         out_dims = (*(0 for _ in range(4)), None, None, *(0 for _ in output[6:]))
         return (*split[:4], *counts, *split[4:]), out_dims
+
+
+def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:
+    """−uᵀ ∂g/∂x for the wanted inputs x of the Function, with (∂g/∂z)ᵀ u = v."""
+    system: System = ctx.system
+    z, status, *rest = ctx.saved_tensors
+    inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
+    z = replace_failed(z, status)
+    adjoint, at = system.linear(True, z, status, inverse, tensors)
+    u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
+    g = _in_some(system.condition, z, tensors, [i - 2 for i in wanted])
+    return Linearisation(g, [tensors[i - 2] for i in wanted]).pull(-u)
+
+
+def _in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: Sequence[int]) -> Callable[..., Tensor]:
+    """The condition at fixed z as a function of some of its tensors."""
+
+    def g(*some: Tensor) -> Tensor:
+        full = list(tensors)
+        for i, t in zip(which, some, strict=True):
+            full[i] = t
+        return condition(z, *full)
+
+    return g
+
+
+def over_batched_cotangents(pullback: Callable[[Tensor], tuple[Tensor | None, ...]], v: Tensor) -> tuple[Tensor | None, ...]:
+    """``pullback(v)``, also for the cotangents of ``autograd.grad(..., is_grads_batched=True)``.
+
+    Those are batched tensors of another kind than torch.vmap's, for which a Function has no rule; they are exchanged.
+    """
+    if not torch._C._functorch.is_legacy_batchedtensor(v):
+        return pullback(v)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    present: list[int] = []
+    count = 0
+
+    def found(v: Tensor) -> tuple[Tensor, ...]:
+        nonlocal count
+        grads = pullback(v)
+        count = len(grads)
+        present.extend(i for i, grad in enumerate(grads) if grad is not None)
+        return tuple(grad for grad in grads if grad is not None)
+
+    batch = torch.vmap(found)(torch._remove_batch_dim(v, level, 0, 0))
+    grads: list[Tensor | None] = [None] * count
+    for i, grad in zip(present, batch, strict=True):
+        grads[i] = torch._add_batch_dim(grad, 0, level)
+    return tuple(grads)
 
 
 def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

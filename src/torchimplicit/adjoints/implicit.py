@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.adjoints.function import solve_system
 from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
 from torchimplicit.condition import Condition
-from torchimplicit.problem import Problem, detached
+from torchimplicit.problem import Inside, Problem, detached
 from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
 from torchimplicit.transforms import inside_transform
@@ -73,7 +73,8 @@ class Implicit:
 
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
             with captured.searching():
-                solved = problem.find(lambda z: condition(z, *tensors), z0, tensors[:given])
+                inside = Inside(tensors[:given], condition.vmaps)
+                solved = problem.find(lambda z: condition(z, *tensors), z0, inside)
                 captured.check_nothing_hidden(condition, solved[0], tensors)
             return solved
 

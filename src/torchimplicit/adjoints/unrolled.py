@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from torchimplicit.autocast import full_precision
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.loop import Equations, Stopping
@@ -32,6 +33,7 @@ class Unrolled:
         """Solve with every step recorded."""
         equations = Equations(problem.residual, problem.kind.symmetric)
         stopping = Stopping(problem.bound, problem.max_steps, exactly=self.steps)
-        found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)
+        with full_precision(problem.layout.device.type):
+            found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)
         facts = problem.noted(found, equations)
         return problem.solution(found.z, facts, problem.aux(found.z) if problem.has_aux else None)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint, Implicit
+from torchimplicit.autocast import Autocast
 from torchimplicit.condition import Kind
 from torchimplicit.problem import Problem
 from torchimplicit.recording import paused
@@ -76,6 +77,7 @@ def pose_and_solve(
         on_failure,
         has_aux,
         Record(),
+        Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, start)
 

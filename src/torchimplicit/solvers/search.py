@@ -20,7 +20,7 @@ class Iterate:
     trace: bool = False
     watch: Watch | None = None
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, given: Sequence[Tensor] | None) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Any) -> Found:
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:

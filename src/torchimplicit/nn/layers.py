@@ -1,0 +1,115 @@
+"""``FixedPoint``, ``Root`` and ``ArgMin``: a module inside a layer that solves for its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchimplicit.problems.fixed_point import fixed_point
+from torchimplicit.problems.minimize import minimize
+from torchimplicit.problems.root import root
+from torchimplicit.solution import Solution, SolveInfo
+
+
+class _Layer(nn.Module):
+    """What the layers share: the start, the call of the module as it is, and the facts of the last solve."""
+
+    solve: ClassVar[Callable[..., Solution]]
+
+    def __init__(self, module: nn.Module, init: Callable[..., Any] | None, options: dict[str, Any]) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{type(self).__name__} takes an nn.Module; got {type(module).__name__}. For a function, use the function.")
+        self.init = init
+        self.options = options
+        self.last_info: SolveInfo | None = None
+
+    def _solve(self, module: nn.Module, args: tuple[Any, ...], z0: Any) -> Any:
+        if z0 is None:
+            z0 = self._start(args)
+        z, self.last_info = type(self).solve(module, z0, args, **self.options)
+        return z
+
+    def _start(self, args: tuple[Any, ...]) -> Any:
+        if self.init is not None:
+            return self.init(*args)
+        for leaf in pytree.tree_leaves(args):
+            if isinstance(leaf, Tensor):
+                return torch.zeros_like(leaf)
+        raise TypeError(f"{type(self).__name__} got no tensor argument to make a start from; pass z0=, or init= to the layer.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "last_info": None}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class FixedPoint(_Layer):
+    """z* = cell(z*, *args): a deep equilibrium layer.
+
+    Args:
+        cell: a module called as ``cell(z, *args)``; it returns a tensor or pytree like z.
+        init: ``init(*args) -> z0``; by default zeros like the first tensor argument.
+        options: keywords of :func:`torchimplicit.fixed_point`.
+
+    ``forward(*args, z0=None)`` returns z*; ``last_info`` holds the facts of the last solve (it is not pickled).
+    """
+
+    solve = staticmethod(fixed_point)
+
+    def __init__(self, cell: nn.Module, *, init: Callable[..., Any] | None = None, **options: Any) -> None:
+        super().__init__(cell, init, options)
+        self.cell = cell
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, z0: Any = None) -> Any:
+        return self._solve(self.cell, args, z0)
+
+
+class Root(_Layer):
+    """module(z*, *args) = 0.
+
+    Args:
+        module: a module called as ``module(z, *args)``; it returns a tensor or pytree like z.
+        init: ``init(*args) -> z0``; by default zeros like the first tensor argument.
+        options: keywords of :func:`torchimplicit.root`.
+
+    ``forward(*args, z0=None)`` returns z*; ``last_info`` holds the facts of the last solve (it is not pickled).
+    """
+
+    solve = staticmethod(root)
+
+    def __init__(self, module: nn.Module, *, init: Callable[..., Any] | None = None, **options: Any) -> None:
+        super().__init__(module, init, options)
+        self.module = module
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, z0: Any = None) -> Any:
+        return self._solve(self.module, args, z0)
+
+
+class ArgMin(_Layer):
+    """z* = argmin over z of module(z, *args).
+
+    Args:
+        module: a module called as ``module(z, *args)``; it returns a real number, or one per system of the batch.
+        init: ``init(*args) -> z0``; by default zeros like the first tensor argument.
+        options: keywords of :func:`torchimplicit.minimize`.
+
+    ``forward(*args, z0=None)`` returns z*; ``last_info`` holds the facts of the last solve (it is not pickled).
+    """
+
+    solve = staticmethod(minimize)
+
+    def __init__(self, module: nn.Module, *, init: Callable[..., Any] | None = None, **options: Any) -> None:
+        super().__init__(module, init, options)
+        self.module = module
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, z0: Any = None) -> Any:
+        return self._solve(self.module, args, z0)

@@ -1,0 +1,167 @@
+"""Black-box solvers made differentiable: only the condition that their result meets is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.adjoints import Adjoint, Implicit, Unrolled
+from torchimplicit.autocast import Autocast
+from torchimplicit.capture import Arguments
+from torchimplicit.condition import Vmap
+from torchimplicit.problem import Inside, Problem, detached
+from torchimplicit.problems.root import Root
+from torchimplicit.recording import being_captured, paused
+from torchimplicit.solution import Record
+from torchimplicit.solvers.loop import Equations, Found, Stopping
+from torchimplicit.state import Layout, same_as_z
+from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, rms
+from torchimplicit.transforms import inside_transform
+
+
+@dataclass(frozen=True)
+class BlackBox:
+    """A solver that is asked for its answer, and nothing else; the condition tells whether to believe it."""
+
+    solve: Callable[..., Any]
+    args: Arguments
+    layout: Layout
+    vmap: str
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        z = z0 if inside is None else self._inside(inside)
+        residual = rms(equations.residual(z))
+        bound = stopping.bound(z, residual)
+        status = torch.where(residual <= bound, Status.CONVERGED, Status.STAGNATED)
+        status = torch.where(residual.isfinite(), status, Status.NONFINITE)
+        return Found(z, status, torch.zeros_like(status), residual, bound, None)
+
+    def _inside(self, inside: Inside) -> Tensor:
+        if inside.vmaps and self.vmap == "raise":
+            raise RuntimeError(
+                'a black-box solver cannot be vmapped: it was called under torch.vmap. Pass vmap="sequential" to '
+                "torchimplicit.implicit to call it once per sample, or write a solver that takes batches and use batch_ndim."
+            )
+        rows = [self.layout.flatten(self.solve(*self.args.rebuilt(one))) for one in samples(inside.tensors, inside.vmaps)]
+        return torch.cat([row.to(self.layout.real_dtype) for row in rows])
+
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        raise TypeError("a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom().")
+
+    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+        return ()
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        return None
+
+
+def samples(tensors: Sequence[Tensor], vmaps: Sequence[Vmap]) -> Iterator[list[Tensor]]:
+    """The tensors of each sample of nested vmaps, outermost first."""
+    if not vmaps:
+        yield [t.detach() for t in tensors]
+        return
+    size, dims = vmaps[0]
+    for k in range(size):
+        yield from samples([t[k] if d is not None else t for t, d in zip(tensors, dims, strict=False)], vmaps[1:])
+
+
+def implicit(
+    condition: Callable[..., Any],
+    *,
+    vmap: Literal["raise", "sequential"] = "raise",
+    batch_ndim: int = 0,
+    adjoint: Adjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    on_failure: OnFailure = "warn",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: a black-box ``solve(*args) -> z`` returns a z that can be differentiated.
+
+    The solver may be anything (SciPy, a simulator, a table): it is called without autograd on detached tensors, and is never
+    differentiated. The derivative is that of ``condition(z, *args) = 0`` at what it returns, in args and in every tensor that
+    the condition uses. Keyword arguments are the solver's own; the condition does not see them.
+
+    Args:
+        condition: condition(z, *args) -> like z; zero at the solution.
+        vmap: what to do under ``torch.vmap``: "raise", or "sequential", one call for each sample.
+        batch_ndim: the first so many dimensions of z index independent systems.
+        adjoint: ``Implicit()`` by default.
+        rtol, atol: the result is a solution when rms(condition) ≤ atol + rtol · rms(z); by default √eps and eps^(3/4). Give the
+            tolerance that the solver itself works to.
+        on_failure: "warn", "raise", "nan" or "ignore", for a result that is no solution, and for the backward.
+
+    Raises:
+        TypeError: the solver did not return a tensor or a pytree of tensors.
+
+    Example::
+
+        @ti.implicit(lambda z, a: z**3 + z - a)
+        def cube(a):
+            return torch.from_numpy(scipy.optimize.fsolve(lambda z: z**3 + z - a.numpy(), a.numpy()))
+    """
+    if vmap not in ("raise", "sequential"):
+        raise ValueError(f'vmap must be "raise" or "sequential"; got {vmap!r}.')
+    if not callable(condition):
+        raise TypeError(f"condition must be a function of (z, *args); got {type(condition).__name__}.")
+    if isinstance(adjoint, Unrolled):
+        raise TypeError("a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom().")
+    check_policy(on_failure)
+
+    def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
+        @torch.compiler.disable
+        @wraps(solve)
+        def solved(*args: Any, **kwargs: Any) -> Any:
+            def box(*args: Any) -> Any:
+                return solve(*args, **kwargs)
+
+            inside = inside_transform() or being_captured()
+            with torch.no_grad(), paused():
+                start = detached(box(*(_sample(args) if inside else detached(args))))
+            layout = Layout.of(start, batch_ndim, name=f"the result of {getattr(solve, '__name__', 'the solver')}")
+            problem = Problem(
+                _Answer(),
+                condition,
+                args,
+                layout,
+                same_as_z(layout, "condition"),
+                BlackBox(box, Arguments.of(args), layout, vmap),
+                Tolerance.of(rtol, atol, layout.tolerance_dtype),
+                0,
+                on_failure,
+                False,
+                Record(),
+                Autocast.now(layout.device.type),
+            )
+            return (adjoint or Implicit()).run(problem, layout.flatten(start)).value
+
+        return solved
+
+    return decorate
+
+
+class _Answer(Root):
+    """A root with no start to compare it with: its residual is judged against z."""
+
+    def scale(self, z: Tensor, start: Tensor) -> Tensor:
+        return rms(z)
+
+
+def _sample(args: tuple[Any, ...]) -> Any:
+    """One sample of arguments inside transforms, as plain tensors: what the solver makes of it has z's structure."""
+    functorch = torch._C._functorch
+
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        while functorch.is_functorch_wrapped_tensor(leaf):
+            inner = functorch.get_unwrapped(leaf)
+            leaf = inner.select(functorch.maybe_get_bdim(leaf), 0) if functorch.is_batchedtensor(leaf) else inner
+        return leaf.detach()
+
+    return pytree.tree_map(plain, args)

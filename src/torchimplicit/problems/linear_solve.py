@@ -1,0 +1,176 @@
+"""Linear systems: z* with A(x) z* = b(x)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoints import Adjoint, Implicit
+from torchimplicit.autocast import Autocast
+from torchimplicit.condition import Flat
+from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson, as_operator
+from torchimplicit.linear.factors import Factors
+from torchimplicit.linear.iteration import IterativeSolver
+from torchimplicit.problem import Inside, Problem
+from torchimplicit.problems.pose import check_steps
+from torchimplicit.solution import Record, Solution
+from torchimplicit.solvers.loop import Equations, Found, Stopping
+from torchimplicit.state import Layout, describe, same_as_z
+from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The condition is A z − b; its size is judged against b."""
+
+    symmetric: bool
+    name: str = "solution of the linear system"
+
+    def residual(self, f: Flat, z: Tensor) -> Tensor:
+        return f(z)
+
+    def scale(self, z: Tensor, start: Tensor) -> Tensor:
+        return start  # z starts at 0, where the residual is −b
+
+
+@dataclass
+class LinearSearch:
+    """A linear solver applied to A itself, or, inside a transform, to the Jacobian of A z − b."""
+
+    solver: Any
+    operator: LinearOperator
+    b: Tensor
+    layout: Layout
+    tolerance: Tolerance
+    max_steps: int | None
+    factors: Factors | None = field(default=None, init=False)
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        if inside is not None:
+            jacobian = equations.jacobian(z0)
+            return self._found(self.solver.factorize(jacobian), -jacobian.value, lambda z: z)
+        return self.recorded(equations, z0, stopping, checkpoint=False)
+
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        state = self.solver.factorize(self.operator)
+        return self._found(state, self.b, lambda x: self.layout.flatten(x))
+
+    def _found(self, state: Any, b: Tensor, flat: Callable[[Tensor], Tensor]) -> Found:
+        direct = getattr(state, "direct", state)
+        self.factors = direct if isinstance(direct, Factors) else None
+        if not hasattr(state, "iterate"):
+            state = Richardson(preconditioner=state).factorize(self.operator)
+        limits = {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol, "max_steps": self.max_steps}
+        result: LinearResult = state.iterate(b, **limits)
+        status = torch.where(result.converged, Status.CONVERGED, Status.MAX_STEPS)
+        status = torch.where(result.residual_norm.isfinite(), status, Status.NONFINITE)
+        if self.factors is not None:
+            status = torch.where(self.factors.singular, Status.SINGULAR, status)
+        bound = self.tolerance.bound(torch.linalg.vector_norm(b, dim=-1))
+        facts = [t.expand(result.converged.shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
+        return Found(flat(result.x), *facts, state)
+
+    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+        if self.factors is None:
+            return ()
+        systems = self.factors.tensors[-1].shape[:-1]
+        return tuple(t.reshape(systems.numel(), *t.shape[len(systems) :]) for t in self.factors.tensors)
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        factors = type(self.factors)(tensors)  # type: ignore[misc]  # asked only where there were factors
+        return _Complex(factors) if tensors[0].is_complex() else factors
+
+
+class _Complex:
+    """The inverse of a complex matrix, for vectors of twice as many reals."""
+
+    def __init__(self, factors: Factors) -> None:
+        self.factors = factors
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        x = self.factors.solve(torch.view_as_complex(b.unflatten(-1, (-1, 2)).contiguous()), adjoint)
+        return torch.view_as_real(x).flatten(-2)
+
+    @property
+    def singular(self) -> Tensor:
+        return self.factors.singular
+
+
+@torch.compiler.disable
+def linear_solve(
+    A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
+    b: Tensor,
+    *,
+    solver: Any = None,
+    adjoint: Adjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    """Solve A z = b, differentiable in b and in the entries of A, or in whatever a callable A uses.
+
+    Args:
+        A: a tensor (..., n, n), a sparse tensor (n, n), a :class:`torchimplicit.linear.LinearOperator`, or a callable z -> A z,
+            linear in z. Batch dimensions broadcast against those of b.
+        b: right-hand sides, vectors (..., n). Several for one matrix stand along leading dimensions.
+        solver: of :mod:`torchimplicit.linear`. None: ``linear.Auto()``, direct for entries, iterative for a callable.
+        adjoint: ``Implicit()`` by default: one more solve, with Aᴴ from the same factorisation (or by the same iterative
+            solver); ``Unrolled()`` differentiates the linear solver's own steps.
+        rtol, atol: ‖b − A z‖ ≤ atol + rtol ‖b‖ for each vector; by default √eps and 0.
+        max_steps: step limit of an iterative solver.
+        on_failure: "warn", "raise", "nan" or "ignore"; for the forward and the backward. A singular A is a failure.
+
+    Returns:
+        ``Solution(value, info)``: z (..., n), and facts with one entry per vector.
+
+    Raises:
+        TypeError, ValueError: A and b do not fit; the message names the shapes.
+        ConvergenceError: a system failed under ``on_failure="raise"``.
+    """
+    if not isinstance(b, Tensor):
+        raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
+    check_policy(on_failure)
+    check_steps(max_steps)
+    if solver is not None and not hasattr(solver, "factorize"):
+        raise TypeError(f"solver must be an object of torchimplicit.linear with factorize(operator); got {solver!r}.")
+    operator = as_operator(A, like=b)
+    batch_shape = torch.broadcast_shapes(operator.batch_shape, b.shape[:-1])
+    fn, args = _function(A, operator)
+    if adjoint is None:
+        adjoint = Implicit(linear_solver=solver if isinstance(solver, IterativeSolver) else None)
+    b_full = b.expand(*batch_shape, b.shape[-1])
+    layout = Layout.of(b_full, len(batch_shape), name="b")
+    tolerance = Tolerance(*_tolerances(rtol, atol, layout.real_dtype))
+    search = LinearSearch(solver or Auto(), operator, b_full, layout, tolerance, max_steps)
+    problem = Problem(
+        Linear(operator.symmetric),
+        fn,
+        (*args, b),
+        layout,
+        same_as_z(layout, "A"),
+        search,
+        tolerance,
+        0,
+        on_failure,
+        False,
+        Record(),
+        Autocast.now(layout.device.type),
+    )
+    return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))
+
+
+def _tolerances(rtol: float | None, atol: float | None, dtype: torch.dtype) -> tuple[float, float]:
+    tolerance = Tolerance.of(rtol, atol, dtype)
+    return tolerance.rtol, 0.0 if atol is None else tolerance.atol
+
+
+def _function(A: Any, operator: LinearOperator) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """A z − b as a function of z, the tensors of A that can be given, and b; what else A uses is captured."""
+    if isinstance(A, Tensor) and A.layout == torch.strided:
+        return lambda z, A, b: (A @ z.unsqueeze(-1)).squeeze(-1) - b, (A,)
+    return lambda z, b: operator.apply(z) - b, ()
