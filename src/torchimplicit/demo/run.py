@@ -47,7 +47,7 @@ class Measurements:
 def collect(quick: bool, seed: int, console: Console) -> Measurements:
     """Train and measure, with a live progress bar."""
     began = time.perf_counter()
-    trained = train_with_progress(5 if quick else 20, seed, console)
+    trained = train_with_progress(5 if quick else 16, seed, console)
     images, labels = trained.digits.test_images[:64], trained.digits.test_labels[:64]
     repeats = 3 if quick else 5
 
