@@ -1,0 +1,160 @@
+"""Runs a workload: one process per competitor, repetitions in turn, medians."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.memory import ENVIRONMENT
+from benchmarks.workload import Competitor, Workload
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Measurement:
+    """What was found out about one competitor. Seconds and bytes; `missing` says why there is nothing."""
+
+    competitor: Competitor
+    missing: str | None = None
+    value_seconds: list[float] = field(default_factory=list)
+    gradient_seconds: list[float] = field(default_factory=list)
+    first: float = float("nan")
+    value_error: float = float("nan")
+    gradient_error: float = float("nan")
+    peak: int | None = None
+    kept: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.value_seconds)
+
+    @property
+    def gradient(self) -> float:
+        return statistics.median(self.gradient_seconds)
+
+
+class Worker:
+    """A competitor's process. Between two requests it waits for its input and takes no processor time."""
+
+    def __init__(self, workload: Workload, competitor: Competitor, reference: Path, environment: Mapping[str, str]):
+        command = [sys.executable, "-m", "benchmarks.worker", workload.name, competitor.name, str(reference)]
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+
+    def ask(self, command: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            last = (self.log.read().strip().splitlines() or ["no message"])[-1]
+            return {"failed": f"the process ended with status {self.process.returncode}: {last}"[:160]}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.close()  # the end of its input is the end of its loop
+            self.process.wait(timeout=10)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+
+def measure(workload: Workload, *, repetitions: int, budget: float, report: Callable[[str], None]) -> list[Measurement]:
+    """Measure every competitor: once at least, then until it has its repetitions or has used `budget` seconds."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "reference"
+        report(f"{workload.name}: reference")
+        reference = workload.reference(workload.inputs())
+        path.write_bytes(pickle.dumps(reference))
+        measurements = [Measurement(competitor) for competitor in workload.competitors.values()]
+        active: list[tuple[Measurement, Worker]] = []
+        try:
+            for measurement in measurements:
+                report(f"{workload.name}: {measurement.competitor.name}")
+                _memory(measurement, workload, path)
+                if measurement.missing is None:
+                    worker = Worker(workload, measurement.competitor, path, {})
+                    active.append((measurement, worker))
+                    _prepare(measurement, worker)
+            report(f"{workload.name}: {repetitions} repetitions")
+            for _ in range(repetitions):
+                for measurement, worker in active:
+                    spent = sum(measurement.value_seconds) + sum(measurement.gradient_seconds)
+                    if measurement.missing is None and spent < budget:
+                        _repeat(measurement, worker)
+        finally:
+            for _, worker in active:
+                worker.close()
+    return measurements
+
+
+def _prepare(measurement: Measurement, worker: Worker) -> None:
+    answer = worker.ask("prepare")
+    measurement.missing = _missing(answer)
+    if measurement.missing is None:
+        measurement.first = answer["first"]
+        measurement.value_error = answer["value_error"]
+        measurement.gradient_error = answer["gradient_error"]
+        measurement.versions = answer["versions"]
+
+
+def _repeat(measurement: Measurement, worker: Worker) -> None:
+    for command, seconds in (("value", measurement.value_seconds), ("gradient", measurement.gradient_seconds)):
+        time.sleep(0.02)  # until the threads of whoever ran before have gone to sleep
+        answer = worker.ask(command)
+        measurement.missing = _missing(answer)
+        if measurement.missing is not None:
+            return
+        seconds.append(answer["seconds"])
+
+
+def _memory(measurement: Measurement, workload: Workload, path: Path) -> None:
+    worker = Worker(workload, measurement.competitor, path, ENVIRONMENT)
+    try:
+        answer = worker.ask("prepare")
+        if _missing(answer) is None:
+            answer = worker.ask("memory")
+        measurement.missing = _missing(answer)
+        if measurement.missing is None:
+            measurement.peak, measurement.kept = answer["peak"], answer["kept"]
+    finally:
+        worker.close()
+
+
+def _missing(answer: Mapping[str, Any]) -> str | None:
+    for kind in ("absent", "failed"):
+        if kind in answer:
+            return f"{kind}: {answer[kind]}"
+    return None

@@ -1,0 +1,106 @@
+"""One competitor in a process of its own. A line that arrives is a command, and the answer is one line of JSON.
+
+prepare   import, build, run once (compilation included), compare with the reference
+value     time the forward pass once
+gradient  time the forward pass and the gradient once
+memory    peak and kept bytes of one run with gradient
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+import pickle
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.memory import kept_bytes, peak_bytes
+from benchmarks.workload import Competitor, Reference, Run, errors
+from benchmarks.workloads import WORKLOADS
+
+
+def main(workload_name: str, competitor_name: str, reference_path: str) -> None:
+    # Libraries print; the answers keep the real standard output for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+
+    workload = WORKLOADS[workload_name]
+    competitor = workload.competitors[competitor_name]
+    run: Run | None = None
+    for line in sys.stdin:
+        command = line.strip()
+        answer: dict[str, Any]
+        try:
+            if command == "prepare":
+                run = competitor.prepare(workload, workload.inputs())
+                answer = _first(run, reference_path)
+                answer["versions"] = _versions(competitor)
+            elif run is None:
+                raise RuntimeError("not prepared")
+            elif command == "value":
+                answer = {"seconds": _time(run.value)}
+            elif command == "gradient":
+                answer = {"seconds": _time(run.value_and_gradient)}
+            else:
+                answer = {
+                    "peak": peak_bytes(run.value_and_gradient),
+                    "kept": kept_bytes(run.record, run.inputs) if run.record else None,
+                }
+        except ImportError as error:
+            answer = {"absent": _reason(error)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failed": _reason(error)}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _first(run: Run, reference_path: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    value, gradients = run.value_and_gradient()
+    first = time.perf_counter() - start
+    run.value()
+    reference: Reference = pickle.loads(Path(reference_path).read_bytes())
+    value_error, gradient_error = errors(value, gradients, reference)
+    return {"first": first, "value_error": value_error, "gradient_error": gradient_error}
+
+
+def _time(run: Callable[[], Any]) -> float:
+    # The cycle collector would strike at random; reference cycles that a run leaves are its own, so collect after.
+    gc.disable()
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    del result
+    gc.enable()
+    gc.collect()
+    return seconds
+
+
+def _versions(competitor: Competitor) -> dict[str, str]:
+    versions = {}
+    for package in competitor.packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "?"
+    return versions
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line. An error out of compiled JAX code buries the line that matters in a traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    buried = [line for line in lines[1:] if re.match(r"\w+Error: ", line)]
+    return (buried[-1] if buried else f"{type(error).__name__}: {lines[0]}")[:160]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
