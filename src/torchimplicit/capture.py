@@ -68,7 +68,9 @@ class Captured:
             raise _hides(self.fn, missed, out)
 
 
-def capture(fn: Callable[..., Any], z: Any, args: Sequence[Any], output: Callable[[Any], Tensor]) -> tuple[Captured, Any]:
+def capture(
+    fn: Callable[..., Any], z: Any, args: Sequence[Any], output: Callable[[Any], Tensor]
+) -> tuple[Captured, Any]:
     """Record fn at z. Returns the captured function and what fn returned there.
 
     In plain code fn is evaluated on fresh copies of every tensor, so that the graph of this evaluation shows any tensor that

@@ -19,8 +19,15 @@ Flat = Callable[[Tensor], Tensor]
 class Kind(Protocol):
     """What of the user's function f(z) must vanish, and the scale in which "vanishes" is judged."""
 
-    name: str
-    symmetric: bool
+    @property
+    def name(self) -> str:
+        """What is sought, as errors call it."""
+        ...
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the condition's Jacobian is symmetric."""
+        ...
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""

@@ -73,7 +73,9 @@ class Problem:
         if not self.has_aux:
             return self.output(out)
         if not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(f"with has_aux=True the function must return (value, aux); it returned {type(out).__name__}.")
+            raise TypeError(
+                f"with has_aux=True the function must return (value, aux); it returned {type(out).__name__}."
+            )
         return self.output(out[0])
 
     def residual(self, z: Tensor) -> Tensor:
@@ -86,7 +88,9 @@ class Problem:
         with self.autocast.restored():
             value = self.value(self.fn(argument, *self.args))
         if versions != [leaf._version for leaf in pytree.tree_leaves(argument)]:
-            raise RuntimeError(f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone().")
+            raise RuntimeError(
+                f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
+            )
         return value
 
     def aux(self, z: Tensor) -> Any:
@@ -119,7 +123,9 @@ class Problem:
 
     def noted(self, found: Found, equations: Equations) -> Facts:
         """The facts of a search that has ended; its trace is kept and its failures are reported."""
-        batch_shape = self.layout.batch_shape if len(found.status) == self.layout.batch else (-1, *self.layout.batch_shape)
+        batch_shape = (
+            self.layout.batch_shape if len(found.status) == self.layout.batch else (-1, *self.layout.batch_shape)
+        )
         if found.trace is not None:
             self.record.trace = found.trace.reshape(len(found.trace), *batch_shape)
         if not inside_functorch():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class Linearisation:
             def of_floats(*floats: Tensor) -> Tensor:
                 return f(*self._with(floats))
 
-            self.value, self._func_pullback = torch.func.vjp(of_floats, *(x[i] for i in self._floats))
+            value_and_pullback: Any = torch.func.vjp(of_floats, *(x[i] for i in self._floats))
+            self.value, self._func_pullback = value_and_pullback
             self._graph = None
         else:
             self._inputs = [_variable(x[i]) for i in self._floats]
@@ -84,7 +86,7 @@ class Linearisation:
 
         zero = torch.zeros_like(self.value)
         if self._graph is None:
-            _, pullback = torch.func.vjp(pulled, zero)
+            pullback: Any = torch.func.vjp(pulled, zero)[1]
             return lambda w: pullback(w)[0]
         u = zero.requires_grad_()
         with _recording():

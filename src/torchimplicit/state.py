@@ -105,7 +105,7 @@ class Layout:
 
     def flatten(self, tree: Any) -> Tensor:
         """A pytree of this layout as one (B, n) tensor (differentiable)."""
-        return self.join([leaf for leaf in pytree.tree_leaves(tree)])
+        return self.join(pytree.tree_leaves(tree))
 
     def join(self, leaves: list[Tensor]) -> Tensor:
         """Leaves of this layout's shapes as one (B, n) tensor of the real dtype."""
@@ -149,8 +149,7 @@ def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
         if tree != layout.tree or any(not isinstance(leaf, Tensor) for leaf in leaves):
             raise TypeError(
                 f"{name} must return what z is: a {_structure(layout.tree)} of tensors of shapes "
-                f"{[tuple(s) for s in layout.shapes]}; it returned {_outline(leaves, tree)}."
-                + _aux_hint(out)
+                f"{[tuple(s) for s in layout.shapes]}; it returned {_outline(leaves, tree)}." + _aux_hint(out)
             )
         for leaf, shape in zip(leaves, layout.shapes, strict=True):
             if leaf.shape != shape:
@@ -161,7 +160,9 @@ def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
             if leaf.is_complex() and not layout.dtype.is_complex:
                 raise TypeError(f"{name} returned a {describe(leaf)}, but z is real. Make z0 complex, or take .real.")
             if leaf.device != layout.device:
-                raise ValueError(f"{name} returned a {describe(leaf)}, but z is on {layout.device}. Move its inputs there.")
+                raise ValueError(
+                    f"{name} returned a {describe(leaf)}, but z is on {layout.device}. Move its inputs there."
+                )
         return layout.join(leaves)
 
     return flatten
@@ -172,7 +173,9 @@ def per_system_scalar(layout: Layout, name: str) -> Callable[[Any], Tensor]:
 
     def flatten(out: Any) -> Tensor:
         if not isinstance(out, Tensor):
-            raise TypeError(f"{name} must return a tensor of shape {tuple(layout.batch_shape)}; it returned {describe(out)}.")
+            raise TypeError(
+                f"{name} must return a tensor of shape {tuple(layout.batch_shape)}; it returned {describe(out)}."
+            )
         if out.shape != layout.batch_shape and not (layout.batch == 1 and out.numel() == 1):
             raise ValueError(
                 f"{name} must return one number per system, shape {tuple(layout.batch_shape)} (the first batch_ndim "

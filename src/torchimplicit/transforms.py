@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 
 def inside_functorch() -> bool:
@@ -15,6 +18,14 @@ def inside_functorch() -> bool:
 def inside_transform() -> bool:
     """True when a ``torch.func`` level or a forward-mode AD level is active."""
     return inside_functorch() or forward_ad._current_level >= 0
+
+
+def outside_transforms() -> AbstractContextManager[object]:
+    """A context without functorch levels, where plain tensors stay plain: an operation inside a level would wrap them."""
+    if not inside_functorch():
+        return nullcontext()
+    cleared: AbstractContextManager[object] = temporarily_clear_interpreter_stack()
+    return cleared
 
 
 def level(tensor: Tensor) -> int:

@@ -12,7 +12,6 @@ and u comes from it, every derivative of the derivative is exact, recursively, w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +28,10 @@ from torchimplicit.transforms import inside_functorch
 class System(Protocol):
     """A condition and a way to solve it."""
 
-    condition: Condition
+    @property
+    def condition(self) -> Condition:
+        """What vanishes at the solution, as a pure function."""
+        ...
 
     def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
         """z*, the facts, and the tensors of an approximate inverse of ∂g/∂z (possibly none). Nothing is recorded here."""
@@ -97,7 +99,9 @@ class ImplicitFunction(torch.autograd.Function):
         return (w, *none)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], system: System, z0: Tensor, *tensors: Tensor) -> tuple[Any, Any]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], system: System, z0: Tensor, *tensors: Tensor
+    ) -> tuple[Any, Any]:
         size = info.batch_size
         front = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[2:], strict=True)]
         z0 = z0.expand(size, *z0.shape) if in_dims[1] is None else z0.movedim(in_dims[1], 0)
@@ -134,7 +138,9 @@ def _in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: 
     return g
 
 
-def over_batched_cotangents(pullback: Callable[[Tensor], tuple[Tensor | None, ...]], v: Tensor) -> tuple[Tensor | None, ...]:
+def over_batched_cotangents(
+    pullback: Callable[[Tensor], tuple[Tensor | None, ...]], v: Tensor
+) -> tuple[Tensor | None, ...]:
     """``pullback(v)``, also for the cotangents of ``autograd.grad(..., is_grads_batched=True)``.
 
     Those are batched tensors of another kind than torch.vmap's, for which a Function has no rule; they are exchanged.

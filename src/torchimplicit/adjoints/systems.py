@@ -140,7 +140,14 @@ class LinearSystem:
             self.record.adjoint = facts.info(self.batch_shape, Record())
         if not getattr(self.settings.solver, "truncated", False):
             bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
-            report("derivative (the solution of its linear system)", status, result.residual_norm, bound, result.steps, self.settings.on_failure)
+            report(
+                "derivative (the solution of its linear system)",
+                status,
+                result.residual_norm,
+                bound,
+                result.steps,
+                self.settings.on_failure,
+            )
         return w, facts, ()
 
     def _inverse(self, tensors: Sequence[Tensor], batch: int) -> Any:
@@ -188,8 +195,7 @@ class _Solver:
     """The user's linear solver, or the forward solver's inverse refined to tolerance, or the automatic choice."""
 
     def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any) -> None:
-        self.limits = {"rtol": settings.rtol, "atol": settings.atol}
-        self.max_steps = settings.max_steps
+        self.settings = settings
         self.operator = operator
         self.named = settings.solver
         self.inverse = inverse if settings.solver is None else None
@@ -206,7 +212,9 @@ class _Solver:
     def solve(self, b: Tensor, adjoint: bool) -> LinearResult:
         if self.refined is None:
             return self._chosen(b, adjoint)
-        result = self.refined.factorize(self.operator).iterate(b, adjoint, **self.limits)
+        result = self.refined.factorize(self.operator).iterate(
+            b, adjoint, rtol=self.settings.rtol, atol=self.settings.atol
+        )
         if bool(result.converged.all()):
             return result
         return better_of(result, self._chosen(b, adjoint))
@@ -215,7 +223,9 @@ class _Solver:
         state = self.state
         if not hasattr(state, "iterate"):  # a direct solver: its answer is refined, and its residual known
             state = Richardson(preconditioner=state, max_steps=REFINEMENTS).factorize(self.operator)
-        result: LinearResult = state.iterate(b, adjoint, max_steps=self.max_steps, **self.limits)
+        result: LinearResult = state.iterate(
+            b, adjoint, rtol=self.settings.rtol, atol=self.settings.atol, max_steps=self.settings.max_steps
+        )
         return result
 
     def slow(self, result: LinearResult) -> Tensor:
@@ -226,7 +236,11 @@ class _Solver:
         """Where the factors that were used say that the matrix is singular."""
         used = self.inverse if self._state is None else getattr(self._state, "direct", self._state)
         found = getattr(used, "singular", None)
-        return torch.zeros(self.operator.batch_shape, dtype=torch.bool, device=self.operator.device) if found is None else found
+        return (
+            torch.zeros(self.operator.batch_shape, dtype=torch.bool, device=self.operator.device)
+            if found is None
+            else found
+        )
 
 
 class _Tiled:

@@ -31,20 +31,24 @@ class Jacobian(LinearOperator):
         super().__init__(shape, z.dtype, z.device, symmetric=symmetric)
         self._zero = torch.zeros_like(z)
 
+    def count(self, products: int) -> None:
+        """Take note of products."""
+        self.products += products
+
     def matvec(self, x: Tensor) -> Tensor:
         """∂g/∂z x, the derivative of the pullback."""
-        self.products += 1
+        self.count(1)
         return self._linearisation.push((x,))
 
     def rmatvec(self, y: Tensor) -> Tensor:
         """(∂g/∂z)ᵀ y, one vector-Jacobian product."""
-        self.products += 1
+        self.count(1)
         return self._pull(y)
 
     def to_dense(self) -> Tensor:
         """(*batch_shape, m, n): a sweep of one-hot cotangents gives one row of every matrix of the batch at a time."""
         m = self.shape[-2]
-        self.products += m
+        self.count(m)
         eye = torch.eye(m, dtype=self.dtype, device=self.device)
         cotangents = eye.reshape(m, *(1,) * len(self.batch_shape), m).expand(m, *self.batch_shape, m)
         rows = max(1, SWEEP_ENTRIES // max(1, cotangents[0].numel()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Neumann:
 
     terms: int
     preconditioner: Any = None
+    truncated: ClassVar[bool] = True  # an approximation by its name: that it misses a tolerance is no failure
 
     def __post_init__(self) -> None:
         if self.terms < 1:

@@ -23,7 +23,9 @@ class _Layer(nn.Module):
     def __init__(self, module: nn.Module, init: Callable[..., Any] | None, options: dict[str, Any]) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
-            raise TypeError(f"{type(self).__name__} takes an nn.Module; got {type(module).__name__}. For a function, use the function.")
+            raise TypeError(
+                f"{type(self).__name__} takes an nn.Module; got {type(module).__name__}. For a function, use the function."
+            )
         self.init = init
         self.options = options
         self.last_info: SolveInfo | None = None
@@ -40,7 +42,9 @@ class _Layer(nn.Module):
         for leaf in pytree.tree_leaves(args):
             if isinstance(leaf, Tensor):
                 return torch.zeros_like(leaf)
-        raise TypeError(f"{type(self).__name__} got no tensor argument to make a start from; pass z0=, or init= to the layer.")
+        raise TypeError(
+            f"{type(self).__name__} got no tensor argument to make a start from; pass z0=, or init= to the layer."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last_info": None}

@@ -22,7 +22,7 @@ from torchimplicit.solution import Record
 from torchimplicit.solvers.loop import Equations, Found, Stopping
 from torchimplicit.state import Layout, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, rms
-from torchimplicit.transforms import inside_transform
+from torchimplicit.transforms import inside_transform, outside_transforms
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,15 @@ class BlackBox:
                 'a black-box solver cannot be vmapped: it was called under torch.vmap. Pass vmap="sequential" to '
                 "torchimplicit.implicit to call it once per sample, or write a solver that takes batches and use batch_ndim."
             )
-        rows = [self.layout.flatten(self.solve(*self.args.rebuilt(one))) for one in samples(inside.tensors, inside.vmaps)]
+        rows = [
+            self.layout.flatten(self.solve(*self.args.rebuilt(one))) for one in samples(inside.tensors, inside.vmaps)
+        ]
         return torch.cat([row.to(self.layout.real_dtype) for row in rows])
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
-        raise TypeError("a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom().")
+        raise TypeError(
+            "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
+        )
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         return ()
@@ -110,7 +114,9 @@ def implicit(
     if not callable(condition):
         raise TypeError(f"condition must be a function of (z, *args); got {type(condition).__name__}.")
     if isinstance(adjoint, Unrolled):
-        raise TypeError("a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom().")
+        raise TypeError(
+            "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
+        )
     check_policy(on_failure)
 
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +127,7 @@ def implicit(
                 return solve(*args, **kwargs)
 
             inside = inside_transform() or being_captured()
-            with torch.no_grad(), paused():
+            with torch.no_grad(), paused(), outside_transforms():
                 start = detached(box(*(_sample(args) if inside else detached(args))))
             layout = Layout.of(start, batch_ndim, name=f"the result of {getattr(solve, '__name__', 'the solver')}")
             problem = Problem(

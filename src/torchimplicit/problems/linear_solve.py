@@ -71,8 +71,10 @@ class LinearSearch:
         if self.factors is not None:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
         bound = self.tolerance.bound(torch.linalg.vector_norm(b, dim=-1))
-        facts = [t.expand(result.converged.shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
-        return Found(flat(result.x), *facts, state)
+        shape = result.converged.shape
+        flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
+        status, steps, residual, bound = flat_facts
+        return Found(flat(result.x), status, steps, residual, bound, state)
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         if self.factors is None:

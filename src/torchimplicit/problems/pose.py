@@ -96,7 +96,9 @@ def check_batched(batched: Any, args: tuple[Any, ...], batch_ndim: int) -> None:
         raise ValueError("batched= says which args carry the batch dimensions, but batch_ndim is 0: there are none.")
     leaves, tree = pytree.tree_flatten(tuple(batched) if isinstance(batched, list) else batched)
     if tree != pytree.tree_structure(args) or not all(isinstance(leaf, bool) for leaf in leaves):
-        raise ValueError(f"batched must be a tree of booleans with the structure of args; got {batched!r} for {len(args)} args.")
+        raise ValueError(
+            f"batched must be a tree of booleans with the structure of args; got {batched!r} for {len(args)} args."
+        )
 
 
 def _precision_of(layout: Layout, fn: Callable[..., Any], start: Tensor, args: tuple[Any, ...]) -> Layout:

@@ -43,7 +43,9 @@ class Anderson:
         window = z.new_zeros(z.shape[0], min(self.memory, z.shape[1]), z.shape[1])
         return equations.residual(z), AndersonState(window, window.clone(), 0)
 
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState) -> tuple[Tensor, Tensor, AndersonState]:
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
+    ) -> tuple[Tensor, Tensor, AndersonState]:
         dz, dr, k = state
         m = min(k, dz.shape[1])
         z_bar, r_bar = z, r

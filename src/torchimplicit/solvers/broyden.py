@@ -42,7 +42,9 @@ class Broyden:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
         return equations.residual(z), BroydenState(window, window.clone(), 0)
 
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: BroydenState) -> tuple[Tensor, Tensor, BroydenState]:
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: BroydenState
+    ) -> tuple[Tensor, Tensor, BroydenState]:
         u, v, k = state
         s = -_apply(u[:, :k], v[:, :k], r)
         z_new = z + s

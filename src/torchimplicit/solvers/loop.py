@@ -192,4 +192,3 @@ def _diagnose(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> 
             singular = LU().factorize(equations.jacobian(z)).singular
             status = torch.where(stuck & singular, Status.SINGULAR, status)
     return status
-

@@ -39,7 +39,9 @@ class Newton:
         jacobian = equations.jacobian(z)
         return jacobian.value, NewtonState(jacobian, None)
 
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: NewtonState) -> tuple[Tensor, Tensor, NewtonState]:
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: NewtonState
+    ) -> tuple[Tensor, Tensor, NewtonState]:
         factors = self.linear_solver.factorize(state.jacobian)
         z = z - self.damping * factors.solve(r)
         jacobian = equations.jacobian(z)
