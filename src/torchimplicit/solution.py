@@ -86,7 +86,7 @@ def _flatten(info: SolveInfo) -> tuple[list[Any], tuple[bool, Record]]:
 def _unflatten(children: Iterable[Any], context: tuple[bool, Record]) -> SolveInfo:
     _, record = context
     converged, status, steps, residual, evaluations, products, *aux = children
-    return SolveInfo(converged, status, steps, residual, evaluations, products, *aux, record=record)
+    return SolveInfo(converged, status, steps, residual, evaluations, products, aux[0] if aux else None, record)
 
 
 pytree.register_pytree_node(SolveInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.SolveInfo")
