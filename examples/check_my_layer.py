@@ -39,5 +39,5 @@ def reaction() -> tuple[Any, ...]:
         a, b = z.unbind(-1)
         return torch.stack([a + rate * a * b - 1, b + rate * a**2 * b - 2], -1)
 
-    rates = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    rates = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
     return g, torch.ones(3, 2, dtype=torch.float64), (rates,), "root", {"batch_ndim": 1}

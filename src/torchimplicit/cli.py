@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import typer
+    from rich.console import Console
+
+    from torchimplicit.diagnostics import Check
 
 # What the commands import beyond torch, and the extra that brings it.
 EXTRAS = {
@@ -94,12 +97,25 @@ def app() -> typer.Typer:
                 console.print(f"{name}: {error}", style="red", markup=False)
                 raise typer.Exit(2) from error
             report = run_check(**problem, seed=seed)
-            console.print(f"{name}: {report}", style=None if report.ok else "red", markup=False)
+            show(report, name, console)
             well = well and report.ok
         if not well:
             raise typer.Exit(1)
 
     return commands
+
+
+def show(report: Check, name: str, console: Console) -> None:
+    """Print a report with its verdicts in columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "note": "yellow", "fail": "red"}
+    heading, *_ = str(report).splitlines()
+    table = Table(title=f"{name}: {heading}", title_justify="left", title_style="bold", box=None, show_header=False)
+    for verdict in report.verdicts:
+        table.add_row(Text(verdict.level, style=colours[verdict.level]), verdict.name, Text(verdict.text))
+    console.print(table)
 
 
 def made_by(name: str) -> Any:
@@ -112,13 +128,13 @@ def made_by(name: str) -> Any:
 
 def problem_of(made: Any) -> dict[str, Any]:
     """The arguments of ``ti.diagnostics.check`` from what a factory returned."""
-    from torchimplicit.nn import ImplicitModule
+    from torchimplicit.diagnostics.check import LAYERS, layer_arguments
 
     if not isinstance(made, tuple) or len(made) < 2:
         raise TypeError("the factory must return (layer, *inputs) or (f, z0[, args[, kind[, keywords]]])")
     first, *rest = made
-    if isinstance(first, ImplicitModule):
-        return first.problem(*rest)
+    if isinstance(first, LAYERS):
+        return layer_arguments(first, *rest)
     names = ("z0", "args", "kind", "keywords")
     if len(rest) > len(names):
         raise TypeError("the factory returned more than (f, z0, args, kind, keywords)")

@@ -38,7 +38,10 @@ def measurements():
         vanishing=[claims.LongProduct(k, 0.8**k, 2.0, 2.0, 1e-7, 1e-6) for k in (5, 200)],
         exploding=[claims.LongProduct(k, 1.5**k, 1.4**k, 4.0, 1e-7, 1.0) for k in (5, 200)],
         two_terms=claims.TwoTerms(3.4, 3.4, 1e-15, 1e-10),
-        fold=[claims.FoldPoint(1.0, 1.1, 0.4, ""), claims.FoldPoint(0.0, 0.0, float("inf"), "<singular> & said")],
+        fold=[
+            claims.FoldPoint(1.0, 1.1, 0.4, "converged", ""),
+            claims.FoldPoint(0.0, 0.0, float("inf"), "singular", "<singular> & said"),
+        ],
         backward_solvers=[claims.BackwardSolver("GMRES", 1e-6, 12.5, 14, 0.02)],
         reuse=[claims.Reuse("factors", 4.0, 5, 2, 1e-3, 1e-7)],
         root_finders=[claims.RootFinder("newton", 4.0, 0.0, 0.0), claims.RootFinder("black box", None, 1e-12, 1e-12)],

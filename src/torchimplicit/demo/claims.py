@@ -20,6 +20,12 @@ from torchimplicit.demo.layers import Layer
 EXACTLY: dict[str, Any] = {"rtol": 0.0, "atol": 0.0, "on_failure": "ignore"}
 
 
+def backward_of(info: ti.SolveInfo) -> ti.SolveInfo:
+    """The facts of the backward solve, which must have run."""
+    assert info.adjoint is not None
+    return info.adjoint
+
+
 def residuals(layer: Layer, solver: str, steps: int) -> list[float]:
     """The worst residual (root mean square, over the samples of the batch) at every step of a solver."""
     worst: list[float] = []
@@ -176,6 +182,8 @@ class FoldPoint:
     smallest_singular_value: float
     gradient: float
     """|dz₁/dx|, which grows like 1 / (2√x)"""
+    status: str
+    """of the backward solve"""
     said: str
     """warnings of the forward and the backward pass; empty if there was nothing to say"""
 
@@ -189,7 +197,7 @@ def fold(xs: Sequence[float] = (1.0, 1e-2, 1e-4, 1e-6, 0.0)) -> list[FoldPoint]:
         start = torch.tensor([value**0.5, 0.0], dtype=torch.float64)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            z, _ = ti.root(layers.fold, start, (x,), solver="newton", rtol=1e-12, atol=1e-14)
+            z, info = ti.root(layers.fold, start, (x,), solver="newton", rtol=1e-12, atol=1e-14)
             (slope,) = torch.autograd.grad(z[0], x)
         J = torch.func.jacrev(layers.fold)(z.detach(), x.detach())
         rows.append(
@@ -197,6 +205,7 @@ def fold(xs: Sequence[float] = (1.0, 1e-2, 1e-4, 1e-6, 0.0)) -> list[FoldPoint]:
                 x=value,
                 smallest_singular_value=torch.linalg.svdvals(J)[-1].item(),
                 gradient=abs(slope.item()),
+                status=ti.Status(int(backward_of(info).status)).name.lower(),
                 said=" ".join(str(warning.message) for warning in caught),
             )
         )
@@ -237,8 +246,8 @@ def backward_solvers(make: Callable[[torch.dtype], Layer]) -> list[BackwardSolve
             BackwardSolver(
                 name=name,
                 error=relative_error(gradient, reference),
-                iterations=info.adjoint.steps.float().mean().item(),
-                products=int(info.adjoint.products),
+                iterations=backward_of(info).steps.float().mean().item(),
+                products=int(backward_of(info).products),
                 seconds=seconds,
             )
         )
@@ -280,7 +289,7 @@ def reuse(repeats: int) -> list[Reuse]:
                 name=name,
                 forward_steps=info.steps.float().mean().item(),
                 evaluations=int(info.evaluations),
-                backward_products=int(info.adjoint.products),
+                backward_products=int(backward_of(info).products),
                 backward_seconds=min(times),
                 error=relative_error(gradient, reference),
             )
@@ -323,7 +332,7 @@ def root_finders() -> list[RootFinder]:
     return rows
 
 
-@ti.implicit(layers.coupled)
+@ti.implicit(layers.coupled, batch_ndim=1)
 def black_box(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """Solve each sample's system with MINPACK, in NumPy, where autograd sees nothing."""
     import scipy.optimize
@@ -334,5 +343,4 @@ def black_box(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
         return torch.from_numpy(scipy.optimize.root(g, torch.zeros_like(sample).numpy(), method="hybr", tol=1e-13).x)
 
-    x, A, B = x.detach(), A.detach(), B.detach()
     return torch.stack([one(sample) for sample in x])

@@ -37,8 +37,9 @@ def html(m: Measurements) -> str:
     )
 
 
-def equation(text: str) -> str:
-    return f'<div class="equation">{text}</div>'
+def equation(*parts: str) -> str:
+    """Each part stays on one line; between parts the line may break."""
+    return '<div class="equation">' + " ".join(f"<span>{part}</span>" for part in parts) + "</div>"
 
 
 def plots(*svgs: str) -> str:
@@ -47,7 +48,7 @@ def plots(*svgs: str) -> str:
 
 def table(content: Table) -> str:
     def cell(tag: str, i: int, text: str) -> str:
-        kind = ("prose long" if len(text) > 40 else "prose") if i in content.prose_columns else ""
+        kind = "prose" if i in content.prose_columns else "number"
         return f'<{tag} class="{kind}">{escape(text).replace(chr(10), "<br>")}</{tag}>'
 
     def row(tag: str, cells: Iterable[str]) -> str:
@@ -55,8 +56,9 @@ def table(content: Table) -> str:
 
     body = "\n".join(row("td", cells) for cells in content.rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(content.title)}</caption>'
-        f"<thead>{row('th', content.columns)}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<div class="table"><p>{escape(content.title)}</p>'
+        f'<div class="scroll"><table aria-label="{escape(content.title)}">'
+        f"<thead>{row('th', content.columns)}</thead>\n<tbody>\n{body}\n</tbody></table></div></div>"
     )
 
 
@@ -127,7 +129,7 @@ def forward(m: Measurements) -> str:
     return f"""<h2>1 · Forward: a solver finds the output</h2>
 <p>The output <i>z</i>* of an implicit layer solves an equation; a solver finds it by repeated updates, Newton's method
 for one.</p>
-{equation("g(x, z*) = 0 &emsp; z ← z − (∂g/∂z)⁻¹ g(x, z)")}
+{equation("g(x, z*) = 0", "z ← z − (∂g/∂z)⁻¹ g(x, z)")}
 <p>First the trained layer, where <i>g</i> = <i>f</i> − <i>z</i>: plain steps gain a constant factor each, Anderson's
 mixing of the last few steps gets there sooner. Then sixty-four systems of twelve coupled equations, <i>z</i> +
 ½(<i>Az</i>)³ + ¼ exp(<i>Bz</i>) = <i>x</i>, where Newton's method doubles the number of right digits with every step.
@@ -197,7 +199,7 @@ def implicit(m: Measurements) -> str:
 <p>At the root the condition holds for every <i>x</i>, so its derivative in <i>x</i> is zero. It has two terms, one with
 <i>z</i>* held fixed and one with <i>x</i> held fixed. Both partial derivatives come from automatic differentiation of
 one evaluation of <i>g</i> at the <i>z</i>* that the solver found; how it was found no longer matters.</p>
-{equation("∂g/∂x + (∂g/∂z*)(∂z*/∂x) = 0 &emsp;hence&emsp; ∂z*/∂x = −(∂g/∂z*)⁻¹ ∂g/∂x")}
+{equation("∂g/∂x + (∂g/∂z*)(∂z*/∂x) = 0", "<b>hence</b>", "∂z*/∂x = −(∂g/∂z*)⁻¹ ∂g/∂x")}
 <div class="facts">
 {fact(number(t.held_z), "|∂g/∂x|, with z* held fixed")}
 {fact(number(t.held_x), "|(∂g/∂z*)(∂z*/∂x)|, with x held fixed")}
@@ -213,7 +215,9 @@ continuous <i>z</i>*(<i>x</i>) near it. Two equations in two unknowns, <i>z</i>�
 <i>z</i>₂ = ⅓<i>z</i>₁³, have two roots that meet as <i>x</i> goes to 0. On the way the smallest singular value of the
 Jacobian goes to 0 and the gradient to infinity; at 0 there is no gradient, and that is seen and said.</p>
 {plots(figures.fold(m.fold))}
-{table(tables.fold(m.fold))}"""
+{table(tables.fold(m.fold))}
+<p>What is said there:</p>
+<blockquote>{escape(m.fold[-1].said)}</blockquote>"""
 
 
 def considerations(m: Measurements) -> str:
@@ -240,7 +244,7 @@ def sizes(m: Measurements) -> str:
     return f"""<h2>6 · What the backward pass is made of</h2>
 <p>For a loss <i>ℓ</i>, neither ∂<i>z</i>*/∂<i>x</i> nor ∂<i>g</i>/∂<i>z</i>* nor its inverse is needed in full. One
 linear solve finds <i>u</i>, one vector-Jacobian product ends it.</p>
-{equation("(∂g/∂z*)ᵀ u = (∂ℓ/∂z*)ᵀ &emsp; ∂ℓ/∂x = −uᵀ ∂g/∂x")}
+{equation("(∂g/∂z*)ᵀ u = (∂ℓ/∂z*)ᵀ", "∂ℓ/∂x = −uᵀ ∂g/∂x")}
 <div class="facts">
 {fact(size(e.jacobian_bytes), f"would hold ∂g/∂z*, {e.unknowns} × {e.unknowns} for each of {e.batch} images")}
 {fact(size(full), "with the derivative of z* in the cell's parameters")}

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from torchimplicit.demo import claims, layers
 from torchimplicit.demo.instruments import quiet_machine
@@ -95,8 +95,7 @@ def train_with_progress(epochs: int, seed: int, console: Console) -> Trained:
     """``train`` behind a bar that shows loss, accuracy and how many steps the solves take, forward and backward."""
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.fields[seen]}"),
         TimeElapsedColumn(),
     )
@@ -105,7 +104,7 @@ def train_with_progress(epochs: int, seed: int, console: Console) -> Trained:
         test = "–"
 
         def on_batch(done: int, total: int, loss: float, forward: float, backward: float) -> None:
-            seen = f"loss {loss:.3f}  test {test}  steps {forward:.1f} forward, {backward:.1f} backward"
+            seen = f"loss {loss:.3f}, test {test}, steps {forward:.1f} + {backward:.1f}"
             progress.update(task, completed=done, total=total, seen=seen)
 
         def on_epoch(epoch: Epoch) -> None:
@@ -124,6 +123,7 @@ def run(quick: bool, output: Path, seed: int, console: Console) -> Measurements:
         measurements = collect(quick, seed, console)
     for table in all_tables(measurements):
         console.print(for_terminal(table))
+    console.print(f"At x = 0 it is said: {measurements.fold[-1].said}\n", highlight=False)
     output.write_text(html(measurements), encoding="utf-8")
     accuracy = measurements.trained.accuracy
     console.print(f"test accuracy [bold]{accuracy:.2%}[/bold], {measurements.seconds:.0f} s, report: {output}")

@@ -117,9 +117,14 @@ def long_products(vanishing: list[LongProduct], exploding: list[LongProduct]) ->
 def fold(points: list[FoldPoint]) -> Table:
     return Table(
         title="Towards a singular Jacobian",
-        columns=("x", "smallest\nsingular value", "|dz₁/dx|", "what was said"),
+        columns=("x", "smallest\nsingular value", "|dz₁/dx|", "backward solve"),
         rows=[
-            (number(p.x), number(p.smallest_singular_value), number(p.gradient), p.said or "nothing to report")
+            (
+                number(p.x),
+                number(p.smallest_singular_value),
+                number(p.gradient) if p.status == "converged" else "none",
+                p.status,
+            )
             for p in points
         ],
         prose_columns=(3,),

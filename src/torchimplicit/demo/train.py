@@ -72,11 +72,13 @@ class Classifier(nn.Module):
         return self.head(self.layer(self.encoder(images)))
 
     def solver_steps(self, images: Tensor) -> list[int]:
-        """How many steps the fixed point of each image takes."""
+        """How many steps of Anderson's method the fixed point of each image takes, to five digits."""
         self.eval()
         with torch.no_grad():
-            self(images)
-        return self.layer.last_info.steps.tolist()
+            u = self.encoder(images)
+            cell = self.layer.cell
+            _, info = ti.fixed_point(cell, torch.zeros_like(u), (u,), solver="anderson", batch_ndim=1, rtol=1e-5)
+        return info.steps.tolist()
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ def train(
     model = Classifier()
     # The decay of the cell's weights is what keeps it contracting: with less of it some image ends up
     # without a fixed point that the solver can find.
-    mixing = [model.layer.cell.mix.weight]
-    others = [parameter for parameter in model.parameters() if parameter is not mixing[0]]
+    mixing = [parameter for name, parameter in model.named_parameters() if name == "layer.cell.mix.weight"]
+    others = [parameter for name, parameter in model.named_parameters() if name != "layer.cell.mix.weight"]
     optimizer = torch.optim.AdamW(
         [{"params": mixing, "weight_decay": 3.0}, {"params": others, "weight_decay": 1e-2}], learning_rate
     )
@@ -152,6 +154,8 @@ def train(
             optimizer.step()
             schedule.step()
             info = model.layer.last_info
+            assert info is not None
+            assert info.adjoint is not None
             seen = (loss.item(), info.steps.float().mean().item(), info.adjoint.steps.float().mean().item())
             sums += torch.tensor(seen)
             on_batch(epoch * batches + i + 1, epochs * batches, *seen)

@@ -12,14 +12,26 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-import torchimplicit as ti
+from torchimplicit import nn
+from torchimplicit.adjoints import Unrolled
 from torchimplicit.capture import capture
 from torchimplicit.diagnostics.spectrum import largest_singular_value, smallest_singular_value, spectral_radius
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.problems.fixed_point import fixed_point
+from torchimplicit.problems.least_squares import least_squares
+from torchimplicit.problems.minimize import minimize
+from torchimplicit.problems.root import root
+from torchimplicit.solution import Solution
 from torchimplicit.state import Layout
 
 Kind = Literal["root", "fixed_point", "minimize", "least_squares"]
-KINDS: tuple[Kind, ...] = ("root", "fixed_point", "minimize", "least_squares")
+SOLVES: dict[Kind, Callable[..., Solution]] = {
+    "root": root,
+    "fixed_point": fixed_point,
+    "minimize": minimize,
+    "least_squares": least_squares,
+}
+LAYERS = (nn.FixedPoint, nn.Root, nn.ArgMin)
 DIRECTIONS = 3
 
 
@@ -100,8 +112,14 @@ def check(
     Raises ValueError for an unknown kind, and whatever f and the solve raise. f is evaluated many times; float64
     sees much smaller errors than float32.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}.")
+    if kind not in SOLVES:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, SOLVES))}; got {kind!r}.")
+    if keywords.pop("has_aux", False):
+        with_aux = f
+
+        def f(z: Any, *args: Any) -> Any:
+            return with_aux(z, *args)[0]
+
     layout = Layout.of(z0, keywords.get("batch_ndim", 0))
     generator = torch.Generator().manual_seed(seed)
     problem = _Problem(f, z0, tuple(args), kind, keywords, layout)
@@ -128,6 +146,15 @@ def check(
     return report
 
 
+def layer_arguments(layer: nn.FixedPoint | nn.Root | nn.ArgMin, *inputs: Any) -> dict[str, Any]:
+    """The arguments with which :func:`check` checks a layer of ``ti.nn`` at example inputs."""
+    if isinstance(layer, nn.FixedPoint):
+        kind, f = "fixed_point", layer.cell
+    else:
+        kind, f = ("root" if isinstance(layer, nn.Root) else "minimize"), layer.module
+    return {"f": f, "z0": layer._start(inputs), "args": inputs, "kind": kind, **layer.options}
+
+
 class _Problem:
     """The user's problem with its tensors in reach: own copies of args, and the captured leaves themselves."""
 
@@ -148,7 +175,7 @@ class _Problem:
         self.leaves = given + [t for t in captured.tensors if t.requires_grad and t.is_leaf and id(t) not in seen]
 
     def solve(self, start: Any, **keywords: Any) -> Any:
-        return getattr(ti, self.kind)(self.f, start, self.args, **{**self.keywords, "on_failure": "ignore", **keywords})
+        return SOLVES[self.kind](self.f, start, self.args, **{**self.keywords, "on_failure": "ignore", **keywords})
 
     def gradient(self, z: Any, cotangent: Tensor) -> list[Tensor]:
         """Of <cotangent, z>, in all leaves."""
@@ -283,7 +310,7 @@ def _judge_explicit(report: Check, problem: _Problem, cotangent: Tensor, gradien
     """Twice the steps of the forward solve: the derivative of the iterates settles later than the iterates do."""
     steps = max(1, 2 * int(report.info.steps.max()))
     began = time.perf_counter()
-    z, _ = problem.solve(problem.z0, adjoint=ti.Unrolled(steps))
+    z, _ = problem.solve(problem.z0, adjoint=Unrolled(steps))
     turned = time.perf_counter()
     unrolled = problem.gradient(z, cotangent)
     report.seconds["explicit forward"] = turned - began
