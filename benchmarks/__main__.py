@@ -37,8 +37,8 @@ def main() -> None:
     for name in options.names or WORKLOADS:
         measurements = measure(
             WORKLOADS[name],
-            repetitions=3 if options.quick else 15,
-            budget=2.0 if options.quick else 15.0,
+            repetitions=3 if options.quick else 11,
+            budget=2.0 if options.quick else 8.0,
             report=lambda text: print(text, file=sys.stderr, flush=True),
         )
         everything += measurements

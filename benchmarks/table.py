@@ -47,7 +47,7 @@ def circumstances(command: str, measurements: Sequence[Measurement]) -> str:
     return "\n".join(
         [
             f"- command: `{command}`",
-            f"- machine: {_processor()}, {_cores()} cores used, load average at the end {load}",
+            f"- machine: {_processor()}, {_cores()} of {os.cpu_count()} cores used, load average at the end {load}",
             f"- Python {platform.python_version()}, {platform.system()}",
             "- " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         ]

@@ -51,7 +51,7 @@ def _torchimplicit(p: dict[str, Any], **options: Any) -> Callable[[], Any]:
     import torchimplicit as ti
 
     z0 = torch.zeros_like(p["c"])
-    return lambda: ti.fixed_point(_cell(p), z0, batch_ndim=1, rtol=RTOL, **options).value
+    return lambda: ti.fixed_point(_cell(p), z0, batch_ndim=1, rtol=RTOL, atol=0.0, **options).value
 
 
 @workload.torch("torchimplicit")

@@ -11,7 +11,7 @@ from benchmarks.workload import Workload
 from benchmarks.workloads import tanh_cell
 
 UNITS, BATCH, FEATURES = 256, 64, 64
-STEPS = (10, 50, 200, 1000)
+STEPS = (10, 50, 200, 500)
 
 
 def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def _torchimplicit(steps: int, explicit: bool) -> Callable[[dict[str, Any]], Cal
 
         def solve() -> Any:
             # The tolerance lies beyond reach: exactly `steps` steps are wanted, and no warning that they are too few.
-            options: dict[str, Any] = {"rtol": 1e-15, "max_steps": steps, "on_failure": "ignore"}
+            options: dict[str, Any] = {"rtol": 1e-15, "atol": 0.0, "max_steps": steps, "on_failure": "ignore"}
             return ti.fixed_point(_cell(p), z0, solver="picard", adjoint=adjoint, batch_ndim=1, **options).value
 
         return solve
