@@ -237,7 +237,7 @@ def backward_solvers(make: Callable[[torch.dtype], Layer]) -> list[BackwardSolve
         ("Neumann series, 50 terms", ti.linear.Neumann(50)),
     ):
         adjoint = ti.Implicit(linear_solver, rtol=1e-6)
-        z, info = layer.solve(solver="anderson", rtol=1e-6, max_steps=200, adjoint=adjoint, on_failure="ignore")
+        z, info = layer.solve(solver="picard", max_steps=100, adjoint=adjoint, **EXACTLY)
         value = layer.loss(z)
         began = time.perf_counter()
         gradient = flat(torch.autograd.grad(value, layer.leaves))

@@ -11,6 +11,7 @@ from torchimplicit.demo import figures, tables
 from torchimplicit.demo.tables import Table, duration, number, size
 
 if TYPE_CHECKING:
+    from torchimplicit.demo.claims import SideBySide
     from torchimplicit.demo.run import Measurements
 
 
@@ -142,6 +143,14 @@ Shown is the worst residual of the batch.</p>
     }"""
 
 
+def crossing(comparison: SideBySide) -> str:
+    """From how many steps on the implicit backward pass is the faster one."""
+    for e, i in zip(comparison.explicit, comparison.implicit):
+        if e.backward_seconds > i.backward_seconds:
+            return f"is the faster one from {e.steps} forward steps on"
+    return "is not the faster one for any of these numbers of steps"
+
+
 def explicit(m: Measurements) -> str:
     return f"""<h2>2 · The naive way: the chain rule through every step</h2>
 <p>Automatic differentiation can go back through all the updates. Then every step's intermediate values are stored, and
@@ -161,7 +170,8 @@ exactly so many plain steps. The error is that of the float32 gradient in <i>u</
 float64 one which agrees with finite differences to {
         number(m.equilibrium.reference_error)
     }. Few steps are not a fixed point:
-there the theorem does not yet apply, and both gradients are those of an unfinished solve.</p>
+there the theorem does not yet apply, and both gradients are those of an unfinished solve. The implicit backward pass
+costs one linear solve however many steps came before; it {crossing(m.equilibrium)}.</p>
 {table(tables.side_by_side("The trained layer", m.equilibrium))}
 <p>For Newton's method the steps are dear, each with a Jacobian of its own, and the explicit way stores them all.
 ({m.newton.batch} systems of {m.newton.unknowns} unknowns; the reference agrees with finite differences to

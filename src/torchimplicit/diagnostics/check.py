@@ -130,7 +130,7 @@ def check(
     report = Check(kind, layout.batch, layout.size, info, seconds={"forward": time.perf_counter() - start})
     _judge_convergence(report, info)
     flat = layout.flatten(z).detach()
-    if not bool(flat.isfinite().all()):
+    if not bool(flat.isfinite().all() & info.residual.isfinite().all()):
         return report
     start = time.perf_counter()
     gradient = problem.gradient(z, cotangent)  # before any leaf is moved for a finite difference

@@ -1,0 +1,143 @@
+"""The command line: checks of layers, exit codes, and what is said when an extra is not installed."""
+
+import sys
+
+import pytest
+
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner
+
+from torchimplicit import cli
+
+LAYERS = """
+import torch
+import torchimplicit as ti
+
+torch.manual_seed(0)
+W = torch.randn(6, 6, dtype=torch.float64) / 6**0.5
+x = torch.randn(4, 6, dtype=torch.float64)
+zeros = torch.zeros(4, 6, dtype=torch.float64)
+
+
+class Cell(torch.nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.W = torch.nn.Parameter(gain * W)
+
+    def forward(self, z, x):
+        return torch.tanh(z @ self.W.mT + x)
+
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a):
+        ctx.save_for_backward(a)
+        return a.tanh()
+
+    @staticmethod
+    def backward(ctx, v):
+        return 1.3 * v * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+def good():
+    return ti.nn.FixedPoint(Cell(0.4), batch_ndim=1), x
+
+
+def expanding():
+    return Cell(4.0), zeros, (x / 100,), "fixed_point", {"batch_ndim": 1, "solver": "picard"}
+
+
+def wrong():
+    return (lambda z, x: Wrong.apply(0.4 * z @ W.mT + x)), zeros, (x,)
+
+
+def nonsense():
+    return 3
+
+
+def equation():
+    return (lambda z, x: z + z**3 / 3 - x), zeros, (x,), "root"
+"""
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    (tmp_path / "my_layers.py").write_text(LAYERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.delitem(sys.modules, "my_layers", raising=False)
+
+    def run(*names):
+        return CliRunner().invoke(cli.app(), ["check", *(f"my_layers:{name}" for name in names)])
+
+    yield run
+    sys.modules.pop("my_layers", None)
+
+
+def test_good_layers_pass(check):
+    result = check("good", "equation")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("all well") == 2
+    assert "spectral radius" in result.output
+
+
+def test_a_layer_that_does_not_contract_fails_under_plain_steps(check):
+    result = check("good", "expanding")
+    assert result.exit_code == 1
+    assert "not below 1" in result.output
+    assert "did not converge" in result.output
+
+
+def test_a_wrong_custom_gradient_fails(check):
+    result = check("wrong")
+    assert result.exit_code == 1
+    text = " ".join(result.output.split())
+    assert "custom autograd.Function" in text
+    assert "implicit gradient" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nonsense", "must return"), ("missing", "missing")],
+)
+def test_what_is_no_layer_is_refused_in_a_line(check, name, said):
+    result = check(name)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_name_without_a_colon_is_refused():
+    result = CliRunner().invoke(cli.app(), ["check", "just_a_module"])
+    assert result.exit_code == 2
+    assert "MODULE:CALLABLE" in result.output
+
+
+def test_help_says_what_a_factory_returns():
+    result = CliRunner().invoke(cli.app(), ["check", "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert "(f, z0, args, kind)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [("typer", [], "cli"), ("sklearn", ["demo"], "demo"), ("matplotlib", ["demo", "--quick"], "demo")],
+)
+def test_an_absent_extra_is_named_in_one_line(monkeypatch, absent, arguments, extra):
+    monkeypatch.setitem(sys.modules, absent, None)
+    monkeypatch.setattr(sys, "argv", ["torchimplicit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    message = str(stopped.value)
+    assert f"torchimplicit[{extra}]" in message
+    assert absent in message
+    assert "\n" not in message
+
+
+def test_other_absent_modules_are_no_business_of_the_extras(monkeypatch):
+    def app():
+        raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(ModuleNotFoundError, match="elsewhere"):
+        cli.main()
