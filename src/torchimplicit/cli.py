@@ -71,21 +71,21 @@ def app() -> typer.Typer:
     def check(layers: list[str] = layers_argument, seed: int = seed_option) -> None:
         """Check your own layers: convergence, well-posedness, and the implicit gradient against independent ones.
 
-        Each MODULE:CALLABLE is called without arguments and returns what to check, either
+        Each MODULE:CALLABLE is called without arguments and returns one of
 
-          (layer, *inputs): a ti.nn module and example inputs for it, or
+        - (layer, *inputs): a module of torchimplicit.nn, and example inputs for it.
 
-          (f, z0), (f, z0, args), (f, z0, args, kind): a function, a start, its arguments, and what it defines:
-          "fixed_point" (the default), "root", "minimize" or "least_squares", or
+        - (f, z0), (f, z0, args) or (f, z0, args, kind): a function, a start, its arguments, and what it defines, which
+        is "fixed_point" (the default), "root", "minimize" or "least_squares".
 
-          (f, z0, args, kind, keywords): and a dict of keywords for the solve, such as {"batch_ndim": 1}.
+        - (f, z0, args, kind, keywords): the same, and keywords for the solve, such as {"batch_ndim": 1}.
 
-        Modules are found as Python finds them, and in the current directory. The exit code is 1 if a check fails, 2 if
-        a layer cannot be had.
+        Modules are looked for in the current directory too. Exit code: 1 if a check fails, 2 if there is no such layer.
         """
         from rich.console import Console
 
         from torchimplicit.diagnostics import check as run_check
+        from torchimplicit.recording import CaptureError
 
         console = Console(highlight=False)
         sys.path.insert(0, "")
@@ -96,7 +96,12 @@ def app() -> typer.Typer:
             except (ImportError, AttributeError, TypeError, ValueError) as error:
                 console.print(f"{name}: {error}", style="red", markup=False)
                 raise typer.Exit(2) from error
-            report = run_check(**problem, seed=seed)
+            try:
+                report = run_check(**problem, seed=seed)
+            except CaptureError as error:
+                console.print(f"{name}: {error}", style="red", markup=False)
+                well = False
+                continue
             show(report, name, console)
             well = well and report.ok
         if not well:

@@ -52,6 +52,11 @@ def wrong():
     return (lambda z, x: Wrong.apply(0.4 * z @ W.mT + x)), zeros, (x,)
 
 
+def scripted():
+    cell = torch.jit.trace(torch.nn.Linear(6, 6, dtype=torch.float64), zeros)
+    return (lambda z: 0.3 * cell(z)), zeros
+
+
 def nonsense():
     return 3
 
@@ -95,6 +100,14 @@ def test_a_wrong_custom_gradient_fails(check):
     text = " ".join(result.output.split())
     assert "custom autograd.Function" in text
     assert "implicit gradient" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_layer_whose_tensors_cannot_be_seen_fails_in_a_line(check):
+    result = check("scripted", "good")
+    assert result.exit_code == 1
+    assert "TorchScript" in result.output
+    assert "all well" in result.output
 
 
 @pytest.mark.parametrize(
