@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.transforms import inside_functorch
+
 from .factors import DirectSolver, Factors, equilibrate
 
 
@@ -32,5 +34,31 @@ class LU(DirectSolver):
 
     def _factorize(self, A: Tensor) -> tuple[Tensor, ...]:
         F, d, c = equilibrate(A)
+        return (*factor(F), d, c)
+
+
+THREADED = 128  # largest n for which LAPACK never runs a factorisation on several threads
+
+
+def factor(F: Tensor) -> tuple[Tensor, Tensor]:
+    """(LU, pivots) of a batch of matrices.
+
+    On the CPU with several threads, PyTorch factorises a batch of larger matrices in concurrent calls of a LAPACK that runs
+    threads of its own, which gives wrong pivots or hangs (pytorch/pytorch#142815, #181570). There each matrix has its own
+    call; LAPACK's threads then share the work of each.
+    """
+    threads = torch.get_num_threads()
+    if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)
-        return LU, pivots, d, c
+        return LU, pivots
+    if inside_functorch():  # the batch of a vmap cannot be taken apart
+        torch.set_num_threads(1)
+        try:
+            LU, pivots, _ = torch.linalg.lu_factor_ex(F)
+        finally:
+            torch.set_num_threads(threads)
+        return LU, pivots
+    matrices = F.reshape(-1, *F.shape[-2:])
+    factors = [torch.linalg.lu_factor_ex(matrix)[:2] for matrix in matrices]
+    LU, pivots = (torch.stack(parts) for parts in zip(*factors, strict=True)) if factors else (matrices, matrices[..., 0].int())
+    return LU.reshape(F.shape), pivots.reshape(F.shape[:-1])
