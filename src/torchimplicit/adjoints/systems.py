@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition
 from torchimplicit.linear import Auto, LinearResult, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solution import Facts, Record
-from torchimplicit.stopping import OnFailure, Status, report, rms
+from torchimplicit.stopping import OnFailure, Status, report
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
 REFINEMENTS = 8  # steps in which the forward solver's inverse must bring the residual down to tolerance
-SUSPECT = 1e-3  # relative error of z* from which the Jacobian is checked around it, and not only at it
-CHANGE = 0.25  # relative change of the Jacobian within that error which makes it singular for all that is known
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,11 @@ class LinearSystem:
 
     def solve(self, w0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         b, z, forward, *rest = tensors
-        operator = Jacobian(lambda z: self.base(z, *rest[self.inverses :]), z, symmetric=self.base.symmetric)
+
+        def g(z: Tensor) -> Tensor:
+            return self.base(z, *rest[self.inverses :])
+
+        operator = Jacobian(g, z, symmetric=self.base.symmetric)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
         refused = unusable & (b != 0).any(-1)
@@ -126,7 +129,10 @@ class LinearSystem:
         solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
         result = solver.solve(b, self.transpose)
         status = self._status(result)
-        singular = solver.singular() | self._undetermined(solver, operator, z, forward, b, result, rest)
+        suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
+        singular = solver.singular()
+        if bool(suspects.any()):
+            singular = singular | at_a_multiple_root(g, operator, z, result.x, self.transpose, suspects)
         status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, status)
         status = torch.where(refused, Status.NONFINITE, status)
         w = result.x
@@ -162,33 +168,6 @@ class LinearSystem:
             stopped = torch.where(result.steps >= limit, Status.MAX_STEPS, stopped)
         status = torch.where(result.converged, Status.CONVERGED, stopped)
         return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
-
-    def _undetermined(
-        self,
-        solver: _Solver,
-        operator: Jacobian,
-        z: Tensor,
-        forward: Tensor,
-        b: Tensor,
-        result: LinearResult,
-        rest: Sequence[Tensor],
-    ) -> Tensor:
-        """Systems whose Jacobian is singular for all that is known: it changes by its own size within the error of z*.
-
-        So it is at a multiple root, where J is regular at every z but the root itself (g = z² at 0: z* is found as 1e-5).
-        """
-        w = result.x
-        norm = torch.linalg.vector_norm
-        amplification = norm(w, dim=-1) / norm(b, dim=-1)
-        error = amplification * rms(operator.value)
-        suspect = (forward == Status.CONVERGED) & ((error > SUSPECT * rms(z)) | solver.slow(result)) & error.isfinite()
-        if not bool(suspect.any()):
-            return suspect
-        step = solver.solve(operator.value, adjoint=False).x
-        step = torch.where((suspect & step.isfinite().all(-1)).unsqueeze(-1), step, 0)
-        beside = Jacobian(lambda z: self.base(z, *rest[self.inverses :]), z - step)
-        change = norm(beside.apply(w, self.transpose) - operator.apply(w, self.transpose), dim=-1)
-        return suspect & (change > CHANGE * norm(b, dim=-1))
 
 
 class _Solver:
