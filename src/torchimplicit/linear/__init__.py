@@ -7,6 +7,7 @@ from .cholesky import Cholesky
 from .conversion import as_operator
 from .gmres import GMRES
 from .iteration import Geometry, LinearResult
+from .jacobian import Jacobian
 from .lu import LU
 from .neumann import Neumann
 from .operators import Dense, Diagonal, LinearOperator, MatrixFree
@@ -25,6 +26,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Geometry",
+    "Jacobian",
     "LinearOperator",
     "LinearResult",
     "MatrixFree",
