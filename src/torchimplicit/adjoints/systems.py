@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition
-from torchimplicit.linear import Auto, LinearResult, Richardson
+from torchimplicit.linear import LU, Auto, LinearResult, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solution import Facts, Record
@@ -213,7 +213,9 @@ class _Solver:
 
     def singular(self) -> Tensor:
         """Where the factors that were used say that the matrix is singular."""
-        used = self.inverse if self._state is None else getattr(self._state, "direct", self._state)
+        if self._state is None and self.inverse is not None and bool(self.inverse.suspicious.any()):
+            self._state = LU().factorize(self.operator)  # the inverse was of a nearby matrix, and perhaps badly scaled
+        used = None if self._state is None else getattr(self._state, "direct", self._state)
         found = getattr(used, "singular", None)
         return (
             torch.zeros(self.operator.batch_shape, dtype=torch.bool, device=self.operator.device)
@@ -236,6 +238,6 @@ class _Tiled:
         return tiled.flatten(0, 1)
 
     @property
-    def singular(self) -> Tensor:
-        found: Tensor = self.inverse.singular
-        return found.repeat(self.batch // self.systems)
+    def suspicious(self) -> Tensor:
+        found: Tensor = self.inverse.suspicious
+        return found

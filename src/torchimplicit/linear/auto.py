@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.transforms import finished
+
 from .bicgstab import BiCGStab
 from .cg import CG
 from .cholesky import Cholesky
@@ -15,7 +17,6 @@ from .factors import Factors, square
 from .gmres import GMRES
 from .iteration import IterativeState, LinearResult, Preconditioner
 from .lu import LU
-from .masks import finished
 from .operators import Diagonal, LinearOperator
 from .richardson import Richardson
 from .vectors import fit

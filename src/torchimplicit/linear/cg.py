@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.transforms import finished
+
 from .iteration import Cycle, IterativeSolver, Product
-from .masks import divide, finished
+from .masks import divide
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from .factors import DirectSolver, Factors, inverse_power_of_two
 
 class CholeskyFactors(Factors):
     """D A D = L Lᴴ; tensors are (L, d, d). L is NaN where A is not Hermitian positive definite."""
+
+    own: ClassVar[int] = 1
 
     def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
         return torch.cholesky_solve(b, self.tensors[0])

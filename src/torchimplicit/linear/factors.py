@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.transforms import finished
+
 from .operators import LinearOperator
 from .vectors import fit, from_columns, lead_shape, to_columns
 
@@ -19,8 +21,12 @@ class Factors(ABC):
 
     Attributes:
         tensors: (factors of F, ..., diagonal of D, diagonal of C), each with the operator's batch shape in front: all
-            there is, so that it can be handed on (out of an autograd Function, say) and rebuilt.
+            there is, so that it can be handed on (out of an autograd Function, say) and rebuilt. Without the diagonals
+            F is A itself.
+        own: how many of them are factors of F; the first is a matrix.
     """
+
+    own: ClassVar[int]
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors)
@@ -34,13 +40,16 @@ class Factors(ABC):
         Raises:
             TypeError, ValueError: b does not fit; the message names the shape that would.
         """
-        *_, d, c = self.tensors
-        b = fit(b, d.shape[:-1], d.shape[-1], self.tensors[0].dtype, name="b")
+        matrix = self.tensors[0]
+        b = fit(b, matrix.shape[:-2], matrix.shape[-1], matrix.dtype, name="b")
+        if len(self.tensors) == self.own:
+            return self._inverse(b, adjoint)
+        d, c = self.tensors[self.own :]
         before, after = (c, d) if adjoint else (d, c)
         return after * self._inverse(before * b, adjoint)
 
     def _inverse(self, b: Tensor, adjoint: bool) -> Tensor:
-        batch_shape = self.tensors[-1].shape[:-1]
+        batch_shape = self.tensors[0].shape[:-2]
         return from_columns(self.inverse(to_columns(b, batch_shape), adjoint), lead_shape(b, batch_shape))
 
     @abstractmethod
@@ -52,6 +61,19 @@ class Factors(ABC):
         """Numbers (*batch_shape, n) of which one is zero if F is singular."""
 
     @cached_property
+    def suspicious(self) -> Tensor:
+        """Whether the pivots of each matrix are more than 1/√eps apart, or not finite: bool (*batch_shape).
+
+        Cheap, and true of every matrix that is singular; also of regular ones that are badly scaled or conditioned.
+        """
+        with torch.no_grad():
+            pivots = self.pivots().abs()
+            if pivots.shape[-1] == 1:  # a number is as regular as its inverse is finite
+                return ~(1 / pivots).isfinite().squeeze(-1) | ~pivots.isfinite().squeeze(-1)
+            smallest, largest = pivots.aminmax(dim=-1) if pivots.shape[-1] else (pivots.sum(-1) + 1, pivots.sum(-1) + 1)
+            return ~(smallest > torch.finfo(smallest.dtype).eps ** 0.5 * largest) | ~largest.isfinite()
+
+    @cached_property
     def singular(self) -> Tensor:
         """Whether each matrix is singular to working precision, or not finite: bool (*batch_shape).
 
@@ -60,13 +82,15 @@ class Factors(ABC):
         every row and column, so bad scaling of A's rows or columns does not count: diag(1e-20, 1) is regular.
         Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 7.3 and 15.1.
         """
+        if finished(~self.suspicious):
+            return torch.zeros_like(self.suspicious)
         with torch.no_grad():
-            pivots, d = self.pivots().abs(), self.tensors[-1]
-            n = d.shape[-1]
-            floor = 8 * n**0.5 * torch.finfo(d.dtype).eps
+            pivots, matrix = self.pivots().abs(), self.tensors[0]
+            n = matrix.shape[-1]
+            floor = 8 * n**0.5 * torch.finfo(pivots.dtype).eps
             # A start that no simple null vector, such as (1, -1), is orthogonal to.
-            golden = torch.arange(1, n + 1, dtype=d.dtype, device=d.device) * 0.6180339887498949
-            w = (1 + golden.frac()).to(self.tensors[0].dtype).expand(d.shape)
+            golden = torch.arange(1, n + 1, dtype=pivots.dtype, device=pivots.device) * 0.6180339887498949
+            w = (1 + golden.frac()).to(matrix.dtype).expand(pivots.shape)
             x = self._inverse(w, adjoint=False)
             x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             growth = torch.linalg.vector_norm(self._inverse(x, adjoint=True), dim=-1)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.transforms import finished
+
 from .factors import square
-from .masks import finished
 from .operators import LinearOperator
 from .vectors import fit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,10 +14,14 @@ from .factors import DirectSolver, Factors, equilibrate
 
 
 class LUFactors(Factors):
-    """D A C = P L U; tensors are (LU, pivots, d, c)."""
+    """D A C = P L U; tensors are (LU, pivots, d, c), or (LU, pivots) where A was not scaled. A number is its own LU."""
+
+    own: ClassVar[int] = 2
 
     def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
         LU, pivots, *_ = self.tensors
+        if LU.shape[-1] == 1:
+            return b / (LU.mH if adjoint else LU)
         return torch.linalg.lu_solve(LU, pivots, b, adjoint=adjoint)
 
     def pivots(self) -> Tensor:
@@ -25,14 +30,22 @@ class LUFactors(Factors):
 
 @dataclass(frozen=True)
 class LU(DirectSolver):
-    """Gaussian elimination with partial pivoting of the equilibrated matrix: the default for small dense systems.
+    """Gaussian elimination with partial pivoting: the default for small dense systems.
+
+    Attributes:
+        equilibrate: scale rows and columns first, so that partial pivoting and `singular` see entries of size one
+            whatever the units of the equations. Off, it costs half, and `singular` is judged on A as it is.
 
     Source: Golub and Van Loan, Matrix Computations (2013), section 3.4.
     """
 
+    equilibrate: bool = True
+
     state = LUFactors
 
     def _factorize(self, A: Tensor) -> tuple[Tensor, ...]:
+        if not self.equilibrate or A.shape[-1] == 1:
+            return factor(A)
         F, d, c = equilibrate(A)
         return (*factor(F), d, c)
 
@@ -47,6 +60,8 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
     threads of its own, which gives wrong pivots or hangs (pytorch/pytorch#142815, #181570). There each matrix has its own
     call; LAPACK's threads then share the work of each.
     """
+    if F.shape[-1] == 1:
+        return F, torch.ones_like(F[..., 0], dtype=torch.int32)
     threads = torch.get_num_threads()
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)
@@ -60,5 +75,7 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
         return LU, pivots
     matrices = F.reshape(-1, *F.shape[-2:])
     factors = [torch.linalg.lu_factor_ex(matrix)[:2] for matrix in matrices]
-    LU, pivots = (torch.stack(parts) for parts in zip(*factors, strict=True)) if factors else (matrices, matrices[..., 0].int())
+    LU, pivots = (
+        (torch.stack(parts) for parts in zip(*factors, strict=True)) if factors else (matrices, matrices[..., 0].int())
+    )
     return LU.reshape(F.shape), pivots.reshape(F.shape[:-1])

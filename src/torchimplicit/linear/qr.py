@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from .factors import DirectSolver, Factors, equilibrate
 
 class QRFactors(Factors):
     """D A C = Q R; tensors are (Q, R, d, c)."""
+
+    own: ClassVar[int] = 2
 
     def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
         Q, R, *_ = self.tensors

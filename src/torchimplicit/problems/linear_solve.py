@@ -79,7 +79,7 @@ class LinearSearch:
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         if self.factors is None:
             return ()
-        systems = self.factors.tensors[-1].shape[:-1]
+        systems = self.factors.tensors[0].shape[:-2]
         return tuple(t.reshape(systems.numel(), *t.shape[len(systems) :]) for t in self.factors.tensors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
@@ -98,8 +98,8 @@ class _Complex:
         return torch.view_as_real(x).flatten(-2)
 
     @property
-    def singular(self) -> Tensor:
-        return self.factors.singular
+    def suspicious(self) -> Tensor:
+        return self.factors.suspicious
 
 
 @torch.compiler.disable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -20,7 +20,7 @@ class Chord:
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.1.
     """
 
-    linear_solver: DirectSolver = field(default_factory=LU)
+    linear_solver: DirectSolver = LU(equilibrate=False)
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
 

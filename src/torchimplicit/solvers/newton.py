@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class Newton:
     """
 
     damping: float = 1.0
-    linear_solver: DirectSolver = field(default_factory=LU)
+    linear_solver: DirectSolver = LU(equilibrate=False)
     max_steps: ClassVar[int] = 50
     restartable: ClassVar[bool] = True  # init at any z continues the method
     patience: ClassVar[int] = 10
