@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import reduce
 from typing import Any
 
@@ -47,6 +48,17 @@ class Linearisation:
             with _recording():
                 self._graph = f(*self._with(self._inputs))
             self.value = self._graph if torch.is_grad_enabled() else self._graph.detach()
+
+    def restricted(self, which: Sequence[int]) -> Linearisation:
+        """The same linearisation in some of the variables, for plain code (inside a transform they are differentiated
+        together)."""
+        assert self._graph is not None
+        part = copy(self)
+        part._x = tuple(self._x[i] for i in which)
+        part._inputs = [self._inputs[self._floats.index(i)] for i in which if i in self._floats]
+        part._floats = [k for k, i in enumerate(which) if i in self._floats]
+        part._transposed = None
+        return part
 
     def pull(self, u: Tensor) -> Grads:
         """The vector-Jacobian products uᵀ ∂f/∂x[i]."""

@@ -12,7 +12,7 @@ and u comes from it, every derivative of the derivative is exact, recursively, w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,12 @@ from torchimplicit.transforms import inside_functorch
 
 
 class System(Protocol):
-    """A condition and a way to solve it."""
+    """A condition and a way to solve it.
+
+    own_operator : whether the operator of :meth:`linear` is the Jacobian of this very condition in its unknowns.
+    """
+
+    own_operator: ClassVar[bool]
 
     @property
     def condition(self) -> Condition:
@@ -45,9 +50,17 @@ class System(Protocol):
 
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
-    ) -> tuple[System, list[Tensor]]:
+    ) -> tuple[LinearSystem, list[Tensor]]:
         """The linear system in this system's operator at its solution, or in the transpose, and the tensors that it takes
         after its right-hand side."""
+        ...
+
+
+class LinearSystem(System, Protocol):
+    """A w = b, with A the operator of another system or its transpose; b is the first of its tensors."""
+
+    def solve_linearised(self, tensors: Sequence[Tensor], linearisation: Linearisation | None) -> tuple[Tensor, Facts]:
+        """w and the facts, from a linearisation of the other system's condition in its unknowns."""
         ...
 
 
@@ -121,9 +134,16 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     z = replace_failed(z, status)
     adjoint, at = system.linear(True, z, status, inverse, tensors)
+    which = [i - 2 for i in wanted]
+    some = [tensors[i] for i in which]
+    if system.own_operator and not torch.is_grad_enabled() and not inside_functorch():
+        # No derivative of this derivative will be asked for: one evaluation of g serves the solve and the last product.
+        both = Linearisation(lambda z, *some: _in_some(system.condition, z, tensors, which)(*some), (z, *some))
+        with full_precision(z.device.type):
+            u, _ = adjoint.solve_linearised((v, *at), both.restricted([0]))
+        return both.restricted(range(1, 1 + len(some))).pull(-u)
     u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
-    g = _in_some(system.condition, z, tensors, [i - 2 for i in wanted])
-    return Linearisation(g, [tensors[i - 2] for i in wanted]).pull(-u)
+    return Linearisation(_in_some(system.condition, z, tensors, which), some).pull(-u)
 
 
 def _in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: Sequence[int]) -> Callable[..., Tensor]:

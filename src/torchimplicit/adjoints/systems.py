@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torchimplicit.condition import Condition
 from torchimplicit.linear import LU, Auto, LinearResult, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record
 from torchimplicit.stopping import OnFailure, Status, report
 
@@ -44,6 +45,7 @@ class ConditionSystem:
     find : (condition, z0, tensors) -> root, facts and inverse: the forward solve.
     """
 
+    own_operator: ClassVar[bool] = True
     condition: Condition
     find: Callable[[Condition, Tensor, Sequence[Tensor]], Solved]
     settings: LinearSettings
@@ -70,6 +72,7 @@ class ConditionSystem:
 class LinearSystem:
     """A w = b with A = ∂g/∂z at z*, or its transpose. Its tensors are (b, z*, status of z*, *inverse, *tensors of g)."""
 
+    own_operator: ClassVar[bool] = False  # but that of the system that it was made for
     base: Condition
     transpose: bool
     inverses: int
@@ -116,12 +119,16 @@ class LinearSystem:
         return replace(self, transpose=self.transpose != transpose, record=None), list(tensors[1:])
 
     def solve(self, w0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+        return *self.solve_linearised(tensors, None), ()
+
+    def solve_linearised(self, tensors: Sequence[Tensor], linearisation: Linearisation | None) -> tuple[Tensor, Facts]:
+        """w and the facts, from a linearisation of g in z at z*, or from one evaluation of g."""
         b, z, forward, *rest = tensors
 
         def g(z: Tensor) -> Tensor:
             return self.base(z, *rest[self.inverses :])
 
-        operator = Jacobian(g, z, symmetric=self.base.symmetric)
+        operator = Jacobian(g, z, symmetric=self.base.symmetric, linearisation=linearisation)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
         refused = unusable & (b != 0).any(-1)
@@ -154,7 +161,7 @@ class LinearSystem:
                 result.steps,
                 self.settings.on_failure,
             )
-        return w, facts, ()
+        return w, facts
 
     def _inverse(self, tensors: Sequence[Tensor], batch: int) -> Any:
         if not tensors or self.settings.inverse is None:

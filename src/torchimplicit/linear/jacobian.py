@@ -20,11 +20,19 @@ class Jacobian(LinearOperator):
         value: g(z).
         products: how many products were taken so far (a dense matrix counts one for each row).
 
-    With grad mode on, all products can be differentiated again.
+    With grad mode on, all products can be differentiated again. A ``linearisation`` of g in z that is already at hand is
+    used as it is.
     """
 
-    def __init__(self, g: Callable[[Tensor], Tensor], z: Tensor, *, symmetric: bool = False) -> None:
-        self._linearisation = Linearisation(g, (z,))
+    def __init__(
+        self,
+        g: Callable[[Tensor], Tensor],
+        z: Tensor,
+        *,
+        symmetric: bool = False,
+        linearisation: Linearisation | None = None,
+    ) -> None:
+        self._linearisation = Linearisation(g, (z,)) if linearisation is None else linearisation
         self.value = self._linearisation.value
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
