@@ -29,6 +29,11 @@ class Kind(Protocol):
         """Whether the condition's Jacobian is symmetric."""
         ...
 
+    @property
+    def near_identity(self) -> bool:
+        """Whether it is the identity less what may be a contraction: that of a fixed point."""
+        ...
+
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
         ...
@@ -51,6 +56,7 @@ class Condition:
 
     function: Callable[..., Tensor]
     symmetric: bool = False
+    near_identity: bool = False
     vmaps: tuple[Vmap, ...] = ()
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:

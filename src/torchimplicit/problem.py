@@ -108,7 +108,7 @@ class Problem:
 
             return self.kind.residual(f, z)
 
-        return captured, Condition(condition, self.kind.symmetric), out
+        return captured, Condition(condition, self.kind.symmetric, self.kind.near_identity), out
 
     def find(
         self, residual: Flat, z0: Tensor, inside: Inside | None = None

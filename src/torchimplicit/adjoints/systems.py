@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition
-from torchimplicit.linear import LU, Auto, LinearResult, Richardson
+from torchimplicit.linear import LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
@@ -133,7 +133,7 @@ class LinearSystem:
         unusable = forward == Status.NONFINITE
         refused = unusable & (b != 0).any(-1)
         b = torch.where(unusable.unsqueeze(-1), 0, b)
-        solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
+        solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)), self.base.near_identity)
         result = solver.solve(b, self.transpose)
         status = self._status(result)
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
@@ -180,7 +180,8 @@ class LinearSystem:
 class _Solver:
     """The user's linear solver, or the forward solver's inverse refined to tolerance, or the automatic choice."""
 
-    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any) -> None:
+    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any, near_identity: bool) -> None:
+        self.near_identity = near_identity
         self.settings = settings
         self.operator = operator
         self.named = settings.solver
@@ -192,7 +193,8 @@ class _Solver:
     def state(self) -> Any:
         """The chosen solver factorised on the operator, when it is needed."""
         if self._state is None:
-            self._state = (Auto() if self.named is None else self.named).factorize(self.operator)
+            automatic = Contraction() if self.near_identity else Auto()
+            self._state = (automatic if self.named is None else self.named).factorize(self.operator)
         return self._state
 
     def solve(self, b: Tensor, adjoint: bool) -> LinearResult:

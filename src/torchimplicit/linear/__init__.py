@@ -4,6 +4,7 @@ from .auto import Auto
 from .bicgstab import BiCGStab
 from .cg import CG
 from .cholesky import Cholesky
+from .contraction import Contraction
 from .conversion import as_operator
 from .gmres import GMRES
 from .iteration import Geometry, LinearResult
@@ -23,6 +24,7 @@ __all__ = [
     "Auto",
     "BiCGStab",
     "Cholesky",
+    "Contraction",
     "Dense",
     "Diagonal",
     "Geometry",

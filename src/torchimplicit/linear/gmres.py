@@ -53,9 +53,9 @@ class GMRES(IterativeSolver):
             w = torch.where(going_now.unsqueeze(-1), w, 0)
             basis = torch.stack(V, -2)
             h = inner(basis, w.unsqueeze(-2))
-            w = w - (h.unsqueeze(-1) * basis).sum(-2)
+            w = w - (h.unsqueeze(-2) @ basis).squeeze(-2)
             again = inner(basis, w.unsqueeze(-2))
-            w = w - (again.unsqueeze(-1) * basis).sum(-2)
+            w = w - (again.unsqueeze(-2) @ basis).squeeze(-2)
             h = h + again
             eta = norm(w)
             grows = going_now & (eta > 10 * eps * size)  # otherwise the Krylov space is complete: w is rounding error
@@ -82,7 +82,7 @@ class GMRES(IterativeSolver):
         triangle = torch.stack([torch.nn.functional.pad(column, (0, m - column.shape[-1])) for column in R], -1)
         g = Q[..., :m, :1] * beta[..., None, None]
         y = torch.linalg.solve_triangular(triangle, g, upper=True)
-        d = (y * torch.stack(Z, -2)).sum(-2)
+        d = (y.mT @ torch.stack(Z, -2)).squeeze(-2)
         return Cycle(torch.where(active.unsqueeze(-1), d, 0), steps, broken, m)
 
 

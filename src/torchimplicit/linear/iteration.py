@@ -51,7 +51,7 @@ class Preconditioner(Protocol):
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
     """xᴴ y over the last dimension."""
-    return (x.conj() * y).sum(-1)
+    return torch.linalg.vecdot(x, y)
 
 
 def euclidean_norm(x: Tensor) -> Tensor:

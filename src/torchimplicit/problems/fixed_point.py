@@ -22,6 +22,7 @@ class FixedPoint:
 
     name = "fixed point"
     symmetric = False
+    near_identity = True
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         return z - f(z)

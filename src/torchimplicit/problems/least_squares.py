@@ -23,6 +23,7 @@ class LeastSquares:
 
     name = "least-squares fit"
     symmetric = True
+    near_identity = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         residuals = Linearisation(f, (z,))

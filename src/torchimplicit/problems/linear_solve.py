@@ -28,6 +28,7 @@ class Linear:
     """The condition is A z − b; its size is judged against b."""
 
     symmetric: bool
+    near_identity: bool = False
     name: str = "solution of the linear system"
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:

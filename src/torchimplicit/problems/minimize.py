@@ -23,6 +23,7 @@ class Minimum:
 
     name = "minimum"
     symmetric = True
+    near_identity = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         objective = Linearisation(f, (z,))

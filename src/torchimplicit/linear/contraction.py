@@ -1,0 +1,165 @@
+"""Linear systems (I − M) x = b in which M may be a contraction: the adjoint of a fixed point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .auto import Auto, AutoState, better_of
+from .factors import square
+from .gmres import GMRES
+from .iteration import LinearResult, tolerance
+from .operators import LinearOperator
+from .vectors import fit
+
+PROBE = 8  # plain steps after which their rate is known
+CHEAP = 48  # a forecast of so many further plain steps is not worth a Krylov space
+RESTART = 32  # steps in which GMRES shows whether it does better
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """Plain steps x ← x + (b − A x), the Neumann series, while they are the cheapest way to the tolerance.
+
+    After a few of them their rate ρ is known. If it promises the tolerance soon, they go on. Otherwise GMRES takes one cycle:
+    where that gains less than twice what as many plain steps would (a spectrum around a circle, as that of an orthogonal M),
+    plain steps finish, and where it gains more, or where they do not contract, ``Auto`` does.
+    Made for solves that are not recorded: it reads values.
+    """
+
+    def factorize(self, operator: LinearOperator) -> ContractionState:
+        """The state for this operator; nothing is computed."""
+        return ContractionState(square(operator, "Contraction"))
+
+
+class _Plain(NamedTuple):
+    x: Tensor
+    r: Tensor
+    norm: Tensor
+    steps: Tensor
+    rate: float
+
+
+class ContractionState:
+    """The plain steps bound to an operator."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.fallback: AutoState | None = None
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b or Aᴴ x = b, to default tolerance."""
+        return self.iterate(b, adjoint).x
+
+    def iterate(
+        self,
+        b: Tensor,
+        adjoint: bool = False,
+        *,
+        rtol: float | None = None,
+        atol: float | None = None,
+        max_steps: int | None = None,
+    ) -> LinearResult:
+        """The solution with its true residual; see :meth:`IterativeState.iterate`."""
+        operator = self.operator
+        b = fit(b, operator.batch_shape, operator.shape[-1], operator.dtype, name="b")
+        norm_b = torch.linalg.vector_norm(b, dim=-1)
+        bound = tolerance(norm_b, rtol, atol)
+        products = 0
+
+        def A(x: Tensor) -> Tensor:
+            nonlocal products
+            products += 1
+            return operator.apply(x, adjoint)
+
+        plain = _Plain(torch.zeros_like(b), b, norm_b, torch.zeros_like(norm_b, dtype=torch.int64), 0.0)
+        limit = math.inf if max_steps is None else max_steps
+        plain = self._steps(A, b, plain, bound, int(min(PROBE, limit)))
+        result = _result(plain, bound, products)
+        if bool(result.converged.all()) or limit <= PROBE:
+            return result
+        further = _forecast(plain, bound)
+        if further > CHEAP and operator.shape[-1] <= Auto().dense_limit:
+            return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps))
+        if further > CHEAP:
+            cycle = int(min(RESTART, limit - PROBE))
+            krylov = GMRES(restart=RESTART).factorize(operator)
+            second = krylov.iterate(b, adjoint, x0=plain.x, rtol=rtol, atol=atol, max_steps=cycle)
+            gain = _worst(second.residual_norm, plain.norm, bound) ** (1 / cycle)
+            result = better_of(result, second)
+            if bool(result.converged.all()):
+                return result
+            if not plain.rate**2 < gain or not plain.rate < 1:
+                return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps))
+            r = b - A(result.x)
+            plain = _Plain(result.x, r, torch.linalg.vector_norm(r, dim=-1), result.steps, plain.rate)
+            further = _forecast(plain, bound)
+        plain = plain._replace(steps=torch.zeros_like(plain.steps))  # those of `result` are added
+        plain = self._steps(A, b, plain, bound, int(min(2 * further + PROBE, limit)))
+        result = better_of(result, _result(plain, bound, products))
+        if bool(result.converged.all()) or max_steps is not None:
+            return result
+        return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, None))
+
+    def _automatic(
+        self, b: Tensor, adjoint: bool, x0: Tensor, rtol: float | None, atol: float | None, max_steps: int | None
+    ) -> LinearResult:
+        self.fallback = Auto().factorize(self.operator)
+        x0 = torch.where(x0.isfinite().all(-1, keepdim=True), x0, 0)
+        return self.fallback.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
+
+    @property
+    def direct(self) -> Any:
+        """The factors, where it came to a factorisation."""
+        return None if self.fallback is None else self.fallback.direct
+
+    @staticmethod
+    def _steps(A: Callable[[Tensor], Tensor], b: Tensor, plain: _Plain, bound: Tensor, limit: int) -> _Plain:
+        """At most ``limit`` plain steps; systems that have converged stay where they are."""
+        x, r, norm, steps, rate = plain
+        active = norm > bound  # False for NaN
+        for _ in range(limit):
+            if not bool(active.any()):
+                break
+            every = bool(active.all())
+            x_new = x + r
+            r_new = b - A(x_new)
+            norm_new = torch.linalg.vector_norm(r_new, dim=-1)
+            rate = _worst(norm_new, norm, bound)
+            steps = steps + active
+            if every:
+                x, r, norm = x_new, r_new, norm_new
+            else:
+                rows = active.unsqueeze(-1)
+                x, r, norm = (
+                    torch.where(rows, x_new, x),
+                    torch.where(rows, r_new, r),
+                    torch.where(active, norm_new, norm),
+                )
+            active = norm > bound
+        return _Plain(x, r, norm, steps, rate)
+
+
+def _worst(after: Tensor, before: Tensor, bound: Tensor) -> float:
+    """The largest ratio of residuals among the systems that had not converged before."""
+    ratio = torch.where(before > bound, after / before, 0)
+    worst = float(ratio.nan_to_num(nan=0.0).max()) if ratio.numel() else 0.0
+    return worst
+
+
+def _forecast(plain: _Plain, bound: Tensor) -> float:
+    """How many more plain steps the slowest system needs at the rate that was seen."""
+    if not 0 < plain.rate < 1:
+        return 0.0 if plain.rate == 0 else math.inf
+    gap = (plain.norm / bound).nan_to_num(nan=0.0, posinf=0.0).max() if bound.numel() else torch.zeros(())
+    return max(0.0, math.log(max(float(gap), 1.0)) / -math.log(plain.rate))
+
+
+def _result(plain: _Plain, bound: Tensor, products: int) -> LinearResult:
+    converged = plain.norm <= bound
+    return LinearResult(plain.x, plain.norm, plain.steps, converged, ~plain.norm.isfinite(), products)
