@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -348,18 +349,16 @@ def _tensors(out: Any) -> Iterator[Tensor]:
 
 def _map_leaves(args: Any, kwargs: Any, visit: Callable[[int, Any], Any]) -> tuple[Any, Any]:
     """``visit(position, leaf)`` at every leaf of the containers that torch calls take, in order."""
-    position = -1
+    positions = itertools.count()
+    return _walk(args, positions, visit), _walk(kwargs, positions, visit)
 
-    def walk(tree: Any) -> Any:
-        nonlocal position
-        kind = type(tree)
-        if kind is tuple or kind is list:
-            return kind([walk(item) for item in tree])
-        if kind is dict:
-            return {key: walk(item) for key, item in tree.items()}
-        if kind is slice:
-            return slice(walk(tree.start), walk(tree.stop), walk(tree.step))
-        position += 1
-        return visit(position, tree)
 
-    return walk(args), walk(kwargs)
+def _walk(tree: Any, positions: Iterator[int], visit: Callable[[int, Any], Any]) -> Any:
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind([_walk(item, positions, visit) for item in tree])
+    if kind is dict:
+        return {key: _walk(item, positions, visit) for key, item in tree.items()}
+    if kind is slice:
+        return slice(*(_walk(part, positions, visit) for part in (tree.start, tree.stop, tree.step)))
+    return visit(next(positions), tree)
