@@ -77,6 +77,8 @@ def rms(v: Tensor) -> Tensor:
     """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided."""
     if v.shape[-1] == 0:
         return v.new_zeros(v.shape[:-1])
+    if v.shape[-1] == 1:
+        return v.abs().squeeze(-1)
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
 
 

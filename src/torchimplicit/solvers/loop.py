@@ -134,36 +134,47 @@ def solve(
         steps = torch.full_like(status, stopping.exactly)
         return Found(z, status, steps, norm, bound, state, torch.stack(trace) if trace else None)
 
-    eps = torch.finfo(norm.dtype).eps
+    limit = start / torch.finfo(norm.dtype).eps
     bound = stopping.bound(z, start)
     status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
+    running = status == Status.RUNNING
     steps = torch.zeros_like(status)
     best_z, best = z, norm
     mark, since = norm, torch.zeros_like(status)
     for k in range(stopping.max_steps):
-        running = status == Status.RUNNING
         if finished(~running):
             break
         z_new, r_new, state = step(z, r, state)
         norm_new = rms(r_new.detach())
-        valid = norm_new.isfinite() & rms(z_new.detach()).isfinite()
+        valid = (norm_new + rms(z_new.detach())).isfinite()
         moves = running & valid
-        z, r = _where(moves, z_new, z), _where(moves, r_new, r)
-        norm = torch.where(moves, norm_new, norm)
+        if finished(moves):  # the common case: nothing to mask
+            z, r, norm = z_new, r_new, norm_new
+            bound = stopping.bound(z, start)
+        else:
+            z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
+            bound = torch.where(moves, stopping.bound(z, start), bound)
         steps = steps + running
-        bound = torch.where(moves, stopping.bound(z, start), bound)
-        better = moves & ((norm < best) | (norm <= bound))
-        best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
+        done = moves & (norm <= bound)
+        better = done | (moves & (norm < best))
+        if finished(better):
+            best_z, best = z, norm
+        else:
+            best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
         progress = norm < 0.999 * mark
         mark, since = torch.where(progress, norm, mark), torch.where(progress, 0, since + 1)
-        status = torch.where(running & (since >= solver.patience), Status.STAGNATED, status)
-        status = torch.where(running & (norm * eps > start), Status.DIVERGED, status)
-        status = torch.where(running & ~valid, Status.NONFINITE, status)
-        status = torch.where(moves & (norm <= bound), Status.CONVERGED, status)
+        stagnant, grown = since >= solver.patience, norm > limit
+        ends = done | (running & (stagnant | grown | ~valid))
         if keep_trace:
             trace.append(torch.where(running, norm_new, norm))
         if watch is not None:
             watch(k + 1, z, norm)
+        if finished(~ends):
+            continue
+        verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
+        verdict = torch.where(valid, verdict, Status.NONFINITE)
+        status = torch.where(ends, torch.where(done, Status.CONVERGED, verdict), status)
+        running = running & ~ends
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     if not finished(status == Status.CONVERGED):
         status = _diagnose(equations, best_z.detach(), best, status)
