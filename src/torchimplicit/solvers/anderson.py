@@ -66,7 +66,9 @@ class Anderson:
         columns = torch.where(usable, dr, 0) * scale  # of length one: their Gram matrix is well scaled
         gram = columns @ columns.mT
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        gamma, info = torch.linalg.solve_ex(gram + (eps + (~usable).to(gram.dtype)) * identity, (columns @ r.unsqueeze(-1)))
+        gamma, info = torch.linalg.solve_ex(
+            gram + (eps + (~usable).to(gram.dtype)) * identity, (columns @ r.unsqueeze(-1))
+        )
         gamma = gamma * scale
         good = (info == 0).reshape(-1, 1, 1) & gamma.isfinite()
         return torch.where(good, gamma, 0).squeeze(-1)

@@ -1,0 +1,206 @@
+"""What goes wrong in silence elsewhere gives the right gradient here, or an error that says what to do."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+import torchimplicit as ti
+
+N = 4
+TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def W() -> Tensor:
+    return (randn(N, N, seed=0) / 4).requires_grad_()
+
+
+ZERO = torch.zeros(N, dtype=torch.float64)
+
+
+def dense_gradient(W: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """d(Σ z*²)/d(W, x) for z* = tanh(W z* + x), by dense linear algebra."""
+    W, x = W.detach(), x.detach()
+    z = ZERO
+    for _ in range(500):
+        z = torch.tanh(W @ z + x)
+    s = 1 - z**2
+    J = torch.eye(N, dtype=torch.float64) - s[:, None] * W
+    u = s * torch.linalg.solve(J.T, 2 * z)
+    return torch.outer(u, z), u
+
+
+def test_a_closure_over_a_loop_variable_keeps_the_tensor_of_its_own_turn(W: Tensor) -> None:
+    xs = [randn(N, seed=k) for k in range(1, 4)]
+    loss = torch.zeros((), dtype=torch.float64)
+    for x in xs:
+        loss = loss + ti.fixed_point(lambda z: torch.tanh(W @ z + x), ZERO, **TIGHT).value.square().sum()  # noqa: B023
+    loss.backward()
+    expected = sum(dense_gradient(W, x)[0] for x in xs)
+    assert torch.allclose(W.grad, expected, atol=1e-9)
+
+
+def test_a_number_that_was_rebound_since_the_forward_is_an_error(W: Tensor) -> None:
+    k = 0.3
+    z = ti.fixed_point(lambda z: torch.tanh(k * (W @ z) + 1), ZERO).value
+    k = 0.7
+    with pytest.raises(ti.CaptureError, match=r"0\.3.*0\.7.*late binding"):
+        z.sum().backward()
+
+
+def test_a_buffer_overwritten_before_the_backward_is_an_error(W: Tensor) -> None:
+    buffer = randn(N, seed=1)
+    z = ti.fixed_point(lambda z: torch.tanh(W @ z + buffer), ZERO).value
+    buffer.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_a_buffer_replaced_before_the_backward_does_not_matter(W: Tensor) -> None:
+    cell = nn.Module()
+    x = randn(N, seed=1)
+    cell.register_buffer("x", x)
+    z = ti.fixed_point(lambda z: torch.tanh(W @ z + cell.x), ZERO, **TIGHT).value
+    cell.x = torch.zeros(N, dtype=torch.float64)
+    z.square().sum().backward()
+    assert torch.allclose(W.grad, dense_gradient(W, x)[0], atol=1e-9)
+
+
+def test_torchscript_is_refused_by_name() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.Linear(N, N).double())
+    with pytest.raises(ti.CaptureError, match=r"'scripted'.*TorchScript"):
+        ti.fixed_point(lambda z: 0.1 * scripted(z).tanh(), ZERO)
+
+
+def test_a_forward_mode_dual_in_a_closure_moves_the_solution(W: Tensor) -> None:
+    x, dx = randn(N, seed=1), randn(N, seed=2)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, dx)
+        z = ti.fixed_point(lambda z: torch.tanh(W.detach() @ z + dual), ZERO, **TIGHT).value
+        tangent = forward_ad.unpack_dual(z).tangent
+    value, u = forward_ad.unpack_dual(z).primal, dense_gradient(W, x)[1]
+    assert torch.allclose((2 * value * tangent).sum(), (u * dx).sum(), atol=1e-9)
+
+
+class Scale(torch.autograd.Function):
+    """z * w, with a hand-written derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(z, w)
+        return z * w
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        z, w = ctx.saved_tensors
+        return grad * w, grad * z
+
+
+def test_a_parameter_hidden_in_a_custom_function_is_an_error_that_names_it() -> None:
+    w = (torch.rand(N, dtype=torch.float64) / 3).requires_grad_()
+    with pytest.raises(ti.CaptureError, match=r"'w'.*args"):
+        ti.fixed_point(lambda z: Scale.apply(z, w) + 1, ZERO)
+
+
+def test_a_computed_tensor_hidden_in_a_custom_function_is_an_error() -> None:
+    w = (torch.rand(N, dtype=torch.float64) / 3).requires_grad_()
+    v = w.sin()
+    with pytest.raises(ti.CaptureError, match="args"):
+        ti.fixed_point(lambda z: Scale.apply(z, v) + 1, ZERO)
+
+
+def test_a_custom_function_of_z_and_of_arguments_is_differentiated() -> None:
+    w = (torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 3).requires_grad_()
+    z = ti.fixed_point(lambda z, w: Scale.apply(z, w) + 1, ZERO, (w,), **TIGHT).value
+    z.sum().backward()  # z = 1 / (1 − w)
+    assert torch.allclose(w.grad, 1 / (1 - w.detach()) ** 2, atol=1e-9)
+
+
+def test_in_place_operations_on_tensors_of_its_own_are_no_matter(W: Tensor) -> None:
+    x = randn(N, seed=1).requires_grad_()
+    V = torch.eye(N, dtype=torch.float64)
+    z = ti.fixed_point(lambda z: (V @ x).add_(W @ z).tanh_(), ZERO, **TIGHT).value
+    z.square().sum().backward()
+    in_W, in_x = dense_gradient(W, x)
+    assert torch.allclose(W.grad, in_W, atol=1e-9)
+    assert torch.allclose(x.grad, in_x, atol=1e-9)
+
+
+def test_changing_z_in_place_is_an_error(W: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="in place"):
+        ti.fixed_point(lambda z: z.mul_(0.5) + 1, ZERO)
+
+
+def test_autocast_around_the_forward_only_gives_the_gradient_of_the_autocast_function() -> None:
+    W = (randn(N, N, seed=0) / 4).float().requires_grad_()
+    x = randn(N, seed=1).float()
+
+    def f(z: Tensor) -> Tensor:
+        return torch.tanh(W @ z + x)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, info = ti.fixed_point(f, torch.zeros(N), rtol=1e-2)
+        again = ti.fixed_point(f, torch.zeros(N), rtol=1e-2).value
+        (inside,) = torch.autograd.grad(again.square().sum(), W)
+    (outside,) = torch.autograd.grad(z.square().sum(), W)
+    assert info.converged
+    assert z.dtype == torch.float32
+    assert torch.equal(inside, outside)
+    assert torch.allclose(outside.double(), dense_gradient(W.double(), x.double())[0], rtol=0.1, atol=0.05)
+
+
+def test_after_functional_call_has_returned_the_gradient_is_that_of_its_parameters() -> None:
+    cell = nn.Linear(N, N, bias=False).double()
+    W = (randn(N, N, seed=0) / 4).requires_grad_()
+    x = randn(N, seed=1)
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self) -> Tensor:
+            return ti.fixed_point(lambda z: torch.tanh(self.cell(z) + x), ZERO, **TIGHT).value
+
+    z = torch.func.functional_call(Layer(), {"cell.weight": W}, ())
+    z.square().sum().backward()
+    assert torch.allclose(W.grad, dense_gradient(W, x)[0], atol=1e-9)
+    assert cell.weight.grad is None
+
+
+def test_a_module_that_keeps_running_statistics_is_named() -> None:
+    norm = nn.BatchNorm1d(N).double()
+    x = randn(3, N, seed=0).requires_grad_()
+    with pytest.raises(ti.CaptureError, match=r"norm\.num_batches_tracked.*eval"):
+        ti.fixed_point(lambda z: 0.1 * norm(z) + x, torch.zeros(3, N, dtype=torch.float64))
+
+
+def test_dropout_is_called_stochastic() -> None:
+    drop = nn.Dropout(0.5)
+    with pytest.warns(ti.ConvergenceWarning, match=r"(?s)stochastic.*dropout"):
+        info = ti.fixed_point(lambda z: drop(0.1 * z + 1), ZERO).info
+    assert info.status == ti.Status.STOCHASTIC
+
+
+def test_a_path_that_has_changed_since_the_forward_is_an_error(W: Tensor) -> None:
+    class Cell(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.tanh(W @ z) if self.training else torch.sin(W @ z)
+
+    layer = ti.nn.FixedPoint(Cell())
+    z = layer(z0=ZERO + 1)
+    layer.eval()
+    with pytest.raises(ti.CaptureError, match="another path"):
+        z.sum().backward()
