@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.linear import LU
 from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.solvers.loop import Equations
+from torchimplicit.solvers.newton import PLAIN_LU
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Chord:
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.1.
     """
 
-    linear_solver: DirectSolver = LU(equilibrate=False)
+    linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
 

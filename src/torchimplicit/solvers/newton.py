@@ -21,6 +21,9 @@ class NewtonState(NamedTuple):
     factors: Factors | None
 
 
+PLAIN_LU = LU(equilibrate=False)
+
+
 @dataclass(frozen=True)
 class Newton:
     """z ← z − damping · J(z)⁻¹ g(z), with J (n × n for each system) from one batched sweep and factorised.
@@ -30,7 +33,7 @@ class Newton:
     """
 
     damping: float = 1.0
-    linear_solver: DirectSolver = LU(equilibrate=False)
+    linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 50
     restartable: ClassVar[bool] = True  # init at any z continues the method
     patience: ClassVar[int] = 10
