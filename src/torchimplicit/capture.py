@@ -11,7 +11,7 @@ What cannot be captured raises :class:`CaptureError`; a gradient is never silent
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast
 from torchimplicit.names import name, name_of, scripted_in
+from torchimplicit.parametrised import State, cache_as_it_was, cache_now, left_as_they_are, states_of
 from torchimplicit.recording import Call, CaptureError, Record, Replay, being_captured, hidden, paused, sequence_now
 from torchimplicit.transforms import inside_transform
 
@@ -37,12 +38,22 @@ class Captured:
     tensors: list[Tensor]
     calls: list[Call]
     autocast: Autocast
+    states: Sequence[State]  # what its parametrisations change at every evaluation,
+    changing: frozenset[int]  # the slots of these, of which every evaluation gets a copy
+    cache: dict[Any, Any] | None  # weights that were cached when fn was recorded
     _searching: bool = False
 
     def __call__(self, z: Any, tensors: Sequence[Tensor]) -> Any:
         """fn at z with ``tensors`` in the places of the recorded ones."""
         args = self.args.rebuilt(tensors)
-        with eager_cells(), self.autocast.restored(), Replay(self.fn, self.calls, tensors, renew=self._searching):
+        replay = Replay(self.fn, self.calls, tensors, renew=self._searching, changing=self.changing)
+        with (
+            eager_cells(),
+            self.autocast.restored(),
+            cache_as_it_was(self.cache),
+            left_as_they_are(self.states),
+            replay,
+        ):
             return self.fn(z, *args)
 
     @contextmanager
@@ -97,29 +108,42 @@ def capture(
             return fn(unknown, *rebuilt)
 
     copies_can_be_made = not inside_transform() and not being_captured()
-    with paused(), eager_cells():
-        if not copies_can_be_made:
-            first = Record(given)
-            evaluate(first)
-            record = Record(given, first=first)
-            out = evaluate(record)
-        else:
-            record = Record(given, copy=True)
+
+    def recorded(states: Collection[int]) -> tuple[Record, Any]:
+        with paused(), eager_cells():
+            if not copies_can_be_made:
+                first = Record(given, states=states)
+                evaluate(first)
+                record = Record(given, first=first, states=states)
+                return record, evaluate(record)
+            record = Record(given, copy=True, states=states)
             with torch.enable_grad():
                 out = evaluate(record)
                 flat = output(out)
             missed = record.hidden(flat)
             if missed is not None:
                 raise _hides(fn, missed, flat)
-    if record.modified():
-        names = ", ".join(name_of(t, fn) for t in record.modified())
-        raise CaptureError(
-            f"{name(fn)} modifies {names} in place at every evaluation, so it is not a function of z. Likely cause: BatchNorm in "
-            f"training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation without "
-            f"state (GroupNorm, LayerNorm), or compute the state outside."
-        )
+            return record, out
+
+    record, out = recorded(())
+    states: list[State] = []
+    modified = record.modified()
+    if modified:
+        states = states_of(fn)
+        harmless = {state.address for state in states} - {0}
+        strangers = [t for t in modified if t.data_ptr() not in harmless]
+        if strangers:
+            names = ", ".join(name_of(t, fn) for t in strangers)
+            raise CaptureError(
+                f"{name(fn)} modifies {names} in place at every evaluation, so it is not a function of z. Likely cause: BatchNorm "
+                f"in training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation "
+                f"without state (GroupNorm, LayerNorm), or compute the state outside."
+            )
+        with left_as_they_are(states):
+            record, out = recorded(harmless)
     autocast = Autocast.now(z_leaves[0].device.type)
-    return Captured(fn, arguments, record.tensors, record.calls, autocast), out
+    changing = frozenset(record.changing)
+    return Captured(fn, arguments, record.tensors, record.calls, autocast, states, changing, cache_now()), out
 
 
 @dataclass(frozen=True)

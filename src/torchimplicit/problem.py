@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
 from torchimplicit.condition import Condition, Flat, Kind, Vmap
+from torchimplicit.parametrised import cache_may_lack_graphs
+from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
 from torchimplicit.solvers.loop import Equations, Found, Stopping
 from torchimplicit.state import Layout
@@ -84,10 +86,10 @@ class Problem:
 
     def _plain(self, z: Tensor) -> Tensor:
         argument = self.layout.argument(z)
-        versions = [leaf._version for leaf in pytree.tree_leaves(argument)]
+        versions = [version(leaf) for leaf in pytree.tree_leaves(argument)]
         with self.autocast.restored():
             value = self.value(self.fn(argument, *self.args))
-        if versions != [leaf._version for leaf in pytree.tree_leaves(argument)]:
+        if versions != [version(leaf) for leaf in pytree.tree_leaves(argument)]:
             raise RuntimeError(
                 f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
             )
@@ -114,6 +116,8 @@ class Problem:
         self, residual: Flat, z0: Tensor, inside: Inside | None = None
     ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
         """The root, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
+        if cache_may_lack_graphs():
+            self._plain(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
             equations = Equations(residual, self.kind.symmetric)
             stopping = Stopping(self.bound, self.max_steps)

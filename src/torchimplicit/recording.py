@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +68,17 @@ class Record(Mode):
     explicit : what stands in their place during this evaluation: fresh copies (``copy=True``) or themselves.
     """
 
-    def __init__(self, given: Sequence[Tensor], *, copy: bool = False, first: Record | None = None) -> None:
+    def __init__(
+        self,
+        given: Sequence[Tensor],
+        *,
+        copy: bool = False,
+        first: Record | None = None,
+        states: Collection[int] = (),
+    ) -> None:
         super().__init__()
+        self.states = states  # addresses of tensors that change at every evaluation: a snapshot stands for each
+        self.changing: set[int] = set()  # their slots
         self.copy = copy
         self.first = first  # an earlier evaluation: what it did not meet was made by the function itself
         self.tensors: list[Tensor] = []
@@ -78,6 +87,7 @@ class Record(Mode):
         self._versions: list[int] = []
         self._slots: dict[int, int] = {}
         self._made: dict[int, Tensor] = {}  # kept alive, so that no identity is used twice
+        self._kept: list[Tensor] = []
         self._variables: list[Tensor] = []
         self._start = 0
         for tensor in given:
@@ -96,7 +106,7 @@ class Record(Mode):
 
     def modified(self) -> list[Tensor]:
         """The explicit tensors that the function changed in place."""
-        return [t for t, version in zip(self.tensors, self._versions, strict=True) if t._version != version]
+        return [t for t, before in zip(self.tensors, self._versions, strict=True) if version(t) != before]
 
     def hidden(self, out: Tensor) -> Tensor | None:
         """A tensor that needs a gradient and that ``out`` depends on beside z and the explicit ones; None if there is none."""
@@ -129,11 +139,18 @@ class Record(Mode):
 
     def _add(self, tensor: Tensor) -> int:
         slot = len(self.tensors)
-        explicit = tensor.detach().requires_grad_(tensor.requires_grad) if self.copy else tensor
+        identity = id(tensor)
+        if self.states and level(tensor) < 0 and tensor.data_ptr() in self.states:
+            self._kept.append(tensor)
+            self.changing.add(slot)
+            tensor = tensor.clone()
+            explicit = tensor.clone()
+        else:
+            explicit = tensor.detach().requires_grad_(tensor.requires_grad) if self.copy else tensor
         self.tensors.append(tensor)
         self.explicit.append(explicit)
-        self._versions.append(tensor._version)
-        self._slots.setdefault(id(tensor), slot)
+        self._versions.append(version(tensor))
+        self._slots.setdefault(identity, slot)
         if self.copy:
             self._made[id(explicit)] = explicit
         return slot
@@ -171,11 +188,19 @@ class Record(Mode):
 class Replay(Mode):
     """Puts explicit tensors back, call by call. With ``renew`` plain arguments may differ, and the new ones are kept."""
 
-    def __init__(self, fn: Any, calls: list[Call], tensors: Sequence[Tensor], *, renew: bool = False) -> None:
+    def __init__(
+        self,
+        fn: Any,
+        calls: list[Call],
+        tensors: Sequence[Tensor],
+        *,
+        renew: bool = False,
+        changing: Collection[int] = (),
+    ) -> None:
         super().__init__()
         self.fn = fn
         self.calls = calls
-        self.tensors = tensors
+        self.tensors = [t.clone() if slot in changing else t for slot, t in enumerate(tensors)]
         self.renew = renew
         self.index = 0
 
@@ -235,6 +260,11 @@ def _wrapped(tensor: Tensor, like: Tensor, depth: int) -> Tensor:
     functorch = torch._C._functorch
     inner = _wrapped(tensor, functorch.get_unwrapped(like), depth - 1)
     return functorch._add_batch_dim(inner, functorch.maybe_get_bdim(like), level(like))
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for those of inference mode, which do not tell."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def hidden(out: Tensor, allowed: Sequence[Tensor], start: int) -> Tensor | None:
