@@ -45,7 +45,7 @@ def gradients(module: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor] | N
     """Of Σ y² in the parameters and in x."""
     module.zero_grad()
     x = x.detach().clone().requires_grad_()
-    (call or module)(x).square().sum().backward()
+    (module if call is None else call)(x).square().sum().backward()
     return [p.grad.clone() for p in module.parameters()] + [x.grad]
 
 

@@ -1,0 +1,110 @@
+"""What is held between forward and backward does not grow with the steps; nothing is held after both."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torchimplicit as ti
+
+N = 30
+
+
+class Births(TorchDispatchMode):
+    """Remembers, by weak reference, the storage of every tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.born: list[weakref.ref[Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                self.born.append(weakref.ref(tensor.untyped_storage()))
+        return out
+
+    def live_bytes(self) -> int:
+        storages = {storage.data_ptr(): storage.nbytes() for ref in self.born if (storage := ref()) is not None}
+        return sum(storages.values())
+
+
+def held(steps: int, solver: Any, adjoint: Any) -> int:
+    """Bytes made by the forward and alive after it, for so many steps of a contraction too slow to converge in them."""
+    generator = torch.Generator().manual_seed(0)
+    W = 0.9999 * torch.linalg.qr(torch.randn(N, N, dtype=torch.float64, generator=generator))[0]
+    W.requires_grad_()
+    x = torch.randn(N, dtype=torch.float64, generator=generator)
+    with Births() as births:
+        z, info = ti.fixed_point(
+            lambda z: W @ z + x + 1e-3 * z.sin(),
+            torch.zeros(N, dtype=torch.float64),
+            solver=solver,
+            adjoint=adjoint,
+            rtol=0.0,
+            atol=0.0,
+            max_steps=steps,
+            on_failure="ignore",
+        )
+    gc.collect()
+    assert z.requires_grad
+    return births.live_bytes()
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden", "newton", "chord", "newton_krylov"])
+def test_the_implicit_way_holds_as_much_after_10_steps_as_after_1000(solver: str) -> None:
+    assert held(10, solver, ti.Implicit()) == held(1000, solver, ti.Implicit())
+
+
+def test_the_explicit_way_holds_more_with_every_step() -> None:
+    few, some, many = (held(k, "picard", ti.Unrolled(steps=k)) for k in (10, 20, 40))
+    assert many - some == 2 * (some - few)
+    assert some - few >= 10 * N * 8
+
+
+def test_checkpointing_the_steps_holds_less() -> None:
+    assert held(200, "anderson", ti.Unrolled(steps=200, checkpoint=True)) < held(
+        200, "anderson", ti.Unrolled(steps=200)
+    )
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("solver", ["anderson", "newton", "newton_krylov", "broyden"])
+@pytest.mark.parametrize("use", ["forward", "backward", "double backward", "failure", "func.grad"])
+def test_nothing_outlives_its_use_by_a_reference_cycle(no_collector: None, solver: str, use: str) -> None:
+    def scene() -> list[weakref.ref[Any]]:
+        W = torch.randn(N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 20
+        x = torch.ones(N, dtype=torch.float64)
+        zero = torch.zeros(N, dtype=torch.float64)
+        limit = {"max_steps": 1, "on_failure": "ignore"} if use == "failure" else {}
+
+        def solve(W: Tensor) -> Tensor:
+            return ti.fixed_point(lambda z: torch.tanh(W @ z + x), zero, solver=solver, **limit).value
+
+        if use == "func.grad":
+            grad = torch.func.grad(lambda W: solve(W).sum())(W)
+            return [weakref.ref(W), weakref.ref(x), weakref.ref(grad)]
+        W.requires_grad_()
+        z = solve(W)
+        if use in ("backward", "failure"):
+            z.sum().backward()
+        if use == "double backward":
+            (grad,) = torch.autograd.grad(z.sum(), W, create_graph=True)
+            grad.square().sum().backward()
+        return [weakref.ref(W), weakref.ref(x), weakref.ref(z)]
+
+    assert [ref() for ref in scene()] == [None, None, None]
