@@ -22,6 +22,7 @@ def main(rank: int, folder: str) -> None:
         parallel.zero_grad()
         parallel(x).square().sum().backward()
     torch.save(([p.grad for p in module.parameters()], module.last_info.steps.max()), f"{folder}/{rank}")
+    dist.barrier()
     dist.destroy_process_group()
 
 

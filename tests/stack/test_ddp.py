@@ -24,7 +24,7 @@ def test_two_ranks_average_the_gradients_of_their_own_solves(tmp_path: Path) -> 
         for rank in range(2)
     ]
     for process in ranks:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
     (first, few), (second, many) = (torch.load(tmp_path / str(rank)) for rank in range(2))
     module = layer("picard")

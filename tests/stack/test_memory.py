@@ -43,7 +43,7 @@ def held(steps: int, solver: Any, adjoint: Any) -> int:
     W.requires_grad_()
     x = torch.randn(N, dtype=torch.float64, generator=generator)
     with Births() as births:
-        z, info = ti.fixed_point(
+        z, _info = ti.fixed_point(
             lambda z: W @ z + x + 1e-3 * z.sin(),
             torch.zeros(N, dtype=torch.float64),
             solver=solver,

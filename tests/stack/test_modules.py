@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .layers import N, Cell, assert_same, batch, gradients, layer
+from .layers import Cell, N, assert_same, batch, gradients, layer
 
 
 def test_copies_and_pickles_are_the_same_layer_without_its_last_facts() -> None:
