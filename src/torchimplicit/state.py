@@ -86,8 +86,7 @@ class Layout:
     @property
     def size(self) -> int:
         """n: the number of real unknowns of one system."""
-        reals = 2 if self.dtype.is_complex else 1
-        return reals * sum(math.prod(shape[len(self.batch_shape) :]) for shape in self.shapes)
+        return sum(self._reals(shape) for shape in self.shapes)
 
     @property
     def real_dtype(self) -> torch.dtype:
@@ -109,18 +108,24 @@ class Layout:
 
     def join(self, leaves: list[Tensor]) -> Tensor:
         """Leaves of this layout's shapes as one (B, n) tensor of the real dtype."""
-        rows = [_real(leaf.to(self._flat_source_dtype())).reshape(self.batch, -1) for leaf in leaves]
+        rows = [
+            _real(leaf.to(self._flat_source_dtype())).reshape(self.batch, self._reals(leaf.shape)) for leaf in leaves
+        ]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def _flat_source_dtype(self) -> torch.dtype:
         return self.real_dtype.to_complex() if self.dtype.is_complex else self.real_dtype
+
+    def _reals(self, shape: torch.Size) -> int:
+        """How many real unknowns of one system a leaf holds."""
+        return math.prod(shape[len(self.batch_shape) :]) * (2 if self.dtype.is_complex else 1)
 
     def split(self, flat: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The leaves, of the given dtype, of a (B, n) tensor."""
         leaves = []
         start = 0
         for shape in self.shapes:
-            per_system = math.prod(shape[len(self.batch_shape) :]) * (2 if self.dtype.is_complex else 1)
+            per_system = self._reals(shape)
             part = flat if per_system == flat.shape[1] else flat[:, start : start + per_system]
             start += per_system
             if self.dtype.is_complex:
@@ -204,7 +209,7 @@ def per_system_vector(layout: Layout, name: str) -> Callable[[Any], Tensor]:
                     f"{tuple(layout.batch_shape)}; it returned shape {tuple(leaf.shape)}."
                 )
             real = _real(leaf)
-            rows.append(real.reshape(layout.batch, -1).to(layout.real_dtype))
+            rows.append(real.reshape(layout.batch, real.shape[ndim:].numel()).to(layout.real_dtype))
         return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 
     return flatten

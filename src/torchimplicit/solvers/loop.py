@@ -183,7 +183,7 @@ def solve(
 
 def _judge(norm: Tensor, bound: Tensor, otherwise: Tensor) -> Tensor:
     status = torch.where(norm.isfinite(), otherwise, Status.NONFINITE)
-    return torch.where(norm <= bound, Status.CONVERGED, status)
+    return torch.where((norm <= bound) & norm.isfinite(), Status.CONVERGED, status)
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

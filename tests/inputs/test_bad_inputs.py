@@ -1,0 +1,143 @@
+"""What does not fit is refused with what was passed, what was expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchimplicit as ti
+
+Z = torch.zeros(3, dtype=torch.float64)
+
+
+def same(z: Any, *args: Any) -> Any:
+    return z
+
+
+BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "integer z0": (lambda: ti.root(same, torch.zeros(3, dtype=torch.int64)), TypeError, "floating or complex.*int64"),
+    "boolean z0": (lambda: ti.root(same, torch.zeros(3, dtype=torch.bool)), TypeError, "bool"),
+    "a number as z0": (lambda: ti.root(same, 1.0), TypeError, r"float 1\.0.*torch\.tensor"),
+    "an empty z0": (lambda: ti.root(same, ()), TypeError, "empty tuple"),
+    "mixed dtypes": (lambda: ti.root(same, (Z, Z.float())), TypeError, "one dtype and one device.*float64.*float32"),
+    "mixed devices": (lambda: ti.root(same, (Z, Z.to("meta"))), TypeError, "one dtype and one device.*meta"),
+    "sparse z0": (lambda: ti.root(same, torch.eye(2).to_sparse()), TypeError, "to_dense"),
+    "no function": (lambda: ti.root(Z, Z), TypeError, "function.*Tensor"),
+    "args not a tuple": (lambda: ti.root(same, Z, Z), TypeError, r"args=\(x,\)"),
+    "batch_ndim too large": (lambda: ti.root(same, Z, batch_ndim=2), ValueError, "only 1 dimensions"),
+    "negative batch_ndim": (lambda: ti.root(same, Z, batch_ndim=-1), ValueError, "integer >= 0.*-1"),
+    "leaves with other batches": (
+        lambda: ti.root(same, (Z, torch.zeros(2, dtype=torch.float64)), batch_ndim=1),
+        ValueError,
+        r"share their first 1 dim.*\(3,\).*\(2,\)",
+    ),
+    "g of another shape": (lambda: ti.root(lambda z: z[:2], Z), ValueError, r"\(3,\).*returned.*\(2,\)"),
+    "g of another structure": (lambda: ti.root(lambda z: (z, z), Z), TypeError, "must return what z is.*has_aux"),
+    "g that returns nothing": (lambda: ti.root(lambda z: None, Z), TypeError, "returned NoneType"),
+    "complex g of a real z": (lambda: ti.root(lambda z: z * 1j, Z), TypeError, "complex.*z is real"),
+    "g on another device": (lambda: ti.root(lambda z: z.to("meta"), Z), ValueError, "meta.*z is on cpu"),
+    "no aux": (lambda: ti.root(same, Z, has_aux=True), TypeError, r"\(value, aux\)"),
+    "negative rtol": (lambda: ti.root(same, Z, rtol=-1.0), ValueError, r"rtol.*-1\.0"),
+    "NaN atol": (lambda: ti.root(same, Z, atol=float("nan")), ValueError, "atol.*nan"),
+    "wrong policy": (lambda: ti.root(same, Z, on_failure="die"), ValueError, "warn.*raise.*nan.*ignore.*die"),
+    "wrong solver": (lambda: ti.root(same, Z, solver="newtn"), ValueError, "newtn.*newton"),
+    "a solver class": (lambda: ti.root(same, Z, solver=ti.solvers.Newton), TypeError, r"Newton\(\)"),
+    "an adjoint class": (lambda: ti.root(same, Z, adjoint=ti.Implicit), TypeError, r"Implicit\(\)"),
+    "a linear solver that is none": (lambda: ti.Implicit("lu"), TypeError, "factorize.*lu"),
+    "max_steps": (lambda: ti.root(same, Z, max_steps=-2), ValueError, "max_steps.*-2"),
+    "batched without a batch": (lambda: ti.root(same, Z, (Z,), batched=(True,)), ValueError, "batch_ndim is 0"),
+    "batched of another structure": (
+        lambda: ti.root(same, Z, (Z,), batch_ndim=1, batched=True),
+        ValueError,
+        "structure of args",
+    ),
+    "a vector to minimise": (lambda: ti.minimize(lambda z: z, Z), ValueError, "one number per system.*Sum"),
+    "residuals without the batch": (
+        lambda: ti.least_squares(lambda z: z.sum(), Z, batch_ndim=1),
+        ValueError,
+        r"batch dimensions \(3,\)",
+    ),
+    "z changed in place": (lambda: ti.root(lambda z: z.add_(1), Z, solver="picard"), RuntimeError, "in place.*clone"),
+    "A that does not fit b": (lambda: ti.linear_solve(torch.eye(4), torch.ones(3)), ValueError, "3"),
+    "A that is not square": (lambda: ti.linear_solve(torch.ones(3, 4), torch.ones(3)), ValueError, "4"),
+    "b that is no tensor": (lambda: ti.linear_solve(torch.eye(3), [1.0]), TypeError, "b must be a tensor"),
+    "a solver that returns nothing": (lambda: ti.implicit(same)(lambda x: None)(Z), TypeError, "NoneType"),
+    "unrolling a black box": (lambda: ti.implicit(same, adjoint=ti.Unrolled()), TypeError, "no steps to unroll"),
+    "a function as a layer": (lambda: ti.nn.FixedPoint(same), TypeError, "nn.Module.*function"),
+    "a layer without a start": (lambda: ti.nn.FixedPoint(torch.nn.Identity())(), TypeError, "z0=.*init="),
+    "no steps to unroll": (lambda: ti.Unrolled(0), ValueError, "steps >= 1.*0"),
+    "no phantom steps": (lambda: ti.Phantom(0), ValueError, "steps >= 1"),
+    "no memory": (lambda: ti.solvers.Anderson(memory=0), ValueError, "memory >= 1"),
+    "no terms": (lambda: ti.linear.Neumann(0), ValueError, "terms >= 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_error_says_what_was_passed_and_what_was_expected(case: str) -> None:
+    call, kind, message = BAD[case]
+    with pytest.raises(kind, match=f"(?s){message}"):
+        call()
+
+
+def test_a_black_box_under_vmap_says_what_to_do() -> None:
+    solve = ti.implicit(lambda z, x: z - x)(lambda x: x.clone())
+    with pytest.raises(RuntimeError, match='vmap="sequential"'):
+        torch.vmap(solve)(Z)
+
+
+def test_a_black_box_that_answers_wrongly_is_reported() -> None:
+    solve = ti.implicit(lambda z, x: z - x)(lambda x: x + 1)
+    with pytest.warns(ti.ConvergenceWarning, match="not found"):
+        solve(Z + 1)
+
+
+def test_an_exception_of_the_users_function_comes_through_and_leaves_nothing_behind() -> None:
+    class Mine(Exception):
+        pass
+
+    def g(z: Tensor) -> Tensor:
+        raise Mine("mine")
+
+    for _ in range(2):
+        with pytest.raises(Mine, match="^mine$"):
+            ti.root(g, Z)
+        with pytest.raises(Mine):
+            torch.func.grad(lambda x: ti.root(lambda z: g(z) - x, Z).value.sum())(Z)
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    ti.root(lambda z: 2 * z - x, Z).value.sum().backward()
+    assert torch.allclose(x.grad, torch.full_like(Z, 0.5))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_start_that_is_not_finite_is_reported(bad: float) -> None:
+    with pytest.warns(ti.ConvergenceWarning, match="nonfinite"):
+        info = ti.root(lambda z: z - 1, torch.full((2,), bad)).info
+    assert info.status == ti.Status.NONFINITE
+
+
+def test_a_singular_matrix_is_reported() -> None:
+    with pytest.warns(ti.ConvergenceWarning, match="singular"):
+        ti.linear_solve(torch.tensor([[1.0, 2.0], [2.0, 4.0]]), torch.tensor([1.0, 1.0]))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_nothing_to_solve_is_solved(shape: tuple[int, int]) -> None:
+    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    z, info = ti.fixed_point(lambda z: 0.5 * z + x, torch.zeros_like(x), batch_ndim=1)
+    z.sum().backward()
+    assert z.shape == shape
+    assert info.converged.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_solved_and_returned_as_it_came(dtype: torch.dtype) -> None:
+    W = (torch.randn(3, 3, generator=torch.Generator().manual_seed(0)) / 6).to(dtype).requires_grad_()
+    z, _info = ti.fixed_point(lambda z: torch.tanh(W @ z + 1), torch.zeros(3, dtype=dtype))
+    z.sum().backward()
+    assert z.dtype == W.grad.dtype == dtype
+    exact = ti.fixed_point(lambda z: torch.tanh(W.detach().double() @ z + 1), Z).value
+    assert torch.allclose(z.double(), exact, atol=0.05)
