@@ -55,6 +55,29 @@ def test_gradients_of_the_good_ones_are_right_in_shared_parameters_too() -> None
     assert torch.allclose(x.grad[:2], slope)
 
 
+def test_a_nan_argument_does_not_poison_a_parameter_that_multiplies_it() -> None:
+    x = torch.tensor([1.0, 2.0, torch.nan], dtype=torch.float64)
+    U = torch.ones((), dtype=torch.float64, requires_grad=True)
+    start = torch.zeros_like(x)
+    z = ti.fixed_point(lambda z: 0.3 * z.sin() + U * x, start, batch_ndim=1, on_failure="ignore", rtol=1e-12).value
+    z[:2].sum().backward()
+    assert torch.allclose(U.grad, (x[:2] / (1 - 0.3 * z.detach()[:2].cos())).sum())
+
+
+def test_infinities_that_are_meant_are_left_alone() -> None:
+    mask = torch.tensor([0.0, -torch.inf], dtype=torch.float64)  # as of attention: shared by the good systems
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]], dtype=torch.float64)
+    U = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def f(z: Tensor) -> Tensor:
+        return 0.3 * z.sin() + U * (x + 1) * torch.softmax(mask, 0)
+
+    z = ti.fixed_point(f, torch.zeros_like(x), batch_ndim=1, on_failure="ignore", rtol=1e-12).value
+    z[0, 0].backward()
+    exact = 2 / (1 - 0.3 * z.detach()[0, 0].cos())
+    assert torch.isnan(U.grad) or torch.allclose(U.grad, exact)
+
+
 def test_the_policy_warn_names_the_systems_and_what_to_try() -> None:
     with pytest.warns(
         ti.ConvergenceWarning, match=r"(?s)1 of 4 systems \(flat index 3\): nonfinite.*Check the arguments"

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.failed import replace_failed, replace_what_failed
 from torchimplicit.autocast import full_precision
 from torchimplicit.condition import Condition
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
-from torchimplicit.stopping import Status
 from torchimplicit.transforms import inside_functorch
 
 
@@ -133,15 +133,18 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     z, status, *rest = ctx.saved_tensors
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     z = replace_failed(z, status)
-    adjoint, at = system.linear(True, z, status, inverse, tensors)
     which = [i - 2 for i in wanted]
-    some = [tensors[i] for i in which]
     if system.own_operator and not torch.is_grad_enabled() and not inside_functorch():
+        tensors = replace_what_failed(system.condition, z, status, tensors)
+        adjoint, at = system.linear(True, z, status, inverse, tensors)
+        some = [tensors[i] for i in which]
         # No derivative of this derivative will be asked for: one evaluation of g serves the solve and the last product.
         both = Linearisation(lambda z, *some: _in_some(system.condition, z, tensors, which)(*some), (z, *some))
         with full_precision(z.device.type):
             u, _ = adjoint.solve_linearised((v, *at), both.restricted([0]))
         return both.restricted(range(1, 1 + len(some))).pull(-u)
+    some = [tensors[i] for i in which]
+    adjoint, at = system.linear(True, z, status, inverse, tensors)
     u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
     return Linearisation(_in_some(system.condition, z, tensors, which), some).pull(-u)
 
@@ -190,13 +193,3 @@ def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple
     """Apply the Function: (z*, *facts, *inverse)."""
     output: tuple[Tensor, ...] = ImplicitFunction.apply(system, z0, *tensors)
     return output
-
-
-def replace_failed(z: Tensor, status: Tensor) -> Tensor:
-    """z with the rows that ended in NaN or Inf replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
-    failed = (status == Status.NONFINITE).unsqueeze(-1)
-    if not inside_functorch() and not bool(failed.any()):
-        return z
-    good = (status == Status.CONVERGED).to(torch.int64).argmax()
-    stand_in = z.index_select(0, good.reshape(1)).nan_to_num(nan=1.0, posinf=1.0, neginf=1.0)
-    return torch.where(failed, stand_in, z)
