@@ -188,6 +188,7 @@ def test_a_module_that_keeps_running_statistics_is_named() -> None:
 
 
 def test_dropout_is_called_stochastic() -> None:
+    torch.manual_seed(0)
     drop = nn.Dropout(0.5)
     with pytest.warns(ti.ConvergenceWarning, match=r"(?s)stochastic.*dropout"):
         info = ti.fixed_point(lambda z: drop(0.1 * z + 1), ZERO).info
