@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchimplicit.names import name
-from torchimplicit.transforms import level
+from torchimplicit.transforms import level, outside_transforms
 
 
 class CaptureError(RuntimeError):
@@ -146,7 +146,10 @@ class Record(Mode):
             tensor = tensor.clone()
             explicit = tensor.clone()
         else:
-            explicit = tensor.detach().requires_grad_(tensor.requires_grad) if self.copy else tensor
+            explicit = tensor
+            if self.copy:
+                with outside_transforms():  # the function may be inside one of its own
+                    explicit = tensor.detach().requires_grad_(tensor.requires_grad)
         self.tensors.append(tensor)
         self.explicit.append(explicit)
         self._versions.append(version(tensor))
@@ -338,7 +341,10 @@ def paused() -> Iterator[None]:
 def as_one_call(func: Callable[..., Any], *args: Any) -> Any:
     """``func(*args)``, which a function that is being captured around us records or replays as a single call."""
     mode = _innermost()
-    return func(*args) if mode is None else mode.call(_OneCall(func), args, {})
+    if mode is None:
+        return func(*args)
+    with paused():  # called directly, and not by torch, the mode would see what it does itself
+        return mode.call(_OneCall(func), args, {})
 
 
 @dataclass(frozen=True)
@@ -350,8 +356,7 @@ class _OneCall:
         return name(self.func)
 
     def __call__(self, *args: Any) -> Any:
-        with paused():
-            return self.func(*args)
+        return self.func(*args)
 
 
 _COMPARED = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
