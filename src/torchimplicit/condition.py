@@ -30,6 +30,11 @@ class Kind(Protocol):
         ...
 
     @property
+    def minimised(self) -> bool:
+        """Whether it is a Hessian, and the solution a minimum only where that has no negative eigenvalue."""
+        ...
+
+    @property
     def near_identity(self) -> bool:
         """Whether it is the identity less what may be a contraction: that of a fixed point."""
         ...

@@ -119,7 +119,7 @@ class Problem:
         if cache_may_lack_graphs():
             self._plain(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            equations = Equations(residual, self.kind.symmetric)
+            equations = Equations(residual, self.kind.symmetric, self.kind.minimised)
             stopping = Stopping(self.bound, self.max_steps)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)

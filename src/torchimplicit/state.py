@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float64, torch.float32, *HALF, torch.complex128, torch.complex64)
 
 
 def describe(value: object) -> str:
@@ -48,9 +49,12 @@ class Layout:
                     f"{name} must be a tensor or a pytree of tensors; got a leaf that is {describe(leaf)}. "
                     f"Wrap numbers as torch.tensor(...)."
                 )
-            if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+            if leaf.is_nested:
+                raise TypeError(f"{name} must be a dense (strided) tensor; got a nested one. Give its parts as a list.")
+            if leaf.dtype not in DTYPES:
                 raise TypeError(
-                    f"{name} must have a floating or complex dtype; got a {describe(leaf)}. Use {name}.to(torch.float64)."
+                    f"{name} must have a floating or complex dtype (float64, float32, float16, bfloat16, complex128, "
+                    f"complex64); got a {describe(leaf)}. Use {name}.to(torch.float64)."
                 )
             if leaf.layout != torch.strided:
                 raise TypeError(f"{name} must be a dense (strided) tensor; got layout {leaf.layout}. Use .to_dense().")
@@ -61,6 +65,10 @@ class Layout:
                     f"all leaves of {name} must share one dtype and one device; got a {describe(first)} and a "
                     f"{describe(leaf)}. Convert them with .to(dtype=..., device=...)."
                 )
+        if first.is_meta:
+            raise TypeError(
+                f"{name} is on the meta device, which has no numbers to solve for. Use .to('cpu') or a GPU."
+            )
         if not isinstance(batch_ndim, int) or isinstance(batch_ndim, bool) or batch_ndim < 0:
             raise ValueError(f"batch_ndim must be an integer >= 0; got {batch_ndim!r}.")
         for leaf in leaves:
@@ -153,8 +161,8 @@ def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
         leaves, tree = pytree.tree_flatten(out)
         if tree != layout.tree or any(not isinstance(leaf, Tensor) for leaf in leaves):
             raise TypeError(
-                f"{name} must return what z is: a {_structure(layout.tree)} of tensors of shapes "
-                f"{[tuple(s) for s in layout.shapes]}; it returned {_outline(leaves, tree)}." + _aux_hint(out)
+                f"{name} must return what z is: {_structure(layout)}; it returned {_outline(leaves, tree)}."
+                + _aux_hint(out)
             )
         for leaf, shape in zip(leaves, layout.shapes, strict=True):
             if leaf.shape != shape:
@@ -164,6 +172,7 @@ def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
                 )
             if leaf.is_complex() and not layout.dtype.is_complex:
                 raise TypeError(f"{name} returned a {describe(leaf)}, but z is real. Make z0 complex, or take .real.")
+            _check_differentiable(leaf, name)
             if leaf.device != layout.device:
                 raise ValueError(
                     f"{name} returned a {describe(leaf)}, but z is on {layout.device}. Move its inputs there."
@@ -188,6 +197,7 @@ def per_system_scalar(layout: Layout, name: str) -> Callable[[Any], Tensor]:
             )
         if out.is_complex():
             raise TypeError(f"{name} must return real numbers to be minimised; it returned a {describe(out)}.")
+        _check_differentiable(out, name)
         return out.reshape(layout.batch).to(layout.real_dtype)
 
     return flatten
@@ -208,6 +218,7 @@ def per_system_vector(layout: Layout, name: str) -> Callable[[Any], Tensor]:
                     f"{name} must return residuals whose first dimensions are z's batch dimensions "
                     f"{tuple(layout.batch_shape)}; it returned shape {tuple(leaf.shape)}."
                 )
+            _check_differentiable(leaf, name)
             real = _real(leaf)
             rows.append(real.reshape(layout.batch, real.shape[ndim:].numel()).to(layout.real_dtype))
         return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
@@ -215,8 +226,15 @@ def per_system_vector(layout: Layout, name: str) -> Callable[[Any], Tensor]:
     return flatten
 
 
-def _structure(tree: pytree.TreeSpec) -> str:
-    return "tensor" if tree.is_leaf() else str(pytree.tree_unflatten(["·"] * tree.num_leaves, tree))
+def _check_differentiable(out: Tensor, name: str) -> None:
+    if not (out.is_floating_point() or out.is_complex()):
+        raise TypeError(
+            f"{name} returned a {describe(out)}: integers have no derivative in z. Return floating numbers."
+        )
+
+
+def _structure(layout: Layout) -> str:
+    return str(pytree.tree_unflatten([f"tensor of shape {tuple(s)}" for s in layout.shapes], layout.tree))
 
 
 def _outline(leaves: list[Any], tree: pytree.TreeSpec) -> str:

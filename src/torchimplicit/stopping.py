@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +32,8 @@ class Status(enum.IntEnum):
     NONFINITE = 4
     SINGULAR = 5
     STOCHASTIC = 6
-    RUNNING = 7  # never returned: the loop's own mark of a system that goes on
+    SADDLE = 7
+    RUNNING = 8  # never returned: the loop's own mark of a system that goes on
 
     @property
     def prose(self) -> str:
@@ -68,6 +70,11 @@ _PROSE = {
         "g gave two different answers for one z: it is stochastic, so it has no root to converge to. Likely causes: (a) dropout "
         "in training mode; (b) random numbers drawn inside g. Draw the noise (or the dropout mask) once, outside, and pass it "
         "in args, or call .eval() on the module."
+    ),
+    Status.SADDLE: (
+        "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
+        "cause: a Newton step towards the nearest stationary point of a function that is not convex there. Start nearer to the "
+        "minimum, or in a region where the Hessian is positive definite, or try solver='picard' (gradient descent)."
     ),
     Status.RUNNING: "the solve has not ended.",
 }
@@ -113,6 +120,12 @@ def check_policy(on_failure: str) -> None:
         raise ValueError(f'on_failure must be "warn", "raise", "nan" or "ignore"; got {on_failure!r}.')
 
 
+def check_steps(max_steps: int | None) -> None:
+    """Raise ValueError unless ``max_steps`` is None or a number of steps."""
+    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
+        raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")
+
+
 def report(what: str, status: Tensor, residual: Tensor, bound: Tensor, steps: Tensor, on_failure: OnFailure) -> None:
     """Warn or raise when a system failed, naming how many did, the worst of them and why."""
     if on_failure in ("ignore", "nan"):
@@ -131,7 +144,18 @@ def report(what: str, status: Tensor, residual: Tensor, bound: Tensor, steps: Te
     message = f"The {what} was not found. " + " ".join(lines)
     if on_failure == "raise":
         raise ConvergenceError(message)
-    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    warnings.warn(message, ConvergenceWarning, stacklevel=_users_frame())
+
+
+def _users_frame() -> int:
+    """The stacklevel, for a warning of the caller, of the nearest line that is neither ours nor PyTorch's; in a backward, which
+    may run on a thread without such a line, the caller's own."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torchimplicit", "torch", "contextlib"):
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2
 
 
 def _rows(rows: Tensor, batch: int) -> str:

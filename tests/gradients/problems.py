@@ -60,10 +60,10 @@ def minimum(W: Tensor, x: Tensor) -> Tensor:
 
 def fit(W: Tensor, x: Tensor) -> Tensor:
     y = torch.cat([x, x.cos()])
-    start = torch.tensor([0.4, 0.3], dtype=torch.float64)
+    start = torch.tensor([2.0, 0.1], dtype=torch.float64)
     t = torch.linspace(0, 1, len(y), dtype=torch.float64)
     z = ti.least_squares(
-        lambda z: z[0] * torch.exp(-z[1] * t) + z[1] ** 2 + W[0, 1] * z[0] - 2 - 0.1 * y, start + 0.5, **TIGHT
+        lambda z: z[0] * torch.exp(-z[1] * t) + z[1] ** 2 + W[0, 1] * z[0] - 2 - 0.1 * y, start, **TIGHT
     )
     return z.value
 

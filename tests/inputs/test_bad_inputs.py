@@ -72,6 +72,20 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no steps to unroll": (lambda: ti.Unrolled(0), ValueError, "steps >= 1.*0"),
     "no phantom steps": (lambda: ti.Phantom(0), ValueError, "steps >= 1"),
     "no memory": (lambda: ti.solvers.Anderson(memory=0), ValueError, "memory >= 1"),
+    "integers from g": (lambda: ti.root(lambda z: z > 0, Z), TypeError, "bool.*no derivative"),
+    "integers from phi": (lambda: ti.minimize(lambda z: z.sum().long(), Z), TypeError, "int64.*no derivative"),
+    "integers from r": (lambda: ti.least_squares(lambda z: z.long(), Z), TypeError, "int64.*no derivative"),
+    "no numbers in z0": (lambda: ti.root(same, Z.to("meta")), TypeError, "meta device"),
+    "an eighth precision": (lambda: ti.root(same, Z.to(torch.float8_e5m2)), TypeError, "float32.*float8"),
+    "a callback that is none": (lambda: ti.root(same, Z, callback=3), TypeError, r"\(step, z, residual\).*int 3"),
+    "NaN as the adjoint's rtol": (lambda: ti.Implicit(rtol=float("nan")), ValueError, "rtol.*nan"),
+    "the adjoint's max_steps": (lambda: ti.Implicit(max_steps=-1), ValueError, "max_steps.*-1"),
+    "a linear solver class": (lambda: ti.linear_solve(torch.eye(3), Z.float(), solver=ti.linear.CG), TypeError, "CG"),
+    "the class in the adjoint": (lambda: ti.Implicit(ti.linear.GMRES), TypeError, "Call the class"),
+    "A elsewhere": (lambda: ti.linear_solve(torch.eye(3, device="meta"), Z.float()), ValueError, "A is on meta.*cpu"),
+    "half b": (lambda: ti.linear_solve(torch.eye(3).half(), Z.half()), TypeError, "float32"),
+    "a decorated number": (lambda: ti.implicit(same)(3), TypeError, "solver must be a function"),
+    "a black box's adjoint class": (lambda: ti.implicit(same, adjoint=ti.Implicit), TypeError, "Implicit"),
     "no terms": (lambda: ti.linear.Neumann(0), ValueError, "terms >= 1"),
 }
 
@@ -141,3 +155,22 @@ def test_half_precision_is_solved_and_returned_as_it_came(dtype: torch.dtype) ->
     assert z.dtype == W.grad.dtype == dtype
     exact = ti.fixed_point(lambda z: torch.tanh(W.detach().double() @ z + 1), Z).value
     assert torch.allclose(z.double(), exact, atol=0.05)
+
+
+def test_a_matrix_with_a_nan_is_not_called_singular() -> None:
+    A = torch.stack([torch.eye(2) * torch.nan, 2 * torch.eye(2)])
+    with pytest.warns(ti.ConvergenceWarning, match="nonfinite"):
+        z, info = ti.linear_solve(A, torch.ones(2, 2))
+    assert info.status.tolist() == [ti.Status.NONFINITE, ti.Status.CONVERGED]
+    assert torch.allclose(z[1], torch.full((2,), 0.5))
+
+
+def expanding(z: Tensor) -> Tensor:
+    return ti.fixed_point(lambda z: 2 * z + 1, z, solver="picard").value
+
+
+@pytest.mark.parametrize("solve", [expanding, torch.vmap(expanding)])
+def test_the_warning_points_at_the_line_that_called(solve: Callable[[Tensor], Tensor]) -> None:
+    with pytest.warns(ti.ConvergenceWarning) as caught:
+        solve(Z)
+    assert {w.filename for w in caught} == {__file__}

@@ -15,6 +15,7 @@ from torchimplicit.condition import Condition
 from torchimplicit.problem import Inside, Problem, detached
 from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
+from torchimplicit.stopping import Tolerance, check_steps
 from torchimplicit.transforms import inside_transform
 
 ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
@@ -38,10 +39,14 @@ class Implicit:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.linear_solver is not None and not hasattr(self.linear_solver, "factorize"):
+        solver = self.linear_solver
+        if solver is not None and (isinstance(solver, type) or not hasattr(solver, "factorize")):
             raise TypeError(
-                f"linear_solver must be an object of torchimplicit.linear with factorize(operator); got {self.linear_solver!r}."
+                f"linear_solver must be an object of torchimplicit.linear with factorize(operator); got {solver!r}."
+                + (" Call the class." if isinstance(solver, type) else "")
             )
+        Tolerance.of(self.rtol, self.atol, torch.float64)
+        check_steps(self.max_steps)
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve, and attach the derivative."""

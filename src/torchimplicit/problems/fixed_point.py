@@ -22,6 +22,7 @@ class FixedPoint:
 
     name = "fixed point"
     symmetric = False
+    minimised = False
     near_identity = True
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:

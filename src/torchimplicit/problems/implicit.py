@@ -16,11 +16,12 @@ from torchimplicit.autocast import Autocast
 from torchimplicit.capture import Arguments
 from torchimplicit.condition import Vmap
 from torchimplicit.problem import Inside, Problem, detached
+from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
 from torchimplicit.recording import being_captured, paused
 from torchimplicit.solution import Record
 from torchimplicit.solvers.loop import Equations, Found, Stopping
-from torchimplicit.state import Layout, same_as_z
+from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, rms
 from torchimplicit.transforms import inside_transform, outside_transforms
 
@@ -117,9 +118,13 @@ def implicit(
         raise TypeError(
             "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
         )
+    check_adjoint(adjoint)
     check_policy(on_failure)
 
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(solve):
+            raise TypeError(f"the solver must be a function of (*args); got {describe(solve)}.")
+
         @torch.compiler.disable
         @wraps(solve)
         def solved(*args: Any, **kwargs: Any) -> Any:

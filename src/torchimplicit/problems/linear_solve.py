@@ -16,11 +16,11 @@ from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson,
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver
 from torchimplicit.problem import Inside, Problem
-from torchimplicit.problems.pose import check_steps
+from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.loop import Equations, Found, Stopping
-from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy
+from torchimplicit.state import HALF, Layout, describe, same_as_z
+from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Linear:
 
     symmetric: bool
     near_identity: bool = False
+    minimised: bool = False
     name: str = "solution of the linear system"
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
@@ -67,10 +68,14 @@ class LinearSearch:
             state = Richardson(preconditioner=state).factorize(self.operator)
         limits = {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol, "max_steps": self.max_steps}
         result: LinearResult = state.iterate(b, **limits)
-        status = torch.where(result.converged, Status.CONVERGED, Status.MAX_STEPS)
-        status = torch.where(result.residual_norm.isfinite(), status, Status.NONFINITE)
+        limit = torch.inf if self.max_steps is None else self.max_steps
+        stopped = torch.where(result.steps >= limit, Status.MAX_STEPS, Status.STAGNATED)
+        status = torch.where(result.converged, Status.CONVERGED, stopped)
+        finite = result.residual_norm.isfinite()
         if self.factors is not None:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
+            finite = finite & self.factors.tensors[0].isfinite().all(-1).all(-1)
+        status = torch.where(finite, status, Status.NONFINITE)
         bound = self.tolerance.bound(torch.linalg.vector_norm(b, dim=-1))
         shape = result.converged.shape
         flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
@@ -139,9 +144,20 @@ def linear_solve(
         raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
     check_policy(on_failure)
     check_steps(max_steps)
-    if solver is not None and not hasattr(solver, "factorize"):
-        raise TypeError(f"solver must be an object of torchimplicit.linear with factorize(operator); got {solver!r}.")
+    check_adjoint(adjoint)
+    if solver is not None and (isinstance(solver, type) or not hasattr(solver, "factorize")):
+        raise TypeError(
+            f"solver must be an object of torchimplicit.linear with factorize(operator), such as linear.CG(); got {solver!r}."
+        )
+    if b.dtype in HALF:
+        raise TypeError(
+            f"half precision cannot be factorised; got a {describe(b)} as b. Solve in float32: A.float(), b.float()."
+        )
     operator = as_operator(A, like=b)
+    if operator.device != b.device:
+        raise ValueError(
+            f"A and b must be on one device; A is on {operator.device}, b on {b.device}. Move one with .to()."
+        )
     batch_shape = torch.broadcast_shapes(operator.batch_shape, b.shape[:-1])
     fn, args = _function(A, operator)
     if adjoint is None:

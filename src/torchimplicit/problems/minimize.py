@@ -23,6 +23,7 @@ class Minimum:
 
     name = "minimum"
     symmetric = True
+    minimised = True
     near_identity = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
@@ -81,8 +82,9 @@ def minimize(
         CaptureError: the function uses a tensor in a way whose gradient would be lost.
         ConvergenceError: a system failed under ``on_failure="raise"``.
 
-    Converged when rms(∇phi(z)) ≤ atol + rtol · rms(∇phi(z0)): a stationary point near z0. The derivative is that of the
-    stationary point, with the exact Hessian.
+    Converged when rms(∇phi(z)) ≤ atol + rtol · rms(∇phi(z0)): a stationary point near z0. Up to n = 64 its Hessian is
+    looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is
+    that of the stationary point, with the exact Hessian.
 
     Example::
 

@@ -18,8 +18,8 @@ from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.loop import Solver, Watch
 from torchimplicit.solvers.search import Iterate
-from torchimplicit.state import HALF, Layout
-from torchimplicit.stopping import OnFailure, Tolerance, check_policy
+from torchimplicit.state import HALF, Layout, describe
+from torchimplicit.stopping import OnFailure, Tolerance, check_policy, check_steps
 
 Callback = Callable[[int, Any, Tensor], None]
 
@@ -49,12 +49,13 @@ def pose_and_solve(
         raise TypeError(f"{kind.name}: the first argument must be a function of (z, *args); got {type(fn).__name__}.")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple; got {type(args).__name__}. For one argument write args=(x,).")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of (step, z, residual), or None; got {describe(callback)}.")
     check_policy(on_failure)
     check_steps(max_steps)
+    check_adjoint(adjoint)
     if adjoint is None:
         adjoint = Implicit()
-    elif isinstance(adjoint, type) or not hasattr(adjoint, "run"):
-        raise TypeError(f"adjoint must be an object such as Implicit(), Unrolled() or OneStep(); got {adjoint!r}.")
     layout = Layout.of(z0, batch_ndim)
     method = resolve(solver, kind.name, layout.batch, layout.size)
     args = tuple(args)
@@ -70,7 +71,7 @@ def pose_and_solve(
         fn,
         args,
         layout,
-        output(layout, kind.name),
+        output(layout, f"{kind.name}: the function"),
         Iterate(method, trace, None if callback is None else _watch(callback, layout)),
         Tolerance.of(rtol, atol, layout.tolerance_dtype),
         method.max_steps if max_steps is None else max_steps,
@@ -82,10 +83,10 @@ def pose_and_solve(
     return adjoint.run(problem, start)
 
 
-def check_steps(max_steps: int | None) -> None:
-    """Raise ValueError unless ``max_steps`` is None or a number of steps."""
-    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
-        raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")
+def check_adjoint(adjoint: Adjoint | None) -> None:
+    """Raise TypeError unless ``adjoint`` is None or an adjoint."""
+    if adjoint is not None and (isinstance(adjoint, type) or not hasattr(adjoint, "run")):
+        raise TypeError(f"adjoint must be an object such as Implicit(), Unrolled() or OneStep(); got {adjoint!r}.")
 
 
 def check_batched(batched: Any, args: tuple[Any, ...], batch_ndim: int) -> None:

@@ -22,6 +22,7 @@ class Root:
 
     name = "root"
     symmetric = False
+    minimised = False
     near_identity = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:

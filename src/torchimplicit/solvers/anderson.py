@@ -36,8 +36,8 @@ class Anderson:
     patience: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"Anderson needs memory >= 1; got {self.memory}.")
+        if not isinstance(self.memory, int) or self.memory < 1:
+            raise ValueError(f"Anderson needs memory >= 1, an integer; got {self.memory!r}.")
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         window = z.new_zeros(z.shape[0], min(self.memory, z.shape[1]), z.shape[1])

@@ -35,8 +35,8 @@ class Broyden:
     patience: ClassVar[int] = 60
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"Broyden needs memory >= 1; got {self.memory}.")
+        if not isinstance(self.memory, int) or self.memory < 1:
+            raise ValueError(f"Broyden needs memory >= 1, an integer; got {self.memory!r}.")
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BroydenState]:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.solvers.loop import Equations
-from torchimplicit.solvers.newton import PLAIN_LU
+from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Chord:
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        check_direct(self.linear_solver, "Chord")
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Factors]:
         jacobian = equations.jacobian(z)

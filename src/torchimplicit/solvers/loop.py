@@ -14,7 +14,9 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.stopping import Status, rms
 from torchimplicit.transforms import finished
 
-DIAGNOSE_LIMIT = 64  # largest n for which a failed solve is asked whether its Jacobian was singular
+# The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
+DIAGNOSE_LIMIT = 64
+DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 
 
 class Solver(Protocol):
@@ -40,11 +42,15 @@ class Solver(Protocol):
 
 
 class Equations:
-    """What a solver may ask about the problem: residuals and Jacobians; both are counted."""
+    """What a solver may ask about the problem: residuals and Jacobians; both are counted.
 
-    def __init__(self, residual: Callable[[Tensor], Tensor], symmetric: bool = False) -> None:
+    minimised : whether the residual is a gradient whose objective is to be minimised, the Jacobian a Hessian.
+    """
+
+    def __init__(self, residual: Callable[[Tensor], Tensor], symmetric: bool = False, minimised: bool = False) -> None:
         self._residual = residual
         self._symmetric = symmetric
+        self.minimised = minimised
         self.evaluations = 0
         self.products = 0
 
@@ -131,6 +137,7 @@ def solve(
                 watch(k + 1, z, norm)
         bound = stopping.bound(z, start)
         status = _judge(norm, bound, torch.full_like(norm, Status.MAX_STEPS, dtype=torch.int64))
+        status = _second_order(equations, z.detach(), status)
         steps = torch.full_like(status, stopping.exactly)
         return Found(z, status, steps, norm, bound, state, torch.stack(trace) if trace else None)
 
@@ -178,6 +185,7 @@ def solve(
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     if not finished(status == Status.CONVERGED):
         status = _diagnose(equations, best_z.detach(), best, status)
+    status = _second_order(equations, best_z.detach(), status)
     return Found(best_z, status, steps, best, bound, state, torch.stack(trace) if trace else None)
 
 
@@ -203,3 +211,24 @@ def _diagnose(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> 
             singular = LU().factorize(equations.jacobian(z)).singular
             status = torch.where(stuck & singular, Status.SINGULAR, status)
     return status
+
+
+def _second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
+    """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
+
+    Asked up to n = 64: Cholesky's factorisation of the Hessian, shifted by √eps of its norm, fails there.
+    """
+    batch, n = z.shape
+    found = status == Status.CONVERGED
+    if not equations.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES or finished(~found):
+        return status
+    with torch.no_grad():
+        hessian = equations.jacobian(z).to_dense()
+        size = torch.linalg.matrix_norm(hessian)
+        known = found & size.isfinite()
+        shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
+        hessian = torch.where(known[:, None, None], (hessian + hessian.mT) / 2, 0) + torch.diag_embed(
+            shift.unsqueeze(-1).expand(batch, n)
+        )
+        failed = torch.linalg.cholesky_ex(hessian).info != 0
+        return torch.where(known & failed, Status.SADDLE, status)

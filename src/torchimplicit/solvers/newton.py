@@ -24,6 +24,15 @@ class NewtonState(NamedTuple):
 PLAIN_LU = LU(equilibrate=False)
 
 
+def check_direct(linear_solver: Any, name: str) -> None:
+    """Raise TypeError unless the linear solver is one whose factors can be handed on."""
+    if isinstance(linear_solver, type) or not hasattr(linear_solver, "from_tensors"):
+        raise TypeError(
+            f"{name} needs a direct solver object of torchimplicit.linear, such as LU(); got {linear_solver!r}. "
+            f"For an iterative one use NewtonKrylov."
+        )
+
+
 @dataclass(frozen=True)
 class Newton:
     """z ← z − damping · J(z)⁻¹ g(z), with J (n × n for each system) from one batched sweep and factorised.
@@ -37,6 +46,9 @@ class Newton:
     max_steps: ClassVar[int] = 50
     restartable: ClassVar[bool] = True  # init at any z continues the method
     patience: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        check_direct(self.linear_solver, "Newton")
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonState]:
         jacobian = equations.jacobian(z)

@@ -37,6 +37,14 @@ class NewtonKrylov:
     restartable: ClassVar[bool] = True  # init at any z continues the method
     patience: ClassVar[int] = 15
 
+    def __post_init__(self) -> None:
+        solver = self.linear_solver
+        if isinstance(solver, type) or hasattr(solver, "from_tensors") or not hasattr(solver, "factorize"):
+            raise TypeError(
+                f"NewtonKrylov needs an iterative solver object of torchimplicit.linear, such as GMRES(); got {solver!r}. "
+                f"For a direct one use Newton."
+            )
+
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonKrylovState]:
         jacobian = equations.jacobian(z)
         forcing = torch.full_like(jacobian.value[:, 0].detach(), self.loosest)

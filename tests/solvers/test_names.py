@@ -1,0 +1,52 @@
+"""Solvers by name, as objects, and the documented automatic choice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import torchimplicit as ti
+from torchimplicit.solvers import choose, resolve
+
+NAMES = {
+    "newton": ti.solvers.Newton,
+    "chord": ti.solvers.Chord,
+    "newton_krylov": ti.solvers.NewtonKrylov,
+    "broyden": ti.solvers.Broyden,
+    "anderson": ti.solvers.Anderson,
+    "picard": ti.solvers.Picard,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_stands_for_the_object_with_its_defaults(name: str) -> None:
+    assert resolve(name, "root", 1, 3) == NAMES[name]()
+
+
+def test_auto_is_what_its_documentation_says() -> None:
+    assert isinstance(choose("fixed point", 1, 1), ti.solvers.Anderson)
+    assert isinstance(choose("root", 1, 256), ti.solvers.Newton)
+    assert isinstance(choose("root", 1, 257), ti.solvers.NewtonKrylov)
+    assert isinstance(choose("root", 2**26 // 128**2 + 1, 128), ti.solvers.NewtonKrylov)
+    assert resolve("auto", "root", 1, 3) == resolve(None, "root", 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ti.solvers.Newton(linear_solver=ti.linear.GMRES()), TypeError, "direct.*LU.*GMRES.*NewtonKrylov"),
+        (lambda: ti.solvers.Chord(linear_solver=ti.linear.LU), TypeError, "direct solver object"),
+        (lambda: ti.solvers.NewtonKrylov(linear_solver=ti.linear.LU()), TypeError, "iterative.*LU.*Newton"),
+        (lambda: ti.solvers.Anderson(memory=2.5), ValueError, "integer; got 2.5"),
+        (lambda: ti.solvers.Broyden(memory=0), ValueError, "memory >= 1"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(make: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"(?s){message}"):
+        make()
+
+
+@pytest.mark.parametrize("wrong", ["Newton", "", "levenberg"])
+def test_an_unknown_name_lists_the_names(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"newton_krylov.*picard"):
+        ti.root(lambda z: z - 1, torch.zeros(2), solver=wrong)
