@@ -1,0 +1,59 @@
+"""Over random shapes, starts and bad rows: a batch is solved as its systems are one by one, for every solver."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import torchimplicit as ti
+
+D = torch.float64
+SOLVERS = ["newton", "chord", "newton_krylov", "broyden", "anderson", "picard"]
+BAD = [None, torch.nan, torch.inf, 1e200]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    solver=st.sampled_from(SOLVERS),
+    batch=st.integers(1, 4),
+    n=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    start=st.sampled_from([0.0, 0.1, 1.0]),
+    bad=st.sampled_from(BAD),
+    in_start=st.booleans(),
+)
+def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(
+    solver: str, batch: int, n: int, seed: int, start: float, bad: float | None, in_start: bool
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    W, x, z0, v = (torch.randn(*s, n, dtype=D, generator=draw) for s in ((n,), (batch,), (batch,), (batch,)))
+    W, z0 = W / (3 * n**0.5), start * z0
+    good = list(range(batch))
+    if bad is not None:
+        (z0 if in_start else x)[0, 0] = bad
+        good = good[1:]
+    W.requires_grad_()
+    x.requires_grad_()
+
+    def solve(x: Tensor, z0: Tensor, batch_ndim: int) -> ti.Solution:
+        def g(z: Tensor) -> Tensor:
+            return z + 0.1 * z**3 - torch.tanh(z @ W.T + x)
+
+        return ti.root(g, z0, solver=solver, batch_ndim=batch_ndim, rtol=1e-11, max_steps=400, on_failure="ignore")
+
+    together, info = solve(x, z0, 1)
+    alone = [solve(x[i], z0[i], 0) for i in range(batch)]
+    for i in good:
+        assert info.status[i] == alone[i].info.status
+        assert abs(int(info.steps[i]) - int(alone[i].info.steps)) <= 1
+    good = [i for i in good if info.converged[i]]
+    if not good:
+        return
+    for i in good:
+        assert torch.allclose(together[i], alone[i].value, rtol=1e-7, atol=1e-8)
+    batched = torch.autograd.grad(sum((v[i] * together[i]).sum() for i in good), (W, x))
+    single = torch.autograd.grad(sum((v[i] * alone[i].value).sum() for i in good), (W, x))
+    assert torch.allclose(batched[0], single[0], rtol=1e-6, atol=1e-7)
+    assert torch.allclose(batched[1][good], single[1][good], rtol=1e-6, atol=1e-7)
