@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,3 +58,14 @@ def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(
     single = torch.autograd.grad(sum((v[i] * alone[i].value).sum() for i in good), (W, x))
     assert torch.allclose(batched[0], single[0], rtol=1e-6, atol=1e-7)
     assert torch.allclose(batched[1][good], single[1][good], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_systems_and_no_unknowns_are_solved_at_once(solver: str, shape: tuple[int, int]) -> None:
+    x = torch.zeros(shape, dtype=D, requires_grad=True)
+    z, info = ti.root(lambda z: z + z**3 - x, torch.ones_like(x), solver=solver, batch_ndim=1)
+    z.sum().backward()
+    assert x.grad.shape == shape
+    assert info.converged.shape == shape[:1]
+    assert info.converged.all()

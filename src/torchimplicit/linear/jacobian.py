@@ -56,6 +56,8 @@ class Jacobian(LinearOperator):
     def to_dense(self) -> Tensor:
         """(*batch_shape, m, n): a sweep of one-hot cotangents gives one row of every matrix of the batch at a time."""
         m = self.shape[-2]
+        if not self._zero.numel():
+            return self._zero.new_zeros(self.shape)
         self.count(m)
         eye = torch.eye(m, dtype=self.dtype, device=self.device)
         cotangents = eye.reshape(m, *(1,) * len(self.batch_shape), m).expand(m, *self.batch_shape, m)

@@ -47,7 +47,7 @@ class NewtonKrylov:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonKrylovState]:
         jacobian = equations.jacobian(z)
-        forcing = torch.full_like(jacobian.value[:, 0].detach(), self.loosest)
+        forcing = torch.full_like(rms(jacobian.value.detach()), self.loosest)
         return jacobian.value, NewtonKrylovState(jacobian, forcing)
 
     def step(
