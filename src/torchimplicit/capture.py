@@ -185,6 +185,6 @@ def eager_cells() -> AbstractContextManager[Any]:
 def _hides(fn: Any, missed: Tensor, out: Tensor) -> CaptureError:
     what = "a tensor computed outside of it" if missed is out else name_of(missed, fn)
     return CaptureError(
-        f"{name(fn)} uses {what}, which needs a gradient, inside an operation that does not show its tensors (a custom "
-        f"autograd.Function, a compiled extension, a torch.func transform): that gradient would be lost. {_PASS_IN_ARGS}"
+        f"{name(fn)} uses {what}, which needs a gradient, inside an operation that does not show its tensors (a "
+        f"compiled extension, a torch.func transform): that gradient would be lost. {_PASS_IN_ARGS}"
     )

@@ -34,7 +34,8 @@ class Call:
 
 
 class Mode(TorchFunctionMode):
-    """Sees every torch call of a function; does nothing while paused (during a nested implicit solve)."""
+    """Sees every torch call of a function, a custom ``autograd.Function`` as one; does nothing while paused (during a
+    nested implicit solve)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,17 +46,23 @@ class Mode(TorchFunctionMode):
         _modes().append(self)
         current = torch._C._functorch.maybe_current_level()
         self.base = -1 if current is None else current
+        _show_custom_functions(+1)
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
+        _show_custom_functions(-1)
         _modes().pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.paused:
             return func(*args, **(kwargs or {}))
-        return self.call(func, args, kwargs or {})
+        self.paused = True  # what one torch call does inside is a part of it
+        try:
+            return self.call(func, args, kwargs or {})
+        finally:
+            self.paused = False
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
@@ -338,13 +345,13 @@ def paused() -> Iterator[None]:
             mode.paused = False
 
 
-def as_one_call(func: Callable[..., Any], *args: Any) -> Any:
-    """``func(*args)``, which a function that is being captured around us records or replays as a single call."""
+def as_one_call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``func(*args, **kwargs)``, which a function that is being captured around us records or replays as a single call."""
     mode = _innermost()
     if mode is None:
-        return func(*args)
+        return func(*args, **kwargs)
     with paused():  # called directly, and not by torch, the mode would see what it does itself
-        return mode.call(_OneCall(func), args, {})
+        return mode.call(_OneCall(func), args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -355,8 +362,41 @@ class _OneCall:
     def __name__(self) -> str:
         return name(self.func)
 
-    def __call__(self, *args: Any) -> Any:
-        return self.func(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func(*args, **kwargs)
+
+
+_apply = vars(torch.autograd.Function)["apply"]
+_capturing = 0
+_counting = threading.Lock()
+
+
+def _show_custom_functions(change: int) -> None:
+    """While anything is being captured, ``autograd.Function.apply`` is a call like any other.
+
+    Torch shows it to no mode. What is called in its forward would be seen, but not the tensors that its backward keeps.
+    """
+    global _capturing
+    with _counting:
+        _capturing += change
+        torch.autograd.Function.apply = _shown if _capturing else _apply  # type: ignore[method-assign]
+
+
+@classmethod  # type: ignore[misc]
+def _shown(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    return as_one_call(_apply.__get__(None, cls), *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What an array or a scalar of another library (NumPy, say) holds: they are changed and rebound like tensors."""
+
+    format: str
+    shape: tuple[int, ...] | None
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"an array of shape {self.shape} and bytes {self.data[:16].hex()}"
 
 
 _COMPARED = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
@@ -364,7 +404,13 @@ _COMPARED = (bool, int, float, complex, str, type(None), torch.dtype, torch.devi
 
 def _plain(leaf: Any) -> Any:
     """What of an argument that is no tensor must be the same at every evaluation."""
-    return leaf if isinstance(leaf, _COMPARED) else type(leaf)
+    if isinstance(leaf, _COMPARED):
+        return leaf
+    try:
+        view = memoryview(leaf)
+    except TypeError:
+        return type(leaf)
+    return _Numbers(view.format, view.shape, view.tobytes())
 
 
 def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
