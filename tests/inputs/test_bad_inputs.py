@@ -64,6 +64,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "z changed in place": (lambda: ti.root(lambda z: z.add_(1), Z, solver="picard"), RuntimeError, "in place.*clone"),
     "A that does not fit b": (lambda: ti.linear_solve(torch.eye(4), torch.ones(3)), ValueError, "3"),
     "A that is not square": (lambda: ti.linear_solve(torch.ones(3, 4), torch.ones(3)), ValueError, "4"),
+    "an A that is not linear": (lambda: ti.linear_solve(lambda z: z**2 + z, Z + 1), ValueError, "not linear.*root"),
     "b that is no tensor": (lambda: ti.linear_solve(torch.eye(3), [1.0]), TypeError, "b must be a tensor"),
     "a solver that returns nothing": (lambda: ti.implicit(same)(lambda x: None)(Z), TypeError, "NoneType"),
     "unrolling a black box": (lambda: ti.implicit(same, adjoint=ti.Unrolled()), TypeError, "no steps to unroll"),

@@ -54,8 +54,25 @@ class LinearSearch:
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         if inside is not None:
             jacobian = equations.jacobian(z0)
-            return self._found(self.solver.factorize(jacobian), -jacobian.value, lambda z: z)
-        return self.recorded(equations, z0, stopping, checkpoint=False)
+            found = self._found(self.solver.factorize(jacobian), -jacobian.value, lambda z: z)
+        else:
+            found = self.recorded(equations, z0, stopping, checkpoint=False)
+        if not self.operator.explicit:
+            self._check_linear(equations, found)
+        return found
+
+    @staticmethod
+    def _check_linear(equations: Equations, found: Found) -> None:
+        """Raise ValueError where a solution of the linear system is none of A(z) = b: then the callable A is not linear."""
+        residual = torch.linalg.vector_norm(equations.residual(found.z), dim=-1)
+        rounding = torch.finfo(residual.dtype).eps ** 0.5 * (1 + found.bound)
+        wrong = (found.status == Status.CONVERGED) & (residual > 2 * found.bound + rounding)
+        if bool(wrong.any()):
+            raise ValueError(
+                "the callable A is not linear in z: A(z) differs from b at the solution of the system that its products "
+                f"define (by {float(residual[wrong].max()):.3g}). Leave constants out of A (subtract A(0) from b); for a "
+                "nonlinear equation use root."
+            )
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
         state = self.solver.factorize(self.operator)
