@@ -139,7 +139,7 @@ class LinearSystem:
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
         singular = solver.singular()
         if bool(suspects.any()):
-            singular = singular | at_a_multiple_root(g, operator, z, result.x, self.transpose, suspects)
+            singular = singular | at_a_multiple_root(g, operator, z, suspects)
         status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, status)
         status = torch.where(refused, Status.NONFINITE, status)
         w = result.x

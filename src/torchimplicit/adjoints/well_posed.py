@@ -17,8 +17,10 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.stopping import rms
 
 SUSPECT = 1e-3  # relative error of z* from which it is worth a look
-CHANGE = 0.25  # relative change of the Jacobian over the error of z*; at a double root it is 1/2, at a triple root 5/9
-REDUCTION = 0.03  # of the residual by two Newton steps; at a double root 1/16, at a triple root 0.088
+CHANGE = (
+    0.25  # relative change of the Jacobian by a Newton step, along it; at a double root it is 1/2, at a triple root 5/9
+)
+REDUCTION = 0.1  # of the residual by a Newton step; at a double root 1/4, at a triple root 8/27
 
 
 def suspicious(jacobian: Jacobian, z: Tensor, b: Tensor, w: Tensor) -> Tensor:
@@ -28,23 +30,21 @@ def suspicious(jacobian: Jacobian, z: Tensor, b: Tensor, w: Tensor) -> Tensor:
     return error.isfinite() & (error > SUSPECT * rms(z))
 
 
-def at_a_multiple_root(
-    g: Callable[[Tensor], Tensor], jacobian: Jacobian, z: Tensor, w: Tensor, transpose: bool, rows: Tensor
-) -> Tensor:
-    """Those of ``rows`` (B,) where two Newton steps from z converge linearly and change the Jacobian by its own size.
+def at_a_multiple_root(g: Callable[[Tensor], Tensor], jacobian: Jacobian, z: Tensor, rows: Tensor) -> Tensor:
+    """Those of ``rows`` (B,) where Newton's method converges linearly from z and changes the Jacobian by its own size.
 
-    ``jacobian`` is that of g at z, and w the solution of the system that was asked of it (or of its transpose).
+    ``jacobian`` is that of g at z. A first step leaves an error in the singular direction only, whatever the solver's own
+    was; the second one is looked at.
     """
-    norm = torch.linalg.vector_norm
     first = _newton(jacobian, z, rows)
-    beside = Jacobian(g, first)
-    before, after = (operator.apply(w, transpose) for operator in (jacobian, beside))
-    changed = norm(after - before, dim=-1) > CHANGE * norm(before, dim=-1)
-    rows = rows & changed
-    if not bool(rows.any()):
-        return rows
-    second = _newton(beside, first, rows)
-    return rows & (norm(g(second), dim=-1) > REDUCTION * norm(jacobian.value, dim=-1))
+    before = Jacobian(g, first)
+    second = _newton(before, first, rows)
+    after = Jacobian(g, second)
+    norm = torch.linalg.vector_norm(before.value, dim=-1)
+    direction = before.value / norm.unsqueeze(-1)
+    along = (after.rmatvec(direction) * (first - second)).sum(-1)  # with the Jacobian unchanged this were the norm
+    changed = (along - norm).abs() > CHANGE * norm
+    return rows & changed & (torch.linalg.vector_norm(after.value, dim=-1) > REDUCTION * norm)
 
 
 def _newton(jacobian: Jacobian, z: Tensor, rows: Tensor) -> Tensor:
