@@ -170,6 +170,8 @@ def linear_solve(
         raise TypeError(
             f"half precision cannot be factorised; got a {describe(b)} as b. Solve in float32: A.float(), b.float()."
         )
+    if isinstance(A, Tensor) and A.layout == torch.strided:
+        A = _spread(A, b)
     operator = as_operator(A, like=b)
     if operator.device != b.device:
         raise ValueError(
@@ -198,6 +200,13 @@ def linear_solve(
         Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))
+
+
+def _spread(A: Tensor, b: Tensor) -> Tensor:
+    """A with its single batch dimensions as large as those of b that they meet."""
+    ndim = A.ndim - 2
+    met = ((1,) * ndim + b.shape[:-1])[-ndim:] if ndim > 0 else ()
+    return A.expand(*(n if m == 1 else m for m, n in zip(A.shape, met)), *A.shape[-2:]) if met else A
 
 
 def _tolerances(rtol: float | None, atol: float | None, dtype: torch.dtype) -> tuple[float, float]:
