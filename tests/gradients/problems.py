@@ -21,7 +21,7 @@ class Case(NamedTuple):
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def well(n: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
