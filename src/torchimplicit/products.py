@@ -144,18 +144,19 @@ def _variable(tensor: Tensor) -> Tensor:
 @contextmanager
 def _recording() -> Iterator[None]:
     """Grad mode on. A graph that only we will consume ignores the caller's saved-tensor hooks: packing its tensors would
-    make activation checkpointing around the layer recompute the layer inside its own forward."""
+    make activation checkpointing around the layer recompute the layer inside its own forward. What is kept is detached: an
+    operation that keeps its own output would otherwise keep itself."""
     ours = not torch.is_grad_enabled()
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     with torch.enable_grad():
         if ours and hooked:
-            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
                 yield
         else:
             yield
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 

@@ -23,9 +23,13 @@ def test_two_ranks_average_the_gradients_of_their_own_solves(tmp_path: Path) -> 
         )
         for rank in range(2)
     ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors.decode()
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors.decode()
+    finally:
+        for process in ranks:  # one that has failed leaves the other waiting
+            process.kill()
     (first, few), (second, many) = (torch.load(tmp_path / str(rank)) for rank in range(2))
     module = layer("picard")
     alone = [gradients(module, batch(seed=1) * scale)[:-1] for scale in SCALES]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import torchimplicit as ti
+
+from .layers import batch, layer
 
 N = 30
 
@@ -84,7 +89,9 @@ def no_collector() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("solver", ["anderson", "newton", "newton_krylov", "broyden"])
-@pytest.mark.parametrize("use", ["forward", "backward", "double backward", "failure", "func.grad"])
+@pytest.mark.parametrize(
+    "use", ["forward", "backward", "double backward", "failure", "func.grad", "checkpoint", "hooks"]
+)
 def test_nothing_outlives_its_use_by_a_reference_cycle(no_collector: None, solver: str, use: str) -> None:
     def scene() -> list[weakref.ref[Any]]:
         W = torch.randn(N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 20
@@ -99,8 +106,13 @@ def test_nothing_outlives_its_use_by_a_reference_cycle(no_collector: None, solve
             grad = torch.func.grad(lambda W: solve(W).sum())(W)
             return [weakref.ref(W), weakref.ref(x), weakref.ref(grad)]
         W.requires_grad_()
-        z = solve(W)
-        if use in ("backward", "failure"):
+        if use == "checkpoint":
+            z = checkpoint(lambda W: solve(W).cos(), W, use_reentrant=False)
+        else:
+            hooks = saved_tensors_hooks(Tensor.clone, Tensor.clone) if use == "hooks" else nullcontext()
+            with hooks:
+                z = solve(W)
+        if use in ("backward", "failure", "checkpoint", "hooks"):
             z.sum().backward()
         if use == "double backward":
             (grad,) = torch.autograd.grad(z.sum(), W, create_graph=True)
@@ -108,3 +120,26 @@ def test_nothing_outlives_its_use_by_a_reference_cycle(no_collector: None, solve
         return [weakref.ref(W), weakref.ref(x), weakref.ref(z)]
 
     assert [ref() for ref in scene()] == [None, None, None]
+
+
+@pytest.mark.parametrize("use", ["backward", "not converged", "not captured", "vmap", "forward mode"])
+def test_no_module_outlives_its_use_by_a_reference_cycle(no_collector: None, use: str) -> None:
+    def scene() -> list[weakref.ref[Any]]:
+        cell = nn.BatchNorm1d(5).double() if use == "not captured" else None
+        module, x = layer("newton", cell), batch()
+        if use == "backward":
+            module(x).sum().backward()
+        if use == "not converged":
+            module.options.update(max_steps=1, on_failure="raise")
+            with pytest.raises(ti.ConvergenceError):
+                module(x)
+        if use == "not captured":
+            with pytest.raises(ti.CaptureError):
+                ti.root(lambda z: z - 0.1 * module.cell(z) + x, torch.zeros_like(x))
+        if use == "vmap":
+            torch.vmap(lambda x: module(x[None]))(x)
+        if use == "forward mode":
+            torch.func.jvp(module, (x,), (x,))
+        return [weakref.ref(thing) for thing in (module, x, *module.parameters())]
+
+    assert not any(ref() is not None for ref in scene())
