@@ -17,9 +17,8 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.stopping import rms
 
 SUSPECT = 1e-3  # relative error of z* from which it is worth a look
-CHANGE = (
-    0.25  # relative change of the Jacobian by a Newton step, along it; at a double root it is 1/2, at a triple root 5/9
-)
+CHANGE = 0.25  # relative change of the Jacobian by a Newton step, along it; at a double root 1/2, at a triple root 5/9
+ROUNDING = 1e3  # in units of eps, relative to z: a Newton step that is shorter is rounding error and shows nothing
 REDUCTION = 0.1  # of the residual by a Newton step; at a double root 1/4, at a triple root 8/27
 
 
@@ -44,6 +43,8 @@ def at_a_multiple_root(g: Callable[[Tensor], Tensor], jacobian: Jacobian, z: Ten
     direction = before.value / norm.unsqueeze(-1)
     along = (after.rmatvec(direction) * (first - second)).sum(-1)  # with the Jacobian unchanged this were the norm
     changed = (along - norm).abs() > CHANGE * norm
+    floor = ROUNDING * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(first, dim=-1)
+    rows = rows & (torch.linalg.vector_norm(first - second, dim=-1) > floor)
     return rows & changed & (torch.linalg.vector_norm(after.value, dim=-1) > REDUCTION * norm)
 
 
