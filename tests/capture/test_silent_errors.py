@@ -103,6 +103,14 @@ def test_torchscript_is_refused_by_name() -> None:
         ti.fixed_point(lambda z: 0.1 * scripted(z).tanh(), ZERO)
 
 
+def test_a_torchscript_function_is_refused_by_name(W: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        compiled = torch.jit.trace(lambda z: torch.tanh(z), ZERO)
+    with pytest.raises(ti.CaptureError, match=r"'compiled'.*TorchScript"):
+        ti.fixed_point(lambda z: compiled(W @ z), ZERO)
+
+
 def test_a_forward_mode_dual_in_a_closure_moves_the_solution(W: Tensor) -> None:
     x, dx = randn(N, seed=1), randn(N, seed=2)
     with forward_ad.dual_level():

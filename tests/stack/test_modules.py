@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
-from .layers import Cell, N, assert_same, batch, gradients, layer
+from .layers import Cell, assert_same, batch, gradients, layer
 
 
 def test_copies_and_pickles_are_the_same_layer_without_its_last_facts() -> None:
@@ -56,13 +60,6 @@ def test_two_threads_share_a_module() -> None:
         assert_same(found[k], expected[k])
 
 
-def spectral_cell() -> Cell:
-    cell = Cell()
-    torch.manual_seed(3)
-    cell.linear = spectral_norm(cell.linear)
-    return cell
-
-
 def unrolled(cell: nn.Module, x: Tensor) -> Tensor:
     z = torch.zeros_like(x)
     for _ in range(80):
@@ -70,31 +67,90 @@ def unrolled(cell: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
-def test_spectral_normalisation_in_evaluation_mode() -> None:
-    module = layer(cell=spectral_cell().eval())
-    module.eval()
-    assert_same(gradients(module, batch()), gradients(module, batch(), lambda x: unrolled(module.cell, x)))
+def parametrised(kind: str, training: bool) -> nn.Module:
+    cell = Cell()
+    torch.manual_seed(3)
+    cell.linear = {"spectral": spectral_norm, "weight": weight_norm, "orthogonal": orthogonal}[kind](cell.linear)
+    for _ in range(200):
+        cell(batch(), batch())  # lets a power iteration settle
+    return layer(cell=cell).train(training)
 
 
-def test_spectral_normalisation_in_training_mode() -> None:
-    module = layer(cell=spectral_cell())
-    for _ in range(50):
-        module.cell(
-            torch.zeros(1, N, dtype=torch.float64), torch.zeros(1, N, dtype=torch.float64)
-        )  # lets its power iteration settle
-    assert_same(gradients(module, batch()), gradients(module, batch(), lambda x: unrolled(module.cell, x)))
+def cached(module: nn.Module, x: Tensor) -> Tensor:
+    with parametrize.cached():
+        z: Tensor = module(x)
+    return z
 
 
-def test_a_parametrisation_cached_around_the_layer_loses_no_gradient() -> None:
-    module = layer(cell=spectral_cell())
-    module.eval()
+def cached_and_used_again(module: nn.Module, x: Tensor) -> Tensor:
+    with parametrize.cached():
+        return module.cell(module(x), x)  # z* again, from the weights that the solve has left in the cache
 
-    def cached(x: Tensor) -> Tensor:
-        with parametrize.cached():
-            z: Tensor = module(x)
-        return z
 
-    assert_same(gradients(module, batch(), cached), gradients(module, batch()))
+def cached_before(module: nn.Module, x: Tensor) -> Tensor:
+    with parametrize.cached():
+        module.cell(x, x)
+        z: Tensor = module(x)
+    return z
+
+
+def recomputed(module: nn.Module, x: Tensor) -> Tensor:
+    z: Tensor = checkpoint(module, x, use_reentrant=False)
+    return z
+
+
+@pytest.mark.parametrize("use", [nn.Module.__call__, cached, cached_and_used_again, cached_before, recomputed])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["spectral", "weight", "orthogonal"])
+def test_parametrised_weights(kind: str, training: bool, use: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    module = parametrised(kind, training)
+    truth = gradients(module, batch(), lambda x: unrolled(module.cell, x))
+    if use is cached_and_used_again:
+        truth = gradients(module, batch(), lambda x: module.cell(unrolled(module.cell, x), x))
+    assert_same(gradients(module, batch(), lambda x: use(module, x)), truth)
+
+
+@pytest.mark.parametrize("solver", ["anderson", "newton"])
+def test_gradients_of_every_sample_through_functional_call(solver: str) -> None:
+    module = layer(solver)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, (x[None],)).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, batch())
+    for i in range(3):
+        assert_same([g[i] for g in found.values()], gradients(module, batch()[i : i + 1])[:-1])
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS])
+def test_training_takes_the_path_of_the_unrolled_loop(optimizer: Any) -> None:
+    paths = []
+    for explicit in (False, True):
+        module = layer("newton")
+        steps = optimizer(module.parameters(), lr=0.01)
+
+        def loss(module: Any = module, steps: Any = steps, explicit: bool = explicit) -> Tensor:
+            steps.zero_grad()
+            z = unrolled(module.cell, batch()) if explicit else module(batch())
+            value = (z - 0.3).square().mean()
+            value.backward()
+            return value
+
+        for _ in range(3):
+            steps.step(loss)
+        paths.append([p.detach() for p in module.parameters()])
+    assert_same(*paths)
+
+
+def test_a_penalty_on_the_gradient() -> None:
+    module = layer("newton")
+    penalties = []
+    for call in (module, lambda x: unrolled(module.cell, x)):
+        x = batch().requires_grad_()
+        (grad,) = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)
+        penalties.append(list(torch.autograd.grad(grad.square().sum(), list(module.parameters()))))
+    assert_same(*penalties)
 
 
 def test_gradients_accumulate_and_graphs_are_retained() -> None:
