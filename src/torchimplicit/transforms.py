@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -31,6 +32,17 @@ def outside_transforms() -> AbstractContextManager[object]:
 def level(tensor: Tensor) -> int:
     """The functorch level that wrapped a tensor; -1 for a plain one."""
     return torch._C._functorch.maybe_get_level(tensor)
+
+
+def alive(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors without the wrappers of transforms that have ended: a pullback from ``torch.func.vjp`` is called after it,
+    and autograd takes what is still wrapped for a constant."""
+    return [_alive(tensor) for tensor in tensors]
+
+
+def _alive(tensor: Tensor) -> Tensor:
+    inner: Tensor = torch._C._functorch.unwrap_if_dead(tensor)
+    return tensor if inner is tensor else _alive(inner)
 
 
 def finished(mask: Tensor) -> bool:

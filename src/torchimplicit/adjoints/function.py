@@ -22,7 +22,7 @@ from torchimplicit.autocast import full_precision
 from torchimplicit.condition import Condition
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import alive, inside_functorch
 
 
 class System(Protocol):
@@ -98,7 +98,7 @@ class ImplicitFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _system: None, _z0: Tensor | None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
         system: System = ctx.system
-        z, status, *rest = ctx.saved_tensors
+        z, status, *rest = alive(ctx.saved_tensors)
         inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
         none = (None,) * (5 + ctx.inverse)
         z = replace_failed(z, status)
@@ -130,7 +130,7 @@ class ImplicitFunction(torch.autograd.Function):
 def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:
     """−uᵀ ∂g/∂x for the wanted inputs x of the Function, with (∂g/∂z)ᵀ u = v."""
     system: System = ctx.system
-    z, status, *rest = ctx.saved_tensors
+    z, status, *rest = alive(ctx.saved_tensors)
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     z = replace_failed(z, status)
     which = [i - 2 for i in wanted]
