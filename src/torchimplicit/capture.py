@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.autocast import Autocast
 from torchimplicit.names import name, name_of, scripted_in
 from torchimplicit.parametrised import State, cache_as_it_was, cache_now, left_as_they_are, states_of
-from torchimplicit.recording import Call, CaptureError, Record, Replay, being_captured, hidden, paused, sequence_now
+from torchimplicit.recording import Call, CaptureError, Record, Replay, hidden, innermost, paused, sequence_now
 from torchimplicit.transforms import inside_transform
 
 _PASS_IN_ARGS = "Pass it in args: f(z, w) with args=(w,)."
@@ -107,14 +107,15 @@ def capture(
         with record:
             return fn(unknown, *rebuilt)
 
-    copies_can_be_made = not inside_transform() and not being_captured()
+    around = innermost()
+    copies_can_be_made = not inside_transform() and around is None
 
     def recorded(states: Collection[int]) -> tuple[Record, Any]:
         with paused(), eager_cells():
             if not copies_can_be_made:
-                first = Record(given, states=states)
+                first = Record(given, states=states, around=around)
                 evaluate(first)
-                record = Record(given, first=first, states=states)
+                record = Record(given, first=first, states=states, around=around)
                 return record, evaluate(record)
             record = Record(given, copy=True, states=states)
             with torch.enable_grad():

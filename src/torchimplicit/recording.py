@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchimplicit.names import name
-from torchimplicit.transforms import level, outside_transforms
+from torchimplicit.transforms import current_level, level, outside_transforms
 
 
 class CaptureError(RuntimeError):
@@ -44,8 +44,7 @@ class Mode(TorchFunctionMode):
 
     def __enter__(self) -> Mode:
         _modes().append(self)
-        current = torch._C._functorch.maybe_current_level()
-        self.base = -1 if current is None else current
+        self.base = current_level()
         _show_custom_functions(+1)
         super().__enter__()
         return self
@@ -82,8 +81,10 @@ class Record(Mode):
         copy: bool = False,
         first: Record | None = None,
         states: Collection[int] = (),
+        around: Mode | None = None,
     ) -> None:
         super().__init__()
+        self.around = around  # the mode of a function around this one: through it a tensor of either is fetched
         self.states = states  # addresses of tensors that change at every evaluation: a snapshot stands for each
         self.changing: set[int] = set()  # their slots
         self.copy = copy
@@ -147,6 +148,9 @@ class Record(Mode):
     def _add(self, tensor: Tensor) -> int:
         slot = len(self.tensors)
         identity = id(tensor)
+        if self.around is not None:
+            self._kept.append(tensor)
+            tensor = self.around.call(_fetched, (tensor,), {})
         if self.states and level(tensor) < 0 and tensor.data_ptr() in self.states:
             self._kept.append(tensor)
             self.changing.add(slot)
@@ -161,6 +165,7 @@ class Record(Mode):
         self.explicit.append(explicit)
         self._versions.append(version(tensor))
         self._slots.setdefault(identity, slot)
+        self._slots.setdefault(id(tensor), slot)
         if self.copy:
             self._made[id(explicit)] = explicit
         return slot
@@ -169,7 +174,7 @@ class Record(Mode):
         """The tensor under the wrappers of transforms that the function itself entered, and how many they are (None if
         one is of grad, which cannot be remade)."""
         depth: int | None = 0
-        while level(tensor) > self.base:
+        while self.base < level(tensor) <= current_level():  # beyond: of a transform that has ended
             remade = depth is not None and torch._C._functorch.is_batchedtensor(tensor)
             depth = depth + 1 if remade and depth is not None else None
             tensor = torch._C._functorch.get_unwrapped(tensor)
@@ -323,13 +328,14 @@ def _modes() -> list[Mode]:
     return modes
 
 
-def _innermost() -> Mode | None:
+def innermost() -> Mode | None:
+    """The mode of the innermost function that is recorded or replayed, if there is one."""
     return next((mode for mode in reversed(_modes()) if not mode.paused), None)
 
 
 def being_captured() -> bool:
     """True inside a function that is recorded or replayed: a nested implicit solve then shows itself as one call."""
-    return _innermost() is not None
+    return innermost() is not None
 
 
 @contextmanager
@@ -347,7 +353,7 @@ def paused() -> Iterator[None]:
 
 def as_one_call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``func(*args, **kwargs)``, which a function that is being captured around us records or replays as a single call."""
-    mode = _innermost()
+    mode = innermost()
     if mode is None:
         return func(*args, **kwargs)
     with paused():  # called directly, and not by torch, the mode would see what it does itself
@@ -364,6 +370,11 @@ class _OneCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.func(*args, **kwargs)
+
+
+def _fetched(tensor: Tensor) -> Tensor:
+    """A tensor that a nested function uses: recorded by the function around it, and replaced there like that of any call."""
+    return tensor
 
 
 _apply = vars(torch.autograd.Function)["apply"]

@@ -34,6 +34,12 @@ def level(tensor: Tensor) -> int:
     return torch._C._functorch.maybe_get_level(tensor)
 
 
+def current_level() -> int:
+    """The functorch level that is active; -1 for none."""
+    current: int | None = torch._C._functorch.maybe_current_level()
+    return -1 if current is None else current
+
+
 def alive(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors without the wrappers of transforms that have ended: a pullback from ``torch.func.vjp`` is called after it,
     and autograd takes what is still wrapped for a constant."""

@@ -170,9 +170,9 @@ def _sample(args: tuple[Any, ...]) -> Any:
     def plain(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        while functorch.is_functorch_wrapped_tensor(leaf):
-            inner = functorch.get_unwrapped(leaf)
-            leaf = inner.select(functorch.maybe_get_bdim(leaf), 0) if functorch.is_batchedtensor(leaf) else inner
-        return leaf.detach()
+        if not functorch.is_functorch_wrapped_tensor(leaf):
+            return leaf.detach()
+        inner = plain(functorch.get_unwrapped(leaf))  # the wrapper of an outer vmap lies inside
+        return inner.select(functorch.maybe_get_bdim(leaf), 0) if functorch.is_batchedtensor(leaf) else inner
 
     return pytree.tree_map(plain, args)
