@@ -51,6 +51,16 @@ def test_fast_contractions_need_neither_krylov_space_nor_factors() -> None:
     assert state.fallback is None
 
 
+def test_slow_contractions_that_gmres_does_not_speed_up_are_factorised_where_that_is_cheaper() -> None:
+    A = torch.eye(100, dtype=torch.float64) - CASES["slow"]
+    state = Contraction().factorize(Dense(A))
+    b = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    result = state.iterate(b, rtol=1e-10)
+    assert result.converged
+    assert state.direct is not None
+    assert result.steps < 100
+
+
 def test_a_nan_system_disturbs_no_other_and_zero_is_solved_by_zero() -> None:
     A = torch.eye(4, dtype=torch.float64) - spread(4, 0.3)
     A = torch.stack([A, A, torch.full_like(A, torch.nan)])

@@ -28,7 +28,8 @@ class Contraction:
 
     After a few of them their rate ρ is known. If it promises the tolerance soon, they go on. Otherwise GMRES takes one cycle:
     where that gains less than twice what as many plain steps would (a spectrum around a circle, as that of an orthogonal M),
-    plain steps finish, and where it gains more, or where they do not contract, ``Auto`` does.
+    plain steps finish, or factors where n products cost less; where it gains more, or where they do not contract, ``Auto``
+    finishes.
     Made for solves that are not recorded: it reads values.
     """
 
@@ -99,6 +100,11 @@ class ContractionState:
             r = b - A(result.x)
             plain = _Plain(result.x, r, torch.linalg.vector_norm(r, dim=-1), result.steps, plain.rate)
             further = _forecast(plain, bound)
+            n = operator.shape[-1]
+            if n < further and n <= Auto().fallback_limit:  # n products make it dense
+                return better_of(
+                    result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps, Auto(dense_limit=n))
+                )
         plain = plain._replace(steps=torch.zeros_like(plain.steps))  # those of `result` are added
         plain = self._steps(A, b, plain, bound, int(min(2 * further + PROBE, limit)))
         result = better_of(result, _result(plain, bound, products))
@@ -107,9 +113,16 @@ class ContractionState:
         return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, None))
 
     def _automatic(
-        self, b: Tensor, adjoint: bool, x0: Tensor, rtol: float | None, atol: float | None, max_steps: int | None
+        self,
+        b: Tensor,
+        adjoint: bool,
+        x0: Tensor,
+        rtol: float | None,
+        atol: float | None,
+        max_steps: int | None,
+        solver: Auto | None = None,
     ) -> LinearResult:
-        self.fallback = Auto().factorize(self.operator)
+        self.fallback = (solver or Auto()).factorize(self.operator)
         x0 = torch.where(x0.isfinite().all(-1, keepdim=True), x0, 0)
         return self.fallback.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
 
