@@ -90,7 +90,7 @@ def test_unrolling_until_convergence_gives_the_exact_gradient(solver: str, check
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != "newton_krylov"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_checkpointing_does_not_change_the_unrolled_gradient(solver: str, steps: int) -> None:
     plain = solved(solver=solver, adjoint=ti.Unrolled(steps), on_failure="ignore")
     assert same(solved(solver=solver, adjoint=ti.Unrolled(steps, checkpoint=True), on_failure="ignore"), plain, 1e-12)

@@ -44,7 +44,6 @@ class Newton:
     damping: float = 1.0
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 50
-    restartable: ClassVar[bool] = True  # init at any z continues the method
     patience: ClassVar[int] = 10
 
     def __post_init__(self) -> None:
@@ -61,6 +60,13 @@ class Newton:
         z = z - self.damping * factors.solve(r)
         jacobian = equations.jacobian(z)
         return z, jacobian.value, NewtonState(jacobian, factors)
+
+    def restart(self, equations: Equations, z: Tensor, memory: None) -> tuple[Tensor, NewtonState]:
+        """The residual and the state at z: nothing is remembered but z."""
+        return self.init(equations, z)
+
+    def memory(self, state: NewtonState) -> None:
+        """What a restart needs beside z."""
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""

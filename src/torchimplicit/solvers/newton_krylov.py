@@ -34,7 +34,6 @@ class NewtonKrylov:
     loosest: float = 0.1
     max_inner: int = 200
     max_steps: ClassVar[int] = 100
-    restartable: ClassVar[bool] = True  # init at any z continues the method
     patience: ClassVar[int] = 15
 
     def __post_init__(self) -> None:
@@ -63,3 +62,12 @@ class NewtonKrylov:
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
         return z, jacobian.value, NewtonKrylovState(jacobian, forcing)
+
+    def restart(self, equations: Equations, z: Tensor, memory: Tensor | None) -> tuple[Tensor, NewtonKrylovState]:
+        """The residual and the state at z, with the forcing term that was reached."""
+        r, state = self.init(equations, z)
+        return r, state if memory is None else state._replace(forcing=memory)
+
+    def memory(self, state: NewtonKrylovState) -> Tensor:
+        """What a restart needs beside z."""
+        return state.forcing

@@ -35,18 +35,28 @@ class Iterate:
         return self.solver.from_tensors(tensors)  # type: ignore[attr-defined]  # only asked of solvers with an inverse
 
     def _checkpointed(self, equations: Equations) -> Advance:
-        """Steps that keep their inputs only. A restartable solver's state is made anew from z: it may hold a graph."""
+        """Steps that keep their inputs only. A state that holds a graph is made anew from z and what its solver remembers."""
+        solver: Any = self.solver
 
-        def restarted(z: Tensor) -> tuple[Tensor, Tensor]:
-            r, state = self.solver.init(equations, z)
-            z, r, _ = self.solver.step(equations, z, r, state)
-            return z, r
+        def restarted(z: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+            r, state = solver.restart(equations, z, memory)
+            z, r, state = solver.step(equations, z, r, state)
+            return z, r, solver.memory(state)
 
         def advance(z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-            if getattr(self.solver, "restartable", False):
-                return (*recompute_later(restarted, z, use_reentrant=False), state)
-            step: Advance = lambda z, r, state: self.solver.step(equations, z, r, state)  # noqa: E731
+            if hasattr(solver, "restart"):
+                memory = state.content if isinstance(state, _Memory) else solver.memory(state)
+                z, r, memory = recompute_later(restarted, z, memory, use_reentrant=False)
+                return z, r, _Memory(memory)
+            step: Advance = lambda z, r, state: solver.step(equations, z, r, state)  # noqa: E731
             result: tuple[Tensor, Tensor, Any] = recompute_later(step, z, r, state, use_reentrant=False)
             return result
 
         return advance
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a solver remembers from one checkpointed step to the next, in place of its state."""
+
+    content: Any
