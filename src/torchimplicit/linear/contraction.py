@@ -20,16 +20,16 @@ from .vectors import fit
 PROBE = 8  # plain steps after which their rate is known
 CHEAP = 48  # a forecast of so many further plain steps is not worth a Krylov space
 RESTART = 32  # steps in which GMRES shows whether it does better
+KRYLOV_COST = 2  # of a step of GMRES, in plain steps
 
 
 @dataclass(frozen=True)
 class Contraction:
     """Plain steps x ← x + (b − A x), the Neumann series, while they are the cheapest way to the tolerance.
 
-    After a few of them their rate ρ is known. If it promises the tolerance soon, they go on. Otherwise GMRES takes one cycle:
-    where that gains less than twice what as many plain steps would (a spectrum around a circle, as that of an orthogonal M),
-    plain steps finish, or factors where n products cost less; where it gains more, or where they do not contract, ``Auto``
-    finishes.
+    After a few of them their rate is known. If it promises the tolerance soon, they go on. Otherwise GMRES takes one cycle,
+    which shows its own rate, and what promises to finish with the fewest products does: plain steps (with a spectrum around a
+    circle, as that of an orthogonal M, GMRES gains nothing), GMRES, or factors (n products).
     Made for solves that are not recorded: it reads values.
     """
 
@@ -86,7 +86,7 @@ class ContractionState:
             return result
         further = _forecast(plain, bound)
         if further > CHEAP and operator.shape[-1] <= Auto().dense_limit:
-            return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps))
+            return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps, Auto()))
         if further > CHEAP:
             cycle = int(min(RESTART, limit - PROBE))
             krylov = GMRES(restart=RESTART).factorize(operator)
@@ -95,22 +95,21 @@ class ContractionState:
             result = better_of(result, second)
             if bool(result.converged.all()):
                 return result
-            if not plain.rate**2 < gain or not plain.rate < 1:
-                return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps))
             r = b - A(result.x)
             plain = _Plain(result.x, r, torch.linalg.vector_norm(r, dim=-1), result.steps, plain.rate)
             further = _forecast(plain, bound)
+            krylov_products = KRYLOV_COST * _forecast(plain._replace(rate=gain), bound)
             n = operator.shape[-1]
-            if n < further and n <= Auto().fallback_limit:  # n products make it dense
-                return better_of(
-                    result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps, Auto(dense_limit=n))
-                )
+            dense_products = n if n <= Auto().fallback_limit else math.inf
+            if not further < min(krylov_products, dense_products):
+                solver = Auto(dense_limit=n) if dense_products < krylov_products else Auto()
+                return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps, solver))
         plain = plain._replace(steps=torch.zeros_like(plain.steps))  # those of `result` are added
         plain = self._steps(A, b, plain, bound, int(min(2 * further + PROBE, limit)))
         result = better_of(result, _result(plain, bound, products))
         if bool(result.converged.all()) or max_steps is not None:
             return result
-        return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, None))
+        return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, None, Auto()))
 
     def _automatic(
         self,
@@ -120,9 +119,9 @@ class ContractionState:
         rtol: float | None,
         atol: float | None,
         max_steps: int | None,
-        solver: Auto | None = None,
+        solver: Auto,
     ) -> LinearResult:
-        self.fallback = (solver or Auto()).factorize(self.operator)
+        self.fallback = solver.factorize(self.operator)
         x0 = torch.where(x0.isfinite().all(-1, keepdim=True), x0, 0)
         return self.fallback.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
 
