@@ -131,27 +131,29 @@ class LinearSystem:
         operator = Jacobian(g, z, symmetric=self.base.symmetric, linearisation=linearisation)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
-        refused = unusable & (b != 0).any(-1)
-        b = torch.where(unusable.unsqueeze(-1), 0, b)
+        refused = unusable & (b != 0).any(-1) if bool(unusable.any()) else unusable
+        if refused is not unusable:
+            b = torch.where(unusable.unsqueeze(-1), 0, b)
         solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)), self.base.near_identity)
         result = solver.solve(b, self.transpose)
-        status = self._status(result)
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
         singular = solver.singular()
         if bool(suspects.any()):
             singular = singular | at_a_multiple_root(g, operator, z, suspects)
-        status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, status)
-        status = torch.where(refused, Status.NONFINITE, status)
-        w = result.x
-        if self.settings.on_failure == "nan":
-            w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
-        else:  # one row's overflow must not reach the others through tensors that they share
-            w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
+        bad = ~result.converged | singular | refused
+        w, status = result.x, torch.zeros_like(result.steps)
+        if bool(bad.any()):
+            status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, self._status(result))
+            status = torch.where(refused, Status.NONFINITE, status)
+            if self.settings.on_failure == "nan":
+                w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
+            else:  # one row's overflow must not reach the others through tensors that they share
+                w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
         count = torch.tensor
         facts = Facts(status, result.steps, result.residual_norm, count(1), count(operator.products))
         if self.record is not None:
             self.record.adjoint = facts.info(self.batch_shape, Record())
-        if not getattr(self.settings.solver, "truncated", False):
+        if bool(bad.any()) and not getattr(self.settings.solver, "truncated", False):
             bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
             report(
                 "derivative (the solution of its linear system)",

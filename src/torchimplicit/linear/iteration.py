@@ -75,6 +75,8 @@ class Geometry:
 
 EUCLIDEAN = Geometry()
 
+PROGRESS = 0.999  # a cycle that leaves more of the residual gains nothing
+
 
 class Cycle(NamedTuple):
     """What a method did in one cycle: the correction d, steps and breakdown per system, and steps of the batch."""
@@ -179,43 +181,65 @@ class IterativeState:
         def M(x: Tensor) -> Tensor:
             return x if self.preconditioner is None else self.preconditioner.solve(x, adjoint)
 
-        # Solve for b of norm one, or squares of small numbers would vanish. The scale is no part of the derivative,
-        # for the solution is proportional to b.
-        scale = norm(b).detach()
+        # Solve for b of norm one where squares of its numbers might vanish or overflow. The scale is no part of the
+        # derivative, for the solution is proportional to b.
+        scale = self._size(b)
+        low, high = torch.finfo(scale.dtype).tiny ** 0.25, torch.finfo(scale.dtype).max ** 0.25
         zero = scale == 0
-        unit = torch.where(zero | ~scale.isfinite(), 1, scale)
-        tol = tolerance(scale, rtol, atol) / unit
-        b = b / unit.unsqueeze(-1)
+        unit = None
+        if not finished((scale > low) & (scale < high)):
+            scale = norm(b).detach()
+            zero = scale == 0
+            unit = torch.where(zero | ~scale.isfinite(), 1, scale)
+            b = b / unit.unsqueeze(-1)
+        tol = tolerance(scale, rtol, atol)
+        tol = tol if unit is None else tol / unit
         if x0 is None:
-            x, r = torch.zeros_like(b), b
+            x, r, residual = torch.zeros_like(b), b, scale if unit is None else self._size(b)
         else:
             x0 = fit(x0, operator.batch_shape, n, operator.dtype, name="x0").expand(b.shape)
-            x = torch.where(zero.unsqueeze(-1), 0, x0 / unit.unsqueeze(-1))
+            x = torch.where(zero.unsqueeze(-1), 0, x0 if unit is None else x0 / unit.unsqueeze(-1))
             r = torch.where(zero.unsqueeze(-1), 0, b - A(x))
-        residual = norm(r.detach())
+            residual = self._size(r)
         steps = torch.zeros_like(residual, dtype=torch.int64)
         breakdown = torch.zeros_like(zero)
         active = (residual > tol) & residual.isfinite()
+        everyone, nobody = finished(active), finished(~active)
         used = 0
-        while used < limit and not finished(~active):
-            d, taken, broken, length = self.solver.cycle(
-                A, M, torch.where(active.unsqueeze(-1), r, 0), tol, active, limit - used
-            )
+        while used < limit and not nobody:
+            rhs = r if everyone else torch.where(active.unsqueeze(-1), r, 0)
+            d, taken, broken, length = self.solver.cycle(A, M, rhs, tol, active, limit - used)
             x_new = x + d
             r_new = b - A(x_new)
-            residual_new = norm(r_new.detach())
-            better = active & (residual_new < residual)  # False for NaN
-            steps = steps + torch.where(active, taken, 0)
-            breakdown = torch.where(active, broken | ~residual_new.isfinite(), breakdown)
-            # A restart from (nearly) the same residual would only repeat itself.
-            active = better & (residual_new > tol) & (residual_new < 0.999 * residual)
-            x = torch.where(better.unsqueeze(-1), x_new, x)
-            r = torch.where(better.unsqueeze(-1), r_new, r)
-            residual = torch.where(better, residual_new, residual)
+            residual_new = self._size(r_new)
             used += length
+            if everyone and finished(residual_new < PROGRESS * residual):  # nothing to mask
+                x, r, residual = x_new, r_new, residual_new
+                steps, breakdown = steps + taken, broken
+                active = residual > tol
+            else:
+                better = active & (residual_new < residual)  # False for NaN
+                steps = steps + torch.where(active, taken, 0)
+                breakdown = torch.where(active, broken | ~residual_new.isfinite(), breakdown)
+                # A restart from (nearly) the same residual would only repeat itself.
+                active = better & (residual_new > tol) & (residual_new < PROGRESS * residual)
+                x = torch.where(better.unsqueeze(-1), x_new, x)
+                r = torch.where(better.unsqueeze(-1), r_new, r)
+                residual = torch.where(better, residual_new, residual)
+            everyone, nobody = everyone and finished(active), finished(~active)
         converged = residual <= tol
-        x = torch.where((residual.isfinite() | zero).unsqueeze(-1), x, torch.nan)
-        return LinearResult(x * unit.unsqueeze(-1), residual * unit, steps, converged, breakdown & ~converged, products)
+        if not finished(converged):
+            x = torch.where((residual.isfinite() | zero).unsqueeze(-1), x, torch.nan)
+        if unit is not None:
+            x, residual = x * unit.unsqueeze(-1), residual * unit
+        return LinearResult(x, residual, steps, converged, breakdown & ~converged, products)
+
+    def _size(self, x: Tensor) -> Tensor:
+        """The norm of vectors of ordinary scale, not differentiated."""
+        geometry = self.solver.geometry
+        if geometry is EUCLIDEAN:
+            return torch.linalg.vector_norm(x.detach(), dim=-1)
+        return geometry.norm(x.detach())
 
 
 def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:

@@ -62,7 +62,8 @@ class Jacobian(LinearOperator):
         eye = torch.eye(m, dtype=self.dtype, device=self.device)
         cotangents = eye.reshape(m, *(1,) * len(self.batch_shape), m).expand(m, *self.batch_shape, m)
         rows = max(1, SWEEP_ENTRIES // max(1, cotangents[0].numel()))
-        return torch.cat([self._rows(part) for part in cotangents.split(rows)]).movedim(0, -2)
+        parts = [self._rows(part) for part in cotangents.split(rows)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(0, -2)
 
     def _rows(self, cotangents: Tensor) -> Tensor:
         try:

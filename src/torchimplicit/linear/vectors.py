@@ -34,6 +34,8 @@ def fit(x: Tensor, batch_shape: Sequence[int], n: int, dtype: torch.dtype, *, na
         TypeError: x is not a tensor of `dtype`.
         ValueError: the shape of x does not fit.
     """
+    if isinstance(x, Tensor) and x.dtype == dtype and x.shape == (*batch_shape, n):
+        return x
     wanted = f"(..., {', '.join(str(k) for k in (*batch_shape, n))})"
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor of shape {wanted}")

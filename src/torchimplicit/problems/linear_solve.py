@@ -63,8 +63,10 @@ class LinearSearch:
 
     @staticmethod
     def _check_linear(equations: Equations, found: Found) -> None:
-        """Raise ValueError where a solution of the linear system is none of A(z) = b: then the callable A is not linear."""
-        residual = torch.linalg.vector_norm(equations.residual(found.z), dim=-1)
+        """Raise ValueError where a solution z of the linear system has A(z) ≠ b, or A(2 z) ≠ 2 b: the callable A is not linear."""
+        once = equations.residual(found.z)
+        twice = equations.residual(2 * found.z) + equations.residual(torch.zeros_like(found.z))
+        residual = torch.linalg.vector_norm(torch.stack([once, twice / 2]), dim=-1).amax(0)
         rounding = torch.finfo(residual.dtype).eps ** 0.5 * (1 + found.bound)
         wrong = (found.status == Status.CONVERGED) & (residual > 2 * found.bound + rounding)
         if bool(wrong.any()):

@@ -18,6 +18,8 @@ from torchimplicit.transforms import finished
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 
+PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
+
 
 class Solver(Protocol):
     """A method for residual(z) = 0 on (B, n) tensors. It knows nothing of tolerances, batches that finish, or failures.
@@ -145,43 +147,44 @@ def solve(
     bound = stopping.bound(z, start)
     status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
     running = status == Status.RUNNING
-    steps = torch.zeros_like(status)
-    best_z, best = z, norm
-    mark, since = norm, torch.zeros_like(status)
-    for k in range(stopping.max_steps):
-        if finished(~running):
+    none_ended, none_left = finished(running), finished(~running)
+    steps = stuck = torch.zeros_like(status)  # stuck: for how many steps a system has made no progress
+    best_z, best, mark = z, norm, norm
+    for k in range(1, stopping.max_steps + 1):
+        if none_left:
             break
         z_new, r_new, state = step(z, r, state)
         norm_new = rms(r_new.detach())
-        valid = (norm_new + rms(z_new.detach())).isfinite()
-        moves = running & valid
-        if finished(moves):  # the common case: nothing to mask
-            z, r, norm = z_new, r_new, norm_new
-            bound = stopping.bound(z, start)
-        else:
-            z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
-            bound = torch.where(moves, stopping.bound(z, start), bound)
         steps = steps + running
-        done = moves & (norm <= bound)
-        better = done | (moves & (norm < best))
-        if finished(better):
-            best_z, best = z, norm
-        else:
-            best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
-        progress = norm < 0.999 * mark
-        mark, since = torch.where(progress, norm, mark), torch.where(progress, 0, since + 1)
-        stagnant, grown = since >= solver.patience, norm > limit
-        ends = done | (running & (stagnant | grown | ~valid))
         if keep_trace:
             trace.append(torch.where(running, norm_new, norm))
+        if none_ended and finished(norm_new < PROGRESS * mark) and bool(z_new.detach().sum().isfinite()):
+            # The common case: every system has come closer, and there is nothing to mask.
+            z, r, norm = z_new, r_new, norm_new
+            best_z, best, mark, stuck = z, norm, norm, torch.zeros_like(stuck)
+            bound = stopping.bound(z, start)
+            ends = norm <= bound
+            verdict = torch.full_like(status, Status.CONVERGED)
+        else:
+            valid = (norm_new + rms(z_new.detach())).isfinite()
+            moves = running & valid
+            z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
+            bound = torch.where(moves, stopping.bound(z, start), bound)
+            done = moves & (norm <= bound)
+            better = done | (moves & (norm < best))
+            best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
+            progress = norm < PROGRESS * mark
+            mark, stuck = torch.where(progress, norm, mark), torch.where(progress, 0, stuck + 1)
+            grown = norm > limit
+            ends = done | (running & ((stuck >= solver.patience) | grown | ~valid))
+            verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
+            verdict = torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
         if watch is not None:
-            watch(k + 1, z, norm)
-        if finished(~ends):
-            continue
-        verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
-        verdict = torch.where(valid, verdict, Status.NONFINITE)
-        status = torch.where(ends, torch.where(done, Status.CONVERGED, verdict), status)
-        running = running & ~ends
+            watch(k, z, norm)
+        if not finished(~ends):
+            status = torch.where(ends, verdict, status)
+            running = running & ~ends
+            none_ended, none_left = False, finished(~running)
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     if not finished(status == Status.CONVERGED):
         status = _diagnose(equations, best_z.detach(), best, status)
