@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
 from torchimplicit.condition import Condition, Flat, Kind, Vmap
+from torchimplicit.hoisting import Hoisted
 from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
@@ -83,6 +84,10 @@ class Problem:
     def residual(self, z: Tensor) -> Tensor:
         """The condition at z (B, n), evaluated as plain PyTorch code."""
         return self.kind.residual(self._plain, z)
+
+    def hoisted(self) -> Flat:
+        """The same for the evaluations of one solve: what does not depend on z is computed once."""
+        return replace(self, fn=Hoisted(self.fn)).residual
 
     def _plain(self, z: Tensor) -> Tensor:
         argument = self.layout.argument(z)

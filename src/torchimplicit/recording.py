@@ -126,7 +126,7 @@ class Record(Mode):
 
         def visit(position: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
-                plain.append(_plain(leaf))
+                plain.append(plain_of(leaf))
                 return leaf
             if id(leaf) in self._made:
                 return leaf
@@ -137,10 +137,10 @@ class Record(Mode):
             places.append((position, slot, depth))
             return _wrapped(self.explicit[slot], leaf, depth)
 
-        new_args, new_kwargs = _map_leaves(args, kwargs, visit)
+        new_args, new_kwargs = map_leaves(args, kwargs, visit)
         out = func(*new_args, **new_kwargs)
         self.calls.append(Call(func, tuple(plain), tuple(places)))
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             if id(tensor) not in self._slots:
                 self._made[id(tensor)] = tensor
         return out
@@ -229,15 +229,15 @@ class Replay(Mode):
 
         def visit(position: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
-                plain.append(_plain(leaf))
+                plain.append(plain_of(leaf))
                 return leaf
             if position not in places:
                 return leaf
             slot, depth = places[position]
             return _wrapped(self.tensors[slot], leaf, depth)
 
-        new_args, new_kwargs = _map_leaves(args, kwargs, visit)
-        if not _same(recorded.plain, plain):
+        new_args, new_kwargs = map_leaves(args, kwargs, visit)
+        if not same(recorded.plain, plain):
             if not self.renew:
                 raise self._other_numbers(recorded, plain)
             self.calls[self.index - 1] = Call(func, tuple(plain), recorded.places)
@@ -259,7 +259,7 @@ class Replay(Mode):
         )
 
     def _other_numbers(self, recorded: Call, plain: Sequence[Any]) -> CaptureError:
-        differing = ((a, b) for a, b in zip(recorded.plain, plain, strict=False) if not _same([a], [b]))
+        differing = ((a, b) for a, b in zip(recorded.plain, plain, strict=False) if not same([a], [b]))
         was, now = next(differing, (recorded.plain, tuple(plain)))
         return CaptureError(
             f"{name(self.fn)} called {name(recorded.func)} with {was!r} in the forward and with {now!r} when it was evaluated for a "
@@ -413,7 +413,7 @@ class _Numbers:
 _COMPARED = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
-def _plain(leaf: Any) -> Any:
+def plain_of(leaf: Any) -> Any:
     """What of an argument that is no tensor must be the same at every evaluation."""
     if isinstance(leaf, _COMPARED):
         return leaf
@@ -424,22 +424,22 @@ def _plain(leaf: Any) -> Any:
     return _Numbers(view.format, view.shape, view.tobytes())
 
 
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def same(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(x is y or x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
 
 
-def _tensors(out: Any) -> Iterator[Tensor]:
+def tensors_in(out: Any) -> Iterator[Tensor]:
     if isinstance(out, Tensor):
         yield out
     elif isinstance(out, (tuple, list)):
         for item in out:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(out, dict):
         for item in out.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
-def _map_leaves(args: Any, kwargs: Any, visit: Callable[[int, Any], Any]) -> tuple[Any, Any]:
+def map_leaves(args: Any, kwargs: Any, visit: Callable[[int, Any], Any]) -> tuple[Any, Any]:
     """``visit(position, leaf)`` at every leaf of the containers that torch calls take, in order."""
     positions = itertools.count()
     return _walk(args, positions, visit), _walk(kwargs, positions, visit)

@@ -52,7 +52,7 @@ class Implicit:
         """Solve, and attach the derivative."""
         if inside_transform() or being_captured():
             return problem.solution(*self._solve_inside(problem, z0))
-        z, facts, inverse = problem.find(problem.residual, z0)
+        z, facts, inverse = problem.find(problem.hoisted(), z0)
         if not torch.is_grad_enabled():
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
         captured, condition, out = problem.capture(z)
@@ -67,7 +67,7 @@ class Implicit:
         if inside_transform() or being_captured():
             z, facts, aux = self._solve_inside(problem, z0)
         else:
-            z, facts, _ = problem.find(problem.residual, z0)
+            z, facts, _ = problem.find(problem.hoisted(), z0)
             aux = problem.aux(z) if problem.has_aux else None
         return z.detach(), facts, aux
 
