@@ -31,18 +31,18 @@ class Measurement:
     gradient_seconds: list[float] = field(default_factory=list)
     first: float = float("nan")
     value_error: float = float("nan")
-    gradient_error: float = float("nan")
+    gradient_error: float | None = None
     peak: int | None = None
     kept: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def value(self) -> float:
-        return statistics.median(self.value_seconds)
+    def value(self) -> float | None:
+        return statistics.median(self.value_seconds) if self.value_seconds else None
 
     @property
-    def gradient(self) -> float:
-        return statistics.median(self.gradient_seconds)
+    def gradient(self) -> float | None:
+        return statistics.median(self.gradient_seconds) if self.gradient_seconds else None
 
 
 class Worker:
@@ -51,6 +51,7 @@ class Worker:
     def __init__(self, workload: Workload, competitor: Competitor, reference: Path, environment: Mapping[str, str]):
         command = [sys.executable, "-m", "benchmarks.worker", workload.name, competitor.name, str(reference)]
         self.log = tempfile.TemporaryFile("w+")
+        self.compiled = tempfile.TemporaryDirectory()  # of its own, so that the first call finds nothing compiled
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -58,7 +59,7 @@ class Worker:
             stderr=self.log,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": self.compiled.name, **environment},
         )
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -89,6 +90,7 @@ class Worker:
             self.process.wait()
         self.process.stdout.close()
         self.log.close()
+        self.compiled.cleanup()
 
 
 def measure(workload: Workload, *, repetitions: int, budget: float, report: Callable[[str], None]) -> list[Measurement]:
@@ -103,12 +105,16 @@ def measure(workload: Workload, *, repetitions: int, budget: float, report: Call
         try:
             for measurement in measurements:
                 report(f"{workload.name}: {measurement.competitor.name}")
-                _memory(measurement, workload, path)
-                if measurement.missing is None:
+                if not measurement.competitor.forward_only:
+                    _memory(measurement, workload, path)
+                if measurement.missing is None and not workload.memory_only:
                     worker = Worker(workload, measurement.competitor, path, {})
                     active.append((measurement, worker))
                     _prepare(measurement, worker)
-            report(f"{workload.name}: {repetitions} repetitions")
+                    if measurement.missing is None and not measurement.competitor.forward_only:
+                        worker.ask("value")  # what runs without gradients may be compiled anew
+            if active:
+                report(f"{workload.name}: {repetitions} repetitions")
             for _ in range(repetitions):
                 for measurement, worker in active:
                     spent = sum(measurement.value_seconds) + sum(measurement.gradient_seconds)
@@ -131,7 +137,8 @@ def _prepare(measurement: Measurement, worker: Worker) -> None:
 
 
 def _repeat(measurement: Measurement, worker: Worker) -> None:
-    for command, seconds in (("value", measurement.value_seconds), ("gradient", measurement.gradient_seconds)):
+    wanted = [("value", measurement.value_seconds), ("gradient", measurement.gradient_seconds)]
+    for command, seconds in wanted[:1] if measurement.competitor.forward_only else wanted:
         time.sleep(0.02)  # until the threads of whoever ran before have gone to sleep
         answer = worker.ask(command)
         measurement.missing = _missing(answer)
@@ -143,12 +150,12 @@ def _repeat(measurement: Measurement, worker: Worker) -> None:
 def _memory(measurement: Measurement, workload: Workload, path: Path) -> None:
     worker = Worker(workload, measurement.competitor, path, ENVIRONMENT)
     try:
-        answer = worker.ask("prepare")
-        if _missing(answer) is None:
-            answer = worker.ask("memory")
-        measurement.missing = _missing(answer)
+        _prepare(measurement, worker)
         if measurement.missing is None:
-            measurement.peak, measurement.kept = answer["peak"], answer["kept"]
+            answer = worker.ask("memory")
+            measurement.missing = _missing(answer)
+            if measurement.missing is None:
+                measurement.peak, measurement.kept = answer["peak"], answer["kept"]
     finally:
         worker.close()
 

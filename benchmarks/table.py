@@ -25,7 +25,7 @@ HEADER = (
 
 
 def section(workload: Workload, measurements: Sequence[Measurement]) -> str:
-    rows = [_row(measurement, measurements) for measurement in measurements]
+    rows = [_row(measurement, measurements, workload.memory_only) for measurement in measurements]
     remarks = [
         f"- {measurement.competitor.name}: {text}"
         for measurement in measurements
@@ -54,7 +54,7 @@ def circumstances(command: str, measurements: Sequence[Measurement]) -> str:
     )
 
 
-def _row(measurement: Measurement, measurements: Sequence[Measurement]) -> tuple[str, ...]:
+def _row(measurement: Measurement, measurements: Sequence[Measurement], memory_only: bool) -> tuple[str, ...]:
     name = measurement.competitor.name
     if measurement.missing is not None:
         return (name, measurement.missing.split(":")[0], *[""] * (len(HEADER) - 2))
@@ -62,25 +62,30 @@ def _row(measurement: Measurement, measurements: Sequence[Measurement]) -> tuple
         name,
         _seconds(measurement.value),
         _seconds(measurement.gradient),
-        _ratio(measurement, measurements),
+        _ratio(measurement, measurements, memory_only),
         _seconds(measurement.first),
-        f"{measurement.value_error:.0e}",
-        f"{measurement.gradient_error:.0e}",
+        _error(measurement.value_error),
+        _error(measurement.gradient_error),
         _bytes(measurement.peak),
         _bytes(measurement.kept),
-        str(len(measurement.gradient_seconds)),
+        str(len(measurement.value_seconds)),
     )
 
 
-def _ratio(measurement: Measurement, measurements: Sequence[Measurement]) -> str:
+def _ratio(measurement: Measurement, measurements: Sequence[Measurement], memory_only: bool) -> str:
     against = measurement.competitor.against or measurements[0].competitor.name
     base = next(other for other in measurements if other.competitor.name == against)
-    if base.missing is not None:
+    mine, other = (each.peak if memory_only else each.gradient for each in (measurement, base))
+    return f"{mine / other:.2f}" if mine and other else "–"
+
+
+def _error(error: float | None) -> str:
+    return "–" if error is None else f"{error:.0e}"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
         return "–"
-    return f"{measurement.gradient / base.gradient:.2f}"
-
-
-def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 

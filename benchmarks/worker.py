@@ -1,8 +1,8 @@
 """One competitor in a process of its own. A line that arrives is a command, and the answer is one line of JSON.
 
 prepare   import, build, run once (compilation included), compare with the reference
-value     time the forward pass once
-gradient  time the forward pass and the gradient once
+value     time the forward pass
+gradient  time the forward pass and the gradient
 memory    peak and kept bytes of one run with gradient
 """
 
@@ -26,6 +26,8 @@ from benchmarks.memory import kept_bytes, peak_bytes
 from benchmarks.workload import Competitor, Reference, Run, errors
 from benchmarks.workloads import WORKLOADS
 
+SHORTEST = 0.01  # seconds: what takes less is repeated until that has passed
+
 
 def main(workload_name: str, competitor_name: str, reference_path: str) -> None:
     # Libraries print; the answers keep the real standard output for themselves.
@@ -48,6 +50,8 @@ def main(workload_name: str, competitor_name: str, reference_path: str) -> None:
                 raise RuntimeError("not prepared")
             elif command == "value":
                 answer = {"seconds": _time(run.value)}
+            elif run.value_and_gradient is None:
+                raise RuntimeError("it has no gradient")
             elif command == "gradient":
                 answer = {"seconds": _time(run.value_and_gradient)}
             else:
@@ -65,9 +69,8 @@ def main(workload_name: str, competitor_name: str, reference_path: str) -> None:
 
 def _first(run: Run, reference_path: str) -> dict[str, Any]:
     start = time.perf_counter()
-    value, gradients = run.value_and_gradient()
+    value, gradients = run.value_and_gradient() if run.value_and_gradient else (run.value(), None)
     first = time.perf_counter() - start
-    run.value()
     reference: Reference = pickle.loads(Path(reference_path).read_bytes())
     value_error, gradient_error = errors(value, gradients, reference)
     return {"first": first, "value_error": value_error, "gradient_error": gradient_error}
@@ -76,13 +79,16 @@ def _first(run: Run, reference_path: str) -> dict[str, Any]:
 def _time(run: Callable[[], Any]) -> float:
     # The cycle collector would strike at random; reference cycles that a run leaves are its own, so collect after.
     gc.disable()
+    calls, seconds = 0, 0.0
     start = time.perf_counter()
-    result = run()
-    seconds = time.perf_counter() - start
+    while seconds < SHORTEST:
+        result = run()
+        calls += 1
+        seconds = time.perf_counter() - start
     del result
     gc.enable()
     gc.collect()
-    return seconds
+    return seconds / calls
 
 
 def _versions(competitor: Competitor) -> dict[str, str]:

@@ -26,7 +26,7 @@ class Run(NamedTuple):
     """A competitor, ready to run. Each call does the whole work again and returns when it is done."""
 
     value: Callable[[], Any]
-    value_and_gradient: Callable[[], tuple[Any, dict[str, Any]]]
+    value_and_gradient: Callable[[], tuple[Any, dict[str, Any]]] | None  # None: it has no gradient
     record: Callable[[], Any] | None  # the forward pass alone, with what its backward needs (torch only)
     inputs: tuple[Any, ...]
 
@@ -39,17 +39,21 @@ class Competitor:
     packages: tuple[str, ...]  # whose versions are reported
     against: str | None  # the competitor that its time is divided by; None: the workload's first
     note: str
+    forward_only: bool  # it finds the value and offers no gradient
 
     def prepare(self, workload: Workload, arrays: Arrays) -> Run:
         """Import what it needs and put the arrays in its framework. Raises ImportError where it is absent."""
-        if self.framework == "torch":
-            return _torch_run(self.build, workload.parameters, arrays)
-        return _jax_run(self.build, workload.parameters, arrays)
+        run = _torch_run if self.framework == "torch" else _jax_run
+        made = run(self.build, workload.parameters, arrays)
+        return made._replace(value_and_gradient=None, record=None) if self.forward_only else made
 
 
 @dataclass
 class Workload:
-    """`arrays(rng)` makes the inputs, among them the cotangent "c"; gradients are taken in `parameters`."""
+    """`arrays(rng)` makes the inputs, among them the cotangent "c"; gradients are taken in `parameters`.
+
+    Where `memory_only` is set nothing is timed, and the ratios are those of the peaks.
+    """
 
     name: str
     title: str
@@ -57,6 +61,7 @@ class Workload:
     parameters: tuple[str, ...]
     arrays: Callable[[np.random.Generator], dict[str, np.ndarray]]
     reference: Callable[[Arrays], Reference]
+    memory_only: bool = False
     competitors: dict[str, Competitor] = field(default_factory=dict)
 
     def inputs(self) -> dict[str, np.ndarray]:
@@ -77,19 +82,23 @@ class Workload:
         packages: tuple[str, ...] = (),
         against: str | None = None,
         note: str = "",
+        forward_only: bool = False,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
             if name in self.competitors:
                 raise ValueError(f"{self.name}: two competitors are called {name!r}")
-            self.competitors[name] = Competitor(name, framework, build, (framework, *packages), against, note)
+            versions = (framework, *packages)
+            self.competitors[name] = Competitor(name, framework, build, versions, against, note, forward_only)
             return build
 
         return decorate
 
 
-def errors(value: Any, gradients: Mapping[str, Any], reference: Reference) -> tuple[float, float]:
+def errors(value: Any, gradients: Mapping[str, Any] | None, reference: Reference) -> tuple[float, float | None]:
     """Relative errors in the Euclidean norm: of the value, and the largest over the parameters' gradients."""
     value_error = _relative_error(value, reference.value)
+    if gradients is None:
+        return value_error, None
     gradient_errors = [_relative_error(gradients[name], wanted) for name, wanted in reference.gradients.items()]
     return value_error, max(gradient_errors)
 

@@ -1,8 +1,18 @@
 """The workloads by name. A new one is a file beside this one that ends in a `Workload`, and one line here."""
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import cell, implicit_explicit, small_roots
+from benchmarks.workloads import cell, implicit_explicit, one_root, slow_cell, tanh_roots
 
 WORKLOADS: dict[str, Workload] = {
-    module.workload.name: module.workload for module in (implicit_explicit, cell, small_roots)
+    workload.name: workload
+    for workload in (
+        implicit_explicit.workload,
+        cell.workload,
+        slow_cell.workload,
+        tanh_roots.small_roots,
+        tanh_roots.roots64,
+        tanh_roots.roots256,
+        one_root.two,
+        one_root.eight,
+    )
 }

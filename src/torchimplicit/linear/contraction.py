@@ -135,26 +135,22 @@ class ContractionState:
         """At most ``limit`` plain steps; systems that have converged stay where they are."""
         x, r, norm, steps, rate = plain
         active = norm > bound  # False for NaN
+        before: Tensor | None = None
         for _ in range(limit):
             if not bool(active.any()):
                 break
-            every = bool(active.all())
             x_new = x + r
             r_new = b - A(x_new)
-            norm_new = torch.linalg.vector_norm(r_new, dim=-1)
-            rate = _worst(norm_new, norm, bound)
+            before = norm
             steps = steps + active
-            if every:
-                x, r, norm = x_new, r_new, norm_new
+            if bool(active.all()):
+                x, r, norm = x_new, r_new, torch.linalg.vector_norm(r_new, dim=-1)
             else:
                 rows = active.unsqueeze(-1)
-                x, r, norm = (
-                    torch.where(rows, x_new, x),
-                    torch.where(rows, r_new, r),
-                    torch.where(active, norm_new, norm),
-                )
+                x, r = torch.where(rows, x_new, x), torch.where(rows, r_new, r)
+                norm = torch.where(active, torch.linalg.vector_norm(r_new, dim=-1), norm)
             active = norm > bound
-        return _Plain(x, r, norm, steps, rate)
+        return _Plain(x, r, norm, steps, rate if before is None else _worst(norm, before, bound))
 
 
 def _worst(after: Tensor, before: Tensor, bound: Tensor) -> float:
