@@ -22,7 +22,7 @@ class BiCGStab(IterativeSolver):
     """
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
-        inner, norm = self.geometry.inner, self.geometry.norm
+        inner, norm = self.geometry.inner, self.norm
         eps = torch.finfo(r.dtype).eps
         shadow = p = r
         d = best = torch.zeros_like(r)

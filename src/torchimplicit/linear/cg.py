@@ -22,7 +22,7 @@ class CG(IterativeSolver):
     """
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
-        inner, norm = self.geometry.inner, self.geometry.norm
+        inner, norm = self.geometry.inner, self.norm
         d = best = torch.zeros_like(r)
         smallest = norm(r.detach())
         steps = torch.zeros_like(smallest, dtype=torch.int64)

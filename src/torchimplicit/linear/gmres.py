@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, inside_functorch
 
 from .iteration import Cycle, IterativeSolver, Product
 from .masks import divide
+
+SMALL = 0.1  # of a vector, left by orthogonalisation: less is not orthogonal any more
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class GMRES(IterativeSolver):
         restart: dimension of the Krylov space, after which the method starts again from its x. It holds `restart`
             vectors per system (twice that with a preconditioner).
 
-    The basis is orthogonalised twice by classical Gram–Schmidt, the least-squares problem is updated by rotations.
+    The basis is orthogonalised by classical Gram–Schmidt, twice where that is needed, the least-squares problem is updated by rotations.
     Source: Saad, Iterative Methods for Sparse Linear Systems (2003), algorithms 6.9 and 9.6.
     """
 
@@ -32,11 +34,11 @@ class GMRES(IterativeSolver):
             raise ValueError(f"GMRES needs restart >= 1, got {self.restart}")
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
-        inner, norm = self.geometry.inner, self.geometry.norm
+        norm = self.norm
         length = min(self.restart, r.shape[-1], budget)
         eps = torch.finfo(r.dtype).eps
         beta = norm(r)
-        V = [divide(r, beta.unsqueeze(-1), active.unsqueeze(-1))]  # orthonormal basis
+        V = _Basis(divide(r, beta.unsqueeze(-1), active.unsqueeze(-1)), length)  # orthonormal
         Z = []  # the preconditioned basis: x is sought in its span
         R = []  # columns of the triangular factor of the Hessenberg matrix H = Qᴴ R
         Q = torch.ones_like(r[..., :1, None])  # product of the rotations, (..., k + 1, k + 1)
@@ -46,18 +48,20 @@ class GMRES(IterativeSolver):
         for k in range(length):
             if finished(~going):
                 break
-            Z.append(M(V[k]))
+            Z.append(M(V.last))
             w = A(Z[k])
             size = norm(w)
             going_now = going & size.isfinite()
             w = torch.where(going_now.unsqueeze(-1), w, 0)
-            basis = torch.stack(V, -2)
-            h = inner(basis, w.unsqueeze(-2))
+            basis = V.stacked()
+            h = self.inner_products(basis, w)
             w = w - (h.unsqueeze(-2) @ basis).squeeze(-2)
-            again = inner(basis, w.unsqueeze(-2))
-            w = w - (again.unsqueeze(-2) @ basis).squeeze(-2)
-            h = h + again
             eta = norm(w)
+            if not finished((eta > SMALL * size) | ~going_now):  # cancellation: what is left is not orthogonal
+                again = self.inner_products(basis, w)
+                w = w - (again.unsqueeze(-2) @ basis).squeeze(-2)
+                h = h + again
+                eta = norm(w)
             grows = going_now & (eta > 10 * eps * size)  # otherwise the Krylov space is complete: w is rounding error
             eta = torch.where(grows, eta, 0)
             V.append(divide(w, eta.unsqueeze(-1), grows.unsqueeze(-1)))
@@ -84,6 +88,32 @@ class GMRES(IterativeSolver):
         y = torch.linalg.solve_triangular(triangle, g, upper=True)
         d = (y.mT @ torch.stack(Z, -2)).squeeze(-2)
         return Cycle(torch.where(active.unsqueeze(-1), d, 0), steps, broken, m)
+
+
+class _Basis:
+    """Vectors (..., n) that become more, in one block of memory (..., k, n) where nothing is recorded."""
+
+    def __init__(self, first: Tensor, length: int) -> None:
+        self.vectors: list[Tensor] = []
+        recorded = inside_functorch() or (torch.is_grad_enabled() and first.requires_grad)
+        self.block = None if recorded else first.new_empty(*first.shape[:-1], length + 1, first.shape[-1])
+        self.append(first)
+
+    @property
+    def last(self) -> Tensor:
+        return self.vectors[-1]
+
+    def append(self, v: Tensor) -> None:
+        if self.block is not None and torch.is_grad_enabled() and v.requires_grad:
+            self.block = None  # A is recorded, though r is not
+        if self.block is not None:
+            self.block[..., len(self.vectors), :] = v
+        self.vectors.append(v)
+
+    def stacked(self) -> Tensor:
+        if self.block is None:
+            return torch.stack(self.vectors, -2)
+        return self.block[..., : len(self.vectors), :]
 
 
 def rotate(Q: Tensor, c: Tensor, s: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, inside_functorch
 
 from .factors import square
 from .operators import LinearOperator
@@ -65,6 +65,11 @@ def euclidean_norm(x: Tensor) -> Tensor:
     return torch.where(positive, norm, largest).squeeze(-1)
 
 
+def plain_norm(x: Tensor) -> Tensor:
+    """‖x‖ over the last dimension."""
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The inner product and norm of a space of vectors. Replace both for sharded vectors (all-reduce the sums)."""
@@ -101,6 +106,18 @@ class IterativeSolver(ABC):
     preconditioner: Any = None
     max_steps: int | None = None
     geometry: Geometry = field(default=EUCLIDEAN, repr=False)
+
+    @property
+    def norm(self) -> Callable[[Tensor], Tensor]:
+        """The norm of vectors of ordinary size, without the care that tiny and huge ones and derivatives need."""
+        recorded = torch.is_grad_enabled() or inside_functorch()
+        return self.geometry.norm if recorded or self.geometry is not EUCLIDEAN else plain_norm
+
+    def inner_products(self, basis: Tensor, x: Tensor) -> Tensor:
+        """(..., k): those of k vectors, (..., k, n), with x."""
+        if self.geometry is EUCLIDEAN:
+            return (basis.conj() @ x.unsqueeze(-1)).squeeze(-1)
+        return self.geometry.inner(basis, x.unsqueeze(-2))
 
     def factorize(self, operator: LinearOperator) -> IterativeState:
         """The state for this operator: nothing is computed, except what the preconditioner needs.
@@ -236,10 +253,8 @@ class IterativeState:
 
     def _size(self, x: Tensor) -> Tensor:
         """The norm of vectors of ordinary scale, not differentiated."""
-        geometry = self.solver.geometry
-        if geometry is EUCLIDEAN:
-            return torch.linalg.vector_norm(x.detach(), dim=-1)
-        return geometry.norm(x.detach())
+        with torch.no_grad():
+            return self.solver.norm(x.detach())
 
 
 def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:

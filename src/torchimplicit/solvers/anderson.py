@@ -17,13 +17,14 @@ from torchimplicit.transforms import finished
 class AndersonState(NamedTuple):
     """What the method remembers.
 
-    dz, dr : the last differences of iterates and of residuals, (B, m, n) each; None as long as no system mixes.
+    dr : the last differences of residuals, (B, m, n); None as long as no system mixes.
+    de : those of where a plain step leads, z − damping · r.
     k : how many of them were stored.
     mixing : the systems that mix, (B,).
     """
 
-    dz: Tensor | None
     dr: Tensor | None
+    de: Tensor | None
     k: int
     mixing: Tensor
 
@@ -55,35 +56,37 @@ class Anderson:
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
     ) -> tuple[Tensor, Tensor, AndersonState]:
-        dz, dr, k, mixing = state
-        z_bar, r_bar = z, r
-        if dz is not None and dr is not None:
-            m = min(k, dz.shape[1])
-            gamma = torch.where(mixing.unsqueeze(-1), self._mix(dr[:, :m], r), 0).unsqueeze(1)
-            z_bar = z - (gamma @ dz[:, :m]).squeeze(1)
-            r_bar = r - (gamma @ dr[:, :m]).squeeze(1)
-        z_new = z_bar - self.damping * r_bar
+        dr, de, k, mixing = state
+        plain = z - self.damping * r
+        z_new = plain
+        if dr is not None and de is not None:
+            m = min(k, dr.shape[1])
+            gamma = torch.where(mixing.unsqueeze(-1), self._mix(dr[:, :m], r), 0)
+            z_new = plain - (gamma.unsqueeze(1) @ de[:, :m]).squeeze(1)
         r_new = equations.residual(z_new)
         mixing = mixing | ~(rms(r_new.detach()) < self.patient * rms(r.detach()))
-        if dz is None and finished(~mixing):
+        if dr is None and finished(~mixing):
             return z_new, r_new, state
-        if dz is None or dr is None:
+        if dr is None or de is None:
             window = z.new_zeros(z.shape[0], min(self.memory, z.shape[1]), z.shape[1])
-            dz, dr = window, window.clone()
-        return z_new, r_new, AndersonState(store(dz, k, z_new - z), store(dr, k, r_new - r), k + 1, mixing)
+            dr, de = window, window.clone()
+        change = r_new - r
+        de = store(de, k, z_new - z - self.damping * change)
+        return z_new, r_new, AndersonState(store(dr, k, change), de, k + 1, mixing)
 
     def _mix(self, dr: Tensor, r: Tensor) -> Tensor:
-        """γ (B, m) from the normal equations of the scaled differences; 0 where they have no finite solution."""
+        """γ (B, m) from the normal equations, scaled to a unit diagonal; 0 where they have no finite solution."""
         eps = torch.finfo(r.dtype).eps if self.regularisation is None else self.regularisation
-        size = dr.detach().square().sum(-1, keepdim=True).sqrt()
-        usable = (size > 0) & size.isfinite()
-        scale = torch.where(usable, 1 / torch.where(usable, size, 1), 0)
-        columns = torch.where(usable, dr, 0) * scale  # of length one: their Gram matrix is well scaled
-        gram = columns @ columns.mT
-        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        gamma, info = torch.linalg.solve_ex(
-            gram + (eps + (~usable).to(gram.dtype)) * identity, (columns @ r.unsqueeze(-1))
+        gram = dr @ dr.mT
+        square = gram.detach().diagonal(dim1=1, dim2=2)
+        usable = (square > 0) & square.isfinite()
+        scale = torch.where(usable, torch.where(usable, square, 1).rsqrt(), 0)
+        gram = (
+            torch.where(usable.unsqueeze(-1) & usable.unsqueeze(-2), gram, 0)
+            * scale.unsqueeze(-1)
+            * scale.unsqueeze(-2)
         )
-        gamma = gamma * scale
-        good = (info == 0).reshape(-1, 1, 1) & gamma.isfinite()
-        return torch.where(good, gamma, 0).squeeze(-1)
+        rhs = scale * (dr @ r.unsqueeze(-1)).squeeze(-1)
+        gamma, info = torch.linalg.solve_ex(gram + torch.diag_embed(eps + (~usable).to(gram.dtype)), rhs)
+        good = (info == 0).unsqueeze(-1) & gamma.isfinite()
+        return torch.where(good, scale * gamma, 0)
