@@ -1,7 +1,17 @@
 """The workloads by name. A new one is a file beside this one that ends in a `Workload`, and one line here."""
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import cell, implicit_explicit, one_root, slow_cell, tanh_roots
+from benchmarks.workloads import (
+    cell,
+    fits,
+    hypergradient,
+    implicit_explicit,
+    kepler,
+    memory,
+    one_root,
+    slow_cell,
+    tanh_roots,
+)
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
@@ -14,5 +24,9 @@ WORKLOADS: dict[str, Workload] = {
         tanh_roots.roots256,
         one_root.two,
         one_root.eight,
+        kepler.workload,
+        fits.workload,
+        hypergradient.workload,
+        memory.workload,
     )
 }

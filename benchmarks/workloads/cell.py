@@ -12,10 +12,10 @@ UNITS, BATCH, FEATURES = 512, 128, 256
 RMS = 0.44  # of the solution
 
 
-def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def arrays(rng: np.random.Generator, batch: int = BATCH) -> dict[str, np.ndarray]:
     W = rng.standard_normal((UNITS, UNITS))
     W *= 0.95 / np.linalg.norm(W, 2)
-    return tanh_cell.arrays(rng, W, batch=BATCH, features=FEATURES, scale=0.5, dtype=np.float32)
+    return tanh_cell.arrays(rng, W, batch=batch, features=FEATURES, scale=0.5, dtype=np.float32)
 
 
 workload = Workload(
