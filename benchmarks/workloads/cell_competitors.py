@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.workload import Workload
+from benchmarks.workloads.patient import patient
 
 RTOL = 1e-5
 MAX_STEPS = 400
@@ -34,6 +35,14 @@ def torchimplicit(p: dict[str, Any], solver: Any = None, **options: Any) -> Call
     z0 = torch.zeros_like(p["c"])
     options = {"rtol": RTOL, "atol": 0.0, "max_steps": MAX_STEPS, **options}
     return lambda: ti.fixed_point(cell(p), z0, solver=solver, batch_ndim=1, **options).value
+
+
+def forced(p: dict[str, Any], method: str, steps: int, **options: Any) -> Callable[[], Any]:
+    """So many steps, whatever the residual; the backward stops as ever."""
+    import torchimplicit as ti
+
+    options = {"rtol": 0.0, "max_steps": steps, "adjoint": ti.Implicit(rtol=RTOL), "on_failure": "ignore", **options}
+    return torchimplicit(p, solver=patient(method), **options)
 
 
 def torchdeq(p: dict[str, Any], **options: Any) -> Callable[[], Any]:

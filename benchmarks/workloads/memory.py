@@ -34,15 +34,15 @@ the ratio is that of the peaks, to the loop by hand with as many steps.
 )
 
 
-def _torchimplicit(method: str, steps: int, explicit: bool = False) -> Callable[[dict[str, Any]], Callable[[], Any]]:
+def _implicit(method: str, steps: int) -> Callable[[dict[str, Any]], Callable[[], Any]]:
+    return lambda p: cell_competitors.forced(p, method, steps)
+
+
+def _unrolled(steps: int) -> Callable[[dict[str, Any]], Callable[[], Any]]:
     def build(p: dict[str, Any]) -> Callable[[], Any]:
         import torchimplicit as ti
 
-        # One that goes on where rounding lets it come no closer.
-        patient = type("Patient", (getattr(ti.solvers, method),), {"patience": 10**9})
-        adjoint: Any = ti.Unrolled(steps) if explicit else ti.Implicit(rtol=cell_competitors.RTOL)
-        options: dict[str, Any] = {"rtol": 0.0, "max_steps": steps, "adjoint": adjoint, "on_failure": "ignore"}
-        return cell_competitors.torchimplicit(p, solver=patient(), **options)
+        return cell_competitors.forced(p, "Picard", steps, adjoint=ti.Unrolled(steps))
 
     return build
 
@@ -57,10 +57,10 @@ def _by_hand(steps: int) -> Callable[[dict[str, Any]], Callable[[], Any]]:
 
 for steps in STEPS:
     hand = f"torch by hand, {steps} steps"
-    workload.torch(f"implicit, picard, {steps} steps", against=hand)(_torchimplicit("Picard", steps))
-    workload.torch(f"implicit, anderson, {steps} steps", against=hand)(_torchimplicit("Anderson", steps))
+    workload.torch(f"implicit, picard, {steps} steps", against=hand)(_implicit("Picard", steps))
+    workload.torch(f"implicit, anderson, {steps} steps", against=hand)(_implicit("Anderson", steps))
     if steps in UNROLLED:
-        workload.torch(f"unrolled, {steps} steps", against=hand)(_torchimplicit("Picard", steps, explicit=True))
+        workload.torch(f"unrolled, {steps} steps", against=hand)(_unrolled(steps))
     workload.torch(f"torchdeq, {steps} steps", against=hand, packages=("torchdeq",))(
         _torchdeq("fixed_point_iter", steps)
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workload import Arrays, Reference, Workload
+from benchmarks.workloads.patient import patient
 
 TOLERANCE = 1e-8
 
@@ -41,7 +42,7 @@ def reference(arrays: Arrays) -> Reference:
     )
 
 
-def _torchimplicit(p: dict[str, Any], solver: str | None = None, **options: Any) -> Callable[[], Any]:
+def torchimplicit(p: dict[str, Any], solver: Any = None, **options: Any) -> Callable[[], Any]:
     import torch
 
     import torchimplicit as ti
@@ -53,6 +54,14 @@ def _torchimplicit(p: dict[str, Any], solver: str | None = None, **options: Any)
 
     options = {"batch_ndim": 1, "batched": (False, True), "rtol": 0.0, "atol": TOLERANCE, **options}
     return lambda: ti.root(g, z0, (p["W"], p["b"]), solver=solver, **options).value
+
+
+def forced(p: dict[str, Any], method: str, steps: int) -> Callable[[], Any]:
+    """So many steps, whatever the residual."""
+    import torchimplicit as ti
+
+    options: dict[str, Any] = {"adjoint": ti.Implicit(rtol=TOLERANCE), "on_failure": "ignore"}
+    return torchimplicit(p, patient(method), atol=0.0, max_steps=steps, **options)
 
 
 def newton_by_hand(jacobian: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -198,15 +207,15 @@ from zero to {TOLERANCE:.0e}; gradients in W and in all b_i.
 
     @workload.torch("torchimplicit")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
-        return _torchimplicit(p)
+        return torchimplicit(p)
 
     @workload.torch("torchimplicit, chord")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
-        return _torchimplicit(p, "chord")
+        return torchimplicit(p, "chord")
 
     @workload.torch("torchimplicit, compiled", note="`compile=True`")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
-        return _torchimplicit(p, compile=True)
+        return torchimplicit(p, compile=True)
 
     @workload.torch("torch by hand", note="Newton in a batched loop with the Jacobian written out")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
