@@ -66,7 +66,8 @@ workload = Workload(
     description=f"""
 Least-squares fits of a·exp(−b t) + c to {FITS:,} series y of {POINTS} points each, float64, from (a, b, c) = {START};
 gradient in all y, with the exact Hessian. Everybody stops at about {RTOL:.0e}, be it of the gradient against that at
-the start (torchimplicit, jaxopt, by hand) or of the step against the parameters (the others).
+the start (torchimplicit, jaxopt, by hand) or of the step against the parameters (the others). pytorch-minimize fits
+one series at a time, which takes more than ten milliseconds each, and is left out.
 """,
     parameters=("y",),
     arrays=arrays,
@@ -191,11 +192,11 @@ def jaxopt_lm() -> Callable[[dict[str, Any]], Any]:
     from jaxopt import LevenbergMarquardt
     from jaxopt.linear_solve import solve_cholesky
 
-    # Its tolerance is absolute; at the start the gradient's norm is about 16.
+    # Its tolerance is absolute; with this one its errors are like the others'.
     solver = LevenbergMarquardt(
         lambda z, t, y: _r_jax(z, (t, y)),
         stop_criterion="grad-l2-norm",
-        tol=RTOL * 16,
+        tol=RTOL,
         maxiter=100,
         implicit_diff_solve=solve_cholesky,
     )
@@ -228,25 +229,3 @@ def scipy_loop(p: dict[str, Any]) -> Callable[[], Any]:
 
     options = {"Dfun": jacobian, "col_deriv": True, "ftol": RTOL, "xtol": RTOL, "gtol": RTOL}
     return lambda: np.stack([leastsq(r, start, (y,), **options)[0] for start, y in zip(starts, ys)])
-
-
-@workload.torch(
-    "pytorch-minimize, loop",
-    packages=("pytorch-minimize",),
-    note="its `least_squares`, one fit after the other; forward only",
-    forward_only=True,
-)
-def pytorch_minimize(p: dict[str, Any]) -> Callable[[], Any]:
-    import torch
-    from torchmin import least_squares
-
-    t = p["t"]
-
-    def fit(start: Any, y: Any) -> Any:
-        def r(z: Any) -> Any:
-            return z[0] * torch.exp(-z[1] * t) + z[2] - y
-
-        return least_squares(r, start, ftol=RTOL, xtol=RTOL, gtol=RTOL).x
-
-    ys = p["y"].detach()
-    return lambda: torch.stack([fit(start, y) for start, y in zip(p["start"], ys)])
