@@ -20,8 +20,11 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.capture import eager_cells
 from torchimplicit.recording import map_leaves, plain_of, same, tensors_in, version
+from torchimplicit.transforms import inside_functorch
 
 WORTH = 2**15  # entries read and written by what is hoisted, below which the mode costs more than it saves
+
+_OUT_OF_SIGHT = (Tensor.numpy, Tensor.__array__, Tensor.untyped_storage, Tensor.data_ptr)
 
 
 class _Versioned(NamedTuple):
@@ -36,7 +39,8 @@ class _Versioned(NamedTuple):
 
     @property
     def unchanged(self) -> bool:
-        return version(self.tensor) == self.version
+        """Whether it is as it was, for all that is known: tensors of inference mode do not tell."""
+        return not self.tensor.is_inference() and version(self.tensor) == self.version
 
 
 class _Call(NamedTuple):
@@ -79,22 +83,26 @@ class _First(TorchFunctionMode):
         leaves = pytree.tree_leaves(z)
         self.device = leaves[0].device
         self.calls: list[_Call] = []
-        self.dependent = {id(leaf): leaf for leaf in leaves}  # kept alive, so that no identity is used twice
+        self.dependent = {_memory(leaf): leaf for leaf in leaves}  # kept alive, so that no memory is used twice
         self.refused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # Some writes no version tells of; a function that differentiates something itself needs its graph, one under
+        # torch.compile no help.
+        unseen = func in _OUT_OF_SIGHT or inside_functorch() or torch.is_grad_enabled() or self._compiled()
+        self.refused = self.refused or unseen
+        if self.refused:
+            return func(*args, **kwargs)
         tensors, plain = _leaves(args, kwargs)
         out = func(*args, **kwargs)
         outputs = tuple(_Versioned.of(tensor) for tensor in tensors_in(out))
         changed = [given.tensor for given in tensors if not given.unchanged]
-        if changed or not outputs or any(id(given.tensor) in self.dependent for given in tensors):
-            self.dependent.update((id(tensor), tensor) for tensor in (*changed, *(t.tensor for t in outputs)))
+        if changed or not outputs or any(_memory(given.tensor) in self.dependent for given in tensors):
+            self.dependent.update((_memory(tensor), tensor) for tensor in (*changed, *(t.tensor for t in outputs)))
             self.calls.append(_Call(func, [], []))
         else:
             self.calls.append(_Call(func, tensors, plain, out, outputs))
-        # A function that differentiates something itself needs its graph; one under torch.compile needs no help.
-        self.refused = self.refused or torch.is_grad_enabled() or self._compiled()
         return out
 
     def hoisted(self) -> list[_Call]:
@@ -156,6 +164,11 @@ def _leaves(args: Any, kwargs: Any) -> tuple[list[_Versioned], list[Any]]:
 
     map_leaves(args, kwargs, visit)
     return tensors, plain
+
+
+def _memory(tensor: Tensor) -> int:
+    """What a tensor shares with its views and its ``.data``, whose versions are their own."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,43 +12,17 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
-from torchimplicit.condition import Condition, Flat, Kind, Vmap
+from torchimplicit.condition import Condition, Flat, Kind
 from torchimplicit.hoisting import Hoisted
 from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
-from torchimplicit.solvers.loop import Equations, Found, Stopping
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.loop import Found, Stopping
+from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
 from torchimplicit.stopping import OnFailure, Status, Tolerance, report
 from torchimplicit.transforms import inside_functorch
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What a search is told inside a transform: the tensors of args as they are there, and the vmaps over them."""
-
-    tensors: Sequence[Tensor]
-    vmaps: Sequence[Vmap]
-
-
-class Search(Protocol):
-    """How a root is found: a solver in the loop, a linear solver, or a black box."""
-
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
-        """Without autograd. ``inside`` is None in plain code."""
-        ...
-
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
-        """With autograd, through every step."""
-        ...
-
-    def inverse(self, found: Found) -> tuple[Tensor, ...]:
-        """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
-        ...
-
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        """That inverse: an object with ``solve(b, adjoint)``."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.iteration import LinearResult
+
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
 
@@ -112,6 +114,13 @@ class Tolerance:
     def bound(self, scale: Tensor) -> Tensor:
         """The largest residual that counts as converged."""
         return self.atol + self.rtol * scale
+
+
+def linear_status(result: LinearResult) -> Tensor:
+    """How the solution of a linear system ended, per system."""
+    status = torch.where(result.exhausted, Status.MAX_STEPS, Status.STAGNATED)
+    status = torch.where(result.converged, Status.CONVERGED, status)
+    return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
 
 
 def check_policy(on_failure: str) -> None:

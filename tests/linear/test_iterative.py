@@ -280,7 +280,7 @@ def test_errors_name_the_shapes(solver: Any) -> None:
 
 
 def test_parameters_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"restart >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"restart >= 1.*got 0"):
         GMRES(restart=0)
-    with pytest.raises(ValueError, match=r"terms >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"terms >= 1.*got 0"):
         Neumann(0)

@@ -20,15 +20,15 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stands_for_the_object_with_its_defaults(name: str) -> None:
-    assert resolve(name, "root", 1, 3) == NAMES[name]()
+    assert resolve(name, False, 1, 3) == NAMES[name]()
 
 
 def test_auto_is_what_its_documentation_says() -> None:
-    assert isinstance(choose("fixed point", 1, 1), ti.solvers.Anderson)
-    assert isinstance(choose("root", 1, 256), ti.solvers.Newton)
-    assert isinstance(choose("root", 1, 257), ti.solvers.NewtonKrylov)
-    assert isinstance(choose("root", 2**26 // 128**2 + 1, 128), ti.solvers.NewtonKrylov)
-    assert resolve("auto", "root", 1, 3) == resolve(None, "root", 1, 3)
+    assert isinstance(choose(True, 1, 1), ti.solvers.Anderson)
+    assert isinstance(choose(False, 1, 256), ti.solvers.Newton)
+    assert isinstance(choose(False, 1, 257), ti.solvers.NewtonKrylov)
+    assert isinstance(choose(False, 2**26 // 128**2 + 1, 128), ti.solvers.NewtonKrylov)
+    assert resolve("auto", False, 1, 3) == resolve(None, False, 1, 3)
 
 
 @pytest.mark.parametrize(

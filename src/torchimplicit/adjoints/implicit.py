@@ -12,9 +12,10 @@ from torch import Tensor
 from torchimplicit.adjoints.function import solve_system
 from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
 from torchimplicit.condition import Condition
-from torchimplicit.problem import Inside, Problem, detached
+from torchimplicit.problem import Problem, detached
 from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
+from torchimplicit.solvers.search import Inside
 from torchimplicit.stopping import Tolerance, check_steps
 from torchimplicit.transforms import inside_transform
 

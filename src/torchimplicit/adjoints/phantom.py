@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torchimplicit.adjoints.implicit import Implicit
+from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 
@@ -24,10 +25,10 @@ class Phantom:
     damping: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"Phantom needs steps >= 1; got {self.steps!r}.")
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"Phantom needs 0 < damping <= 1; got {self.damping!r}.")
+        check_count("Phantom: steps", self.steps)
+        check_positive("Phantom: damping", self.damping)
+        if self.damping > 1:
+            raise ValueError(f"Phantom needs damping <= 1; got {self.damping!r}.")
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve, and take the damped steps from there with autograd on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,8 @@ from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record
-from torchimplicit.stopping import OnFailure, Status, report
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.stopping import OnFailure, Status, linear_status, report
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
@@ -35,7 +36,7 @@ class LinearSettings:
     atol: float
     max_steps: int | None
     on_failure: OnFailure
-    inverse: Callable[[Sequence[Tensor]], Any] | None = None
+    inverse: Callable[[Sequence[Tensor]], Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ConditionSystem:
     find: Callable[[Condition, Tensor, Sequence[Tensor]], Solved]
     settings: LinearSettings
     batch_shape: torch.Size
-    record: Record = field(default_factory=Record)
+    record: Record
 
     def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         return self.find(self.condition, z0, tensors)
@@ -138,19 +139,20 @@ class LinearSystem:
         result = solver.solve(b, self.transpose)
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
         singular = solver.singular()
+        looked = Equations(g)
         if bool(suspects.any()):
-            singular = singular | at_a_multiple_root(g, operator, z, suspects)
+            singular = singular | at_a_multiple_root(looked.jacobian, operator, z, suspects)
         bad = ~result.converged | singular | refused
         w, status = result.x, torch.zeros_like(result.steps)
         if bool(bad.any()):
-            status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, self._status(result))
+            status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, linear_status(result))
             status = torch.where(refused, Status.NONFINITE, status)
             if self.settings.on_failure == "nan":
                 w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
-        count = torch.tensor
-        facts = Facts(status, result.steps, result.residual_norm, count(1), count(operator.products))
+        counts = (1 + looked.evaluations, operator.products + looked.products)
+        facts = Facts(status, result.steps, result.residual_norm, *(torch.tensor(k, device=b.device) for k in counts))
         if self.record is not None:
             self.record.adjoint = facts.info(self.batch_shape, Record())
         if bool(bad.any()) and not getattr(self.settings.solver, "truncated", False):
@@ -166,17 +168,9 @@ class LinearSystem:
         return w, facts
 
     def _inverse(self, tensors: Sequence[Tensor], batch: int) -> Any:
-        if not tensors or self.settings.inverse is None:
+        if not tensors:
             return None
         return _Tiled(self.settings.inverse(tensors), tensors[0].shape[0], batch)
-
-    def _status(self, result: LinearResult) -> Tensor:
-        limit = self.settings.max_steps
-        stopped = torch.full_like(result.steps, Status.STAGNATED)
-        if limit is not None:
-            stopped = torch.where(result.steps >= limit, Status.MAX_STEPS, stopped)
-        status = torch.where(result.converged, Status.CONVERGED, stopped)
-        return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
 
 
 class _Solver:

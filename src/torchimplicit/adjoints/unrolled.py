@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torchimplicit.autocast import full_precision
+from torchimplicit.parameters import check_count
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.loop import Equations, Stopping
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.loop import Stopping
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Unrolled:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"Unrolled needs steps >= 1 (or None); got {self.steps!r}.")
+        if self.steps is not None:
+            check_count("Unrolled: steps", self.steps)
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve with every step recorded."""

@@ -29,16 +29,18 @@ def suspicious(jacobian: Jacobian, z: Tensor, b: Tensor, w: Tensor) -> Tensor:
     return error.isfinite() & (error > SUSPECT * rms(z))
 
 
-def at_a_multiple_root(g: Callable[[Tensor], Tensor], jacobian: Jacobian, z: Tensor, rows: Tensor) -> Tensor:
+def at_a_multiple_root(
+    jacobian_at: Callable[[Tensor], Jacobian], jacobian: Jacobian, z: Tensor, rows: Tensor
+) -> Tensor:
     """Those of ``rows`` (B,) where Newton's method converges linearly from z and changes the Jacobian by its own size.
 
-    ``jacobian`` is that of g at z. A first step leaves an error in the singular direction only, whatever the solver's own
+    ``jacobian`` is that at z. A first step leaves an error in the singular direction only, whatever the solver's own
     was; the second one is looked at.
     """
     first = _newton(jacobian, z, rows)
-    before = Jacobian(g, first)
+    before = jacobian_at(first)
     second = _newton(before, first, rows)
-    after = Jacobian(g, second)
+    after = jacobian_at(second)
     norm = torch.linalg.vector_norm(before.value, dim=-1)
     direction = before.value / norm.unsqueeze(-1)
     along = (after.rmatvec(direction) * (first - second)).sum(-1)  # with the Jacobian unchanged this were the norm

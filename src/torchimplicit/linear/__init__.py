@@ -1,20 +1,20 @@
 """Linear operators, and solvers for A x = b that serve A and its adjoint from one factorisation."""
 
-from .auto import Auto
-from .bicgstab import BiCGStab
-from .cg import CG
-from .cholesky import Cholesky
-from .contraction import Contraction
-from .conversion import as_operator
-from .gmres import GMRES
-from .iteration import Geometry, LinearResult
-from .jacobian import Jacobian
-from .lu import LU
-from .neumann import Neumann
-from .operators import Dense, Diagonal, LinearOperator, MatrixFree
-from .qr import QR
-from .richardson import Richardson
-from .sparse import Sparse
+from torchimplicit.linear.auto import Auto
+from torchimplicit.linear.bicgstab import BiCGStab
+from torchimplicit.linear.cg import CG
+from torchimplicit.linear.cholesky import Cholesky
+from torchimplicit.linear.contraction import Contraction
+from torchimplicit.linear.conversion import as_operator
+from torchimplicit.linear.gmres import GMRES
+from torchimplicit.linear.iteration import Geometry, LinearResult
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.lu import LU
+from torchimplicit.linear.neumann import Neumann
+from torchimplicit.linear.operators import Dense, Diagonal, LinearOperator, MatrixFree
+from torchimplicit.linear.qr import QR
+from torchimplicit.linear.richardson import Richardson
+from torchimplicit.linear.sparse import Sparse
 
 __all__ = [
     "CG",

@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.bicgstab import BiCGStab
+from torchimplicit.linear.cg import CG
+from torchimplicit.linear.cholesky import Cholesky
+from torchimplicit.linear.factors import Factors, square
+from torchimplicit.linear.gmres import GMRES
+from torchimplicit.linear.iteration import IterativeState, LinearResult, Preconditioner
+from torchimplicit.linear.lu import LU
+from torchimplicit.linear.operators import Diagonal, LinearOperator
+from torchimplicit.linear.richardson import Richardson
+from torchimplicit.linear.vectors import fit
 from torchimplicit.transforms import finished
-
-from .bicgstab import BiCGStab
-from .cg import CG
-from .cholesky import Cholesky
-from .factors import Factors, square
-from .gmres import GMRES
-from .iteration import IterativeState, LinearResult, Preconditioner
-from .lu import LU
-from .operators import Diagonal, LinearOperator
-from .richardson import Richardson
-from .vectors import fit
 
 
 @dataclass(frozen=True)
@@ -161,5 +160,6 @@ def better_of(first: LinearResult, second: LinearResult) -> LinearResult:
         first.steps + torch.where(first.converged, 0, second.steps),
         torch.where(switch, second.converged, first.converged),
         torch.where(switch, second.breakdown, first.breakdown),
+        torch.where(switch, second.exhausted, first.exhausted),
         first.products + second.products,
     )

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
+from torchimplicit.linear.masks import divide
 from torchimplicit.transforms import finished
-
-from .iteration import Cycle, IterativeSolver, Product
-from .masks import divide
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .factors import DirectSolver, Factors, inverse_power_of_two
+from torchimplicit.linear.factors import DirectSolver, Factors, inverse_power_of_two
 
 
 class CholeskyFactors(Factors):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .auto import Auto, AutoState, better_of
-from .factors import square
-from .gmres import GMRES
-from .iteration import LinearResult, tolerance
-from .operators import LinearOperator
-from .vectors import fit
+from torchimplicit.linear.auto import Auto, AutoState, better_of
+from torchimplicit.linear.factors import square
+from torchimplicit.linear.gmres import GMRES
+from torchimplicit.linear.iteration import LinearResult, tolerance
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.vectors import fit
 
 PROBE = 8  # plain steps after which their rate is known
 CHEAP = 48  # a forecast of so many further plain steps is not worth a Krylov space
@@ -39,10 +38,10 @@ class Contraction:
 
 
 class _Plain(NamedTuple):
-    x: Tensor
+    """Where plain steps have led: the residual vector there, and the factor by which the last step reduced the worst one."""
+
+    result: LinearResult
     r: Tensor
-    norm: Tensor
-    steps: Tensor
     rate: float
 
 
@@ -62,54 +61,54 @@ class ContractionState:
         b: Tensor,
         adjoint: bool = False,
         *,
+        x0: Tensor | None = None,
         rtol: float | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
     ) -> LinearResult:
         """The solution with its true residual; see :meth:`IterativeState.iterate`."""
         operator = self.operator
-        b = fit(b, operator.batch_shape, operator.shape[-1], operator.dtype, name="b")
-        norm_b = torch.linalg.vector_norm(b, dim=-1)
-        bound = tolerance(norm_b, rtol, atol)
-        products = 0
-
-        def A(x: Tensor) -> Tensor:
-            nonlocal products
-            products += 1
-            return operator.apply(x, adjoint)
-
-        plain = _Plain(torch.zeros_like(b), b, norm_b, torch.zeros_like(norm_b, dtype=torch.int64), 0.0)
+        n = operator.shape[-1]
+        b = fit(b, operator.batch_shape, n, operator.dtype, name="b")
+        bound = tolerance(torch.linalg.vector_norm(b, dim=-1), rtol, atol)
         limit = math.inf if max_steps is None else max_steps
-        plain = self._steps(A, b, plain, bound, int(min(PROBE, limit)))
-        result = _result(plain, bound, products)
+        x = torch.zeros_like(b)
+        r = b
+        if x0 is not None:
+            x = fit(x0, operator.batch_shape, n, operator.dtype, name="x0").expand(b.shape)
+            r = b - operator.apply(x, adjoint)
+        plain = self._steps(b, adjoint, x, r, bound, int(min(PROBE, limit)))
+        result = plain.result._replace(products=plain.result.products + (x0 is not None))
         if bool(result.converged.all()) or limit <= PROBE:
             return result
-        further = _forecast(plain, bound)
-        if further > CHEAP and operator.shape[-1] <= Auto().dense_limit:
-            return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps, Auto()))
+        left = limit - PROBE
+        further = _forecast(result, bound, plain.rate)
+        if further > CHEAP and n <= Auto().dense_limit:
+            return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, Auto()))
+        r = plain.r
         if further > CHEAP:
-            cycle = int(min(RESTART, limit - PROBE))
+            cycle = int(min(RESTART, left))
             krylov = GMRES(restart=RESTART).factorize(operator)
-            second = krylov.iterate(b, adjoint, x0=plain.x, rtol=rtol, atol=atol, max_steps=cycle)
-            gain = _worst(second.residual_norm, plain.norm, bound) ** (1 / cycle)
+            second = krylov.iterate(b, adjoint, x0=result.x, rtol=rtol, atol=atol, max_steps=cycle)
+            gain = _worst(second.residual_norm, result.residual_norm, bound) ** (1 / cycle)
             result = better_of(result, second)
-            if bool(result.converged.all()):
+            left -= cycle
+            if bool(result.converged.all()) or left == 0:
                 return result
-            r = b - A(result.x)
-            plain = _Plain(result.x, r, torch.linalg.vector_norm(r, dim=-1), result.steps, plain.rate)
-            further = _forecast(plain, bound)
-            krylov_products = KRYLOV_COST * _forecast(plain._replace(rate=gain), bound)
-            n = operator.shape[-1]
+            r = b - operator.apply(result.x, adjoint)
+            result = result._replace(products=result.products + 1)
+            further = _forecast(result, bound, plain.rate)
+            krylov_products = KRYLOV_COST * _forecast(result, bound, gain)
             dense_products = n if n <= Auto().fallback_limit else math.inf
             if not further < min(krylov_products, dense_products):
                 solver = Auto(dense_limit=n) if dense_products < krylov_products else Auto()
-                return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, max_steps, solver))
-        plain = plain._replace(steps=torch.zeros_like(plain.steps))  # those of `result` are added
-        plain = self._steps(A, b, plain, bound, int(min(2 * further + PROBE, limit)))
-        result = better_of(result, _result(plain, bound, products))
-        if bool(result.converged.all()) or max_steps is not None:
+                return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, solver))
+        plain = self._steps(b, adjoint, result.x, r, bound, int(min(2 * further + PROBE, left)))
+        left -= int(plain.result.steps.max())
+        result = better_of(result, plain.result)
+        if bool(result.converged.all()) or left == 0:
             return result
-        return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, None, Auto()))
+        return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, Auto()))
 
     def _automatic(
         self,
@@ -118,11 +117,12 @@ class ContractionState:
         x0: Tensor,
         rtol: float | None,
         atol: float | None,
-        max_steps: int | None,
+        limit: float,
         solver: Auto,
     ) -> LinearResult:
         self.fallback = solver.factorize(self.operator)
         x0 = torch.where(x0.isfinite().all(-1, keepdim=True), x0, 0)
+        max_steps = None if limit == math.inf else int(limit)
         return self.fallback.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
 
     @property
@@ -130,17 +130,17 @@ class ContractionState:
         """The factors, where it came to a factorisation."""
         return None if self.fallback is None else self.fallback.direct
 
-    @staticmethod
-    def _steps(A: Callable[[Tensor], Tensor], b: Tensor, plain: _Plain, bound: Tensor, limit: int) -> _Plain:
-        """At most ``limit`` plain steps; systems that have converged stay where they are."""
-        x, r, norm, steps, rate = plain
+    def _steps(self, b: Tensor, adjoint: bool, x: Tensor, r: Tensor, bound: Tensor, limit: int) -> _Plain:
+        """At most ``limit`` plain steps from x, whose residual is r; systems that have converged stay where they are."""
+        norm = torch.linalg.vector_norm(r, dim=-1)
+        steps = torch.zeros_like(norm, dtype=torch.int64)
         active = norm > bound  # False for NaN
         before: Tensor | None = None
-        for _ in range(limit):
-            if not bool(active.any()):
-                break
+        products = 0
+        while products < limit and bool(active.any()):
             x_new = x + r
-            r_new = b - A(x_new)
+            r_new = b - self.operator.apply(x_new, adjoint)
+            products += 1
             before = norm
             steps = steps + active
             if bool(active.all()):
@@ -150,7 +150,8 @@ class ContractionState:
                 x, r = torch.where(rows, x_new, x), torch.where(rows, r_new, r)
                 norm = torch.where(active, torch.linalg.vector_norm(r_new, dim=-1), norm)
             active = norm > bound
-        return _Plain(x, r, norm, steps, rate if before is None else _worst(norm, before, bound))
+        result = LinearResult(x, norm, steps, norm <= bound, ~norm.isfinite(), active, products)
+        return _Plain(result, r, 0.0 if before is None else _worst(norm, before, bound))
 
 
 def _worst(after: Tensor, before: Tensor, bound: Tensor) -> float:
@@ -160,14 +161,9 @@ def _worst(after: Tensor, before: Tensor, bound: Tensor) -> float:
     return worst
 
 
-def _forecast(plain: _Plain, bound: Tensor) -> float:
-    """How many more plain steps the slowest system needs at the rate that was seen."""
-    if not 0 < plain.rate < 1:
-        return 0.0 if plain.rate == 0 else math.inf
-    gap = (plain.norm / bound).nan_to_num(nan=0.0, posinf=0.0).max() if bound.numel() else torch.zeros(())
-    return max(0.0, math.log(max(float(gap), 1.0)) / -math.log(plain.rate))
-
-
-def _result(plain: _Plain, bound: Tensor, products: int) -> LinearResult:
-    converged = plain.norm <= bound
-    return LinearResult(plain.x, plain.norm, plain.steps, converged, ~plain.norm.isfinite(), products)
+def _forecast(result: LinearResult, bound: Tensor, rate: float) -> float:
+    """How many more steps that reduce the residual by ``rate`` the slowest system needs."""
+    if not 0 < rate < 1:
+        return 0.0 if rate == 0 else math.inf
+    gap = (result.residual_norm / bound).nan_to_num(nan=0.0, posinf=0.0).max() if bound.numel() else torch.zeros(())
+    return max(0.0, math.log(max(float(gap), 1.0)) / -math.log(rate))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .operators import Dense, LinearOperator, MatrixFree
-from .sparse import Sparse
-from .vectors import fit
+from torchimplicit.linear.operators import Dense, LinearOperator, MatrixFree
+from torchimplicit.linear.sparse import Sparse
+from torchimplicit.linear.vectors import fit
 
 
 def as_operator(A: LinearOperator | Tensor | Callable[[Tensor], Tensor], like: Tensor | None = None) -> LinearOperator:

@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns
 from torchimplicit.transforms import finished
-
-from .operators import LinearOperator
-from .vectors import fit, from_columns, lead_shape, to_columns
 
 
 class Factors(ABC):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
+from torchimplicit.linear.masks import divide
+from torchimplicit.parameters import check_count
 from torchimplicit.transforms import finished, inside_functorch
-
-from .iteration import Cycle, IterativeSolver, Product
-from .masks import divide
 
 SMALL = 0.1  # of a vector, left by orthogonalisation: less is not orthogonal any more
 
@@ -23,15 +23,15 @@ class GMRES(IterativeSolver):
         restart: dimension of the Krylov space, after which the method starts again from its x. It holds `restart`
             vectors per system (twice that with a preconditioner).
 
-    The basis is orthogonalised by classical Gram–Schmidt, twice where that is needed, the least-squares problem is updated by rotations.
+    The basis is orthogonalised by classical Gram–Schmidt, twice where that is needed; the least-squares problem is
+    updated by rotations.
     Source: Saad, Iterative Methods for Sparse Linear Systems (2003), algorithms 6.9 and 9.6.
     """
 
     restart: int = 32
 
     def __post_init__(self) -> None:
-        if self.restart < 1:
-            raise ValueError(f"GMRES needs restart >= 1, got {self.restart}")
+        check_count("GMRES: restart", self.restart)
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         norm = self.norm

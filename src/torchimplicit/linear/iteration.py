@@ -14,11 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.factors import square
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.vectors import fit
 from torchimplicit.transforms import finished, inside_functorch
-
-from .factors import square
-from .operators import LinearOperator
-from .vectors import fit
 
 Product = Callable[[Tensor], Tensor]
 
@@ -32,6 +31,7 @@ class LinearResult(NamedTuple):
         steps: steps taken per system (int64).
         converged: residual_norm <= atol + rtol ‖b‖, per system.
         breakdown: per system, the method could not go on (a zero divisor, a non-finite number) and did not converge.
+        exhausted: per system, the step limit ended it before it converged.
         products: products with A or Aᴴ of the whole batch.
     """
 
@@ -40,6 +40,7 @@ class LinearResult(NamedTuple):
     steps: Tensor
     converged: Tensor
     breakdown: Tensor
+    exhausted: Tensor
     products: int
 
 
@@ -249,7 +250,7 @@ class IterativeState:
             x = torch.where((residual.isfinite() | zero).unsqueeze(-1), x, torch.nan)
         if unit is not None:
             x, residual = x * unit.unsqueeze(-1), residual * unit
-        return LinearResult(x, residual, steps, converged, breakdown & ~converged, products)
+        return LinearResult(x, residual, steps, converged, breakdown & ~converged, active & ~converged, products)
 
     def _size(self, x: Tensor) -> Tensor:
         """The norm of vectors of ordinary scale, not differentiated."""

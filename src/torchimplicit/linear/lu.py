@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
 from torchimplicit.transforms import inside_functorch
-
-from .factors import DirectSolver, Factors, equilibrate
 
 
 class LUFactors(Factors):

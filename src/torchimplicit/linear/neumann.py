@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .factors import square
-from .iteration import LinearResult, Preconditioner, euclidean_norm, prepare, tolerance
-from .operators import LinearOperator
-from .vectors import fit
+from torchimplicit.linear.factors import square
+from torchimplicit.linear.iteration import LinearResult, Preconditioner, euclidean_norm, prepare, tolerance
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.vectors import fit
+from torchimplicit.parameters import check_count
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class Neumann:
     truncated: ClassVar[bool] = True  # an approximation by its name: that it misses a tolerance is no failure
 
     def __post_init__(self) -> None:
-        if self.terms < 1:
-            raise ValueError(f"Neumann needs terms >= 1, got {self.terms}")
+        check_count("Neumann: terms", self.terms)
 
     def factorize(self, operator: LinearOperator) -> NeumannState:
         """The state for this operator.
@@ -93,4 +93,4 @@ class NeumannState:
         converged = residual <= tolerance(norm_b.detach(), rtol, atol)
         steps = torch.where(norm_b == 0, 0, torch.full_like(residual, self.terms, dtype=torch.int64))
         products = self.terms + (0 if x0 is None else 1)
-        return LinearResult(x, residual, steps, converged, ~residual.isfinite(), products)
+        return LinearResult(x, residual, steps, converged, ~residual.isfinite(), torch.zeros_like(converged), products)

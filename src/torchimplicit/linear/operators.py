@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
 from torchimplicit.products import Linearisation
 from torchimplicit.transforms import inside_functorch
-
-from .vectors import from_columns, lead_shape, to_columns
 
 SWEEP_ENTRIES = 2**20  # vmap may copy the matrix behind a product for each vector of a sweep: bounds those copies
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .factors import DirectSolver, Factors, equilibrate
+from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
 
 
 class QRFactors(Factors):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .iteration import Cycle, IterativeSolver, Product
+from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from torchimplicit.adjoints import Adjoint, Implicit, Unrolled
 from torchimplicit.autocast import Autocast
 from torchimplicit.capture import Arguments
 from torchimplicit.condition import Vmap
-from torchimplicit.problem import Inside, Problem, detached
+from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
 from torchimplicit.recording import being_captured, paused
 from torchimplicit.solution import Record
-from torchimplicit.solvers.loop import Equations, Found, Stopping
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.loop import Found, Stopping
+from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, rms
 from torchimplicit.transforms import inside_transform, outside_transforms

@@ -13,7 +13,7 @@ from torchimplicit.condition import Flat
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.loop import Solver
+from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_vector
 from torchimplicit.stopping import OnFailure
 

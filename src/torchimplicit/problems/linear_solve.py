@@ -15,12 +15,14 @@ from torchimplicit.condition import Flat
 from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver
-from torchimplicit.problem import Inside, Problem
+from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.solution import Record, Solution
-from torchimplicit.solvers.loop import Equations, Found, Stopping
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.loop import Found, Stopping
+from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps
+from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps, linear_status
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,11 @@ class LinearSearch:
             state = Richardson(preconditioner=state).factorize(self.operator)
         limits = {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol, "max_steps": self.max_steps}
         result: LinearResult = state.iterate(b, **limits)
-        limit = torch.inf if self.max_steps is None else self.max_steps
-        stopped = torch.where(result.steps >= limit, Status.MAX_STEPS, Status.STAGNATED)
-        status = torch.where(result.converged, Status.CONVERGED, stopped)
-        finite = result.residual_norm.isfinite()
+        status = linear_status(result)
         if self.factors is not None:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
-            finite = finite & self.factors.tensors[0].isfinite().all(-1).all(-1)
-        status = torch.where(finite, status, Status.NONFINITE)
+            finite = result.residual_norm.isfinite() & self.factors.tensors[0].isfinite().all(-1).all(-1)
+            status = torch.where(finite, status, Status.NONFINITE)
         bound = self.tolerance.bound(torch.linalg.vector_norm(b, dim=-1))
         shape = result.converged.shape
         flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]

@@ -16,7 +16,8 @@ from torchimplicit.problem import Problem
 from torchimplicit.recording import paused
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import resolve
-from torchimplicit.solvers.loop import Solver, Watch
+from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.loop import Watch
 from torchimplicit.solvers.search import Iterate
 from torchimplicit.state import HALF, Layout, describe
 from torchimplicit.stopping import OnFailure, Tolerance, check_policy, check_steps
@@ -57,7 +58,7 @@ def pose_and_solve(
     if adjoint is None:
         adjoint = Implicit()
     layout = Layout.of(z0, batch_ndim)
-    method = resolve(solver, kind.name, layout.batch, layout.size)
+    method = resolve(solver, kind.near_identity, layout.batch, layout.size)
     args = tuple(args)
     check_batched(batched, args, batch_ndim)
     if compile:

@@ -12,7 +12,7 @@ from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.loop import Solver
+from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure
 

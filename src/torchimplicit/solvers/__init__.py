@@ -4,7 +4,7 @@ from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
-from torchimplicit.solvers.loop import Equations, Solver
+from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.picard import Picard
@@ -19,18 +19,18 @@ NAMES: dict[str, type] = {
 }
 
 
-def resolve(solver: str | Solver | None, kind: str, batch: int, n: int) -> Solver:
+def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int) -> Solver:
     """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
     if solver is None or solver == "auto":
-        return choose(kind, batch, n)
+        return choose(near_identity, batch, n)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
         found: Solver = NAMES[solver]()
         return found
-    if isinstance(solver, type) or not (hasattr(solver, "init") and hasattr(solver, "step")):
+    if isinstance(solver, type) or not all(hasattr(solver, part) for part in ("init", "step", "max_steps", "patience")):
         raise TypeError(
-            f"solver must be a name or an object of torchimplicit.solvers with init and step; got {solver!r}."
+            f"solver must be a name or an object of torchimplicit.solvers with init, step, max_steps and patience; got {solver!r}."
             + (" Call the class: solvers.Newton()." if isinstance(solver, type) else "")
         )
     return solver

@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.loop import Equations
+from torchimplicit.parameters import check_count, check_positive
+from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.window import store
 from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
@@ -35,20 +36,20 @@ class Anderson:
 
     γ minimises ‖r − ΔR γ‖² + ε ‖ΔR‖² ‖γ‖²;  z ← (z − ΔZ γ) − damping · (r − ΔR γ).
     A system whose mixing problem cannot be solved (zero or non-finite differences) takes a plain step, and so does one as long
-    as plain steps reduce its residual to less than ``patient`` times what it was: then there is little to gain.
+    as plain steps reduce its residual to less than ``plain_below`` times what it was: then there is little to gain.
     Source: Walker and Ni, Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49 (2011), eq. 2.2.
     """
 
     memory: int = 5
     damping: float = 1.0
     regularisation: float | None = None  # ε; None: the dtype's rounding unit
-    patient: float = 0.0
+    plain_below: float = 0.0
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
-        if not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"Anderson needs memory >= 1, an integer; got {self.memory!r}.")
+        check_count("Anderson: memory", self.memory)
+        check_positive("Anderson: damping", self.damping)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         return equations.residual(z), AndersonState(None, None, 0, z.new_zeros(len(z), dtype=torch.bool))
@@ -64,7 +65,7 @@ class Anderson:
             gamma = torch.where(mixing.unsqueeze(-1), self._mix(dr[:, :m], r), 0)
             z_new = plain - (gamma.unsqueeze(1) @ de[:, :m]).squeeze(1)
         r_new = equations.residual(z_new)
-        mixing = mixing | ~(rms(r_new.detach()) < self.patient * rms(r.detach()))
+        mixing = mixing | ~(rms(r_new.detach()) < self.plain_below * rms(r.detach()))
         if dr is None and finished(~mixing):
             return z_new, r_new, state
         if dr is None or de is None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from torchimplicit.solvers.anderson import Anderson
-from torchimplicit.solvers.loop import Solver
+from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 
 DENSE_LIMIT = 256  # largest n for which n × n Jacobians are formed
 DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
-PATIENT = 0.5  # a contraction factor below which plain steps need no acceleration
+FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 
 
-def choose(kind: str, batch: int, n: int) -> Solver:
-    """``auto``: a fixed point by plain steps, and by Anderson acceleration from where these are slow; anything else by Newton's method, with dense Jacobians up to
-    n = 256 (and 2²⁶ entries over the batch), matrix-free (Newton–Krylov) beyond. A failure is reported like any other.
+def choose(near_identity: bool, batch: int, n: int) -> Solver:
+    """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
+    anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
+    (Newton–Krylov) beyond. A failure is reported like any other.
     """
-    if kind == "fixed point":
-        return Anderson(patient=PATIENT)
+    if near_identity:
+        return Anderson(plain_below=FAST)
     if n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES:
         return Newton()
     return NewtonKrylov()

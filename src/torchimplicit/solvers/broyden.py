@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.loop import Equations
+from torchimplicit.parameters import check_count
+from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.window import store
 
 
@@ -35,8 +36,7 @@ class Broyden:
     patience: ClassVar[int] = 60
 
     def __post_init__(self) -> None:
-        if not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"Broyden needs memory >= 1, an integer; got {self.memory!r}.")
+        check_count("Broyden: memory", self.memory)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BroydenState]:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver, Factors
-from torchimplicit.solvers.loop import Equations
+from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU
-from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.stopping import Status, rms
 from torchimplicit.transforms import finished
 
@@ -19,61 +19,6 @@ DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
-
-
-class Solver(Protocol):
-    """A method for residual(z) = 0 on (B, n) tensors. It knows nothing of tolerances, batches that finish, or failures.
-
-    max_steps : step limit when the call gives none.
-    patience : steps without progress after which a system counts as stagnated.
-    """
-
-    max_steps: ClassVar[int]
-    patience: ClassVar[int]
-
-    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
-        """The residual at the start, and the method's state."""
-        ...
-
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        """The next z, the residual there, and the next state, from z and its residual r.
-
-        Rows of systems that have finished are ignored; no row may influence another.
-        """
-        ...
-
-
-class Equations:
-    """What a solver may ask about the problem: residuals and Jacobians; both are counted.
-
-    minimised : whether the residual is a gradient whose objective is to be minimised, the Jacobian a Hessian.
-    """
-
-    def __init__(self, residual: Callable[[Tensor], Tensor], symmetric: bool = False, minimised: bool = False) -> None:
-        self._residual = residual
-        self._symmetric = symmetric
-        self.minimised = minimised
-        self.evaluations = 0
-        self.products = 0
-
-    def residual(self, z: Tensor) -> Tensor:
-        """g(z): (B, n) -> (B, n)."""
-        self.evaluations += 1
-        return self._residual(z)
-
-    def jacobian(self, z: Tensor) -> Jacobian:
-        """∂g/∂z at z as an operator, from one evaluation of g (``.value`` is g(z))."""
-        self.evaluations += 1
-        return _Counted(self, self._residual, z, self._symmetric)
-
-
-class _Counted(Jacobian):
-    def __init__(self, equations: Equations, g: Callable[[Tensor], Tensor], z: Tensor, symmetric: bool) -> None:
-        self._equations = equations
-        super().__init__(g, z, symmetric=symmetric)
-
-    def count(self, products: int) -> None:
-        self._equations.products += products
 
 
 @dataclass(frozen=True)

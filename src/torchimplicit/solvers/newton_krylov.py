@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.solvers.loop import Equations
+from torchimplicit.parameters import check_count, check_positive
+from torchimplicit.solvers.equations import Equations
 from torchimplicit.stopping import rms
 
 
@@ -37,6 +38,8 @@ class NewtonKrylov:
     patience: ClassVar[int] = 15
 
     def __post_init__(self) -> None:
+        check_count("NewtonKrylov: max_inner", self.max_inner)
+        check_positive("NewtonKrylov: loosest", self.loosest)
         solver = self.linear_solver
         if isinstance(solver, type) or hasattr(solver, "from_tensors") or not hasattr(solver, "factorize"):
             raise TypeError(
@@ -63,10 +66,10 @@ class NewtonKrylov:
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
         return z, jacobian.value, NewtonKrylovState(jacobian, forcing)
 
-    def restart(self, equations: Equations, z: Tensor, memory: Tensor | None) -> tuple[Tensor, NewtonKrylovState]:
+    def restart(self, equations: Equations, z: Tensor, memory: Tensor) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""
         r, state = self.init(equations, z)
-        return r, state if memory is None else state._replace(forcing=memory)
+        return r, state._replace(forcing=memory)
 
     def memory(self, state: NewtonKrylovState) -> Tensor:
         """What a restart needs beside z."""

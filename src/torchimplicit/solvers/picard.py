@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from torchimplicit.solvers.loop import Equations
+from torchimplicit.parameters import check_positive
+from torchimplicit.solvers.equations import Equations
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class Picard:
     damping: float = 1.0
     max_steps: ClassVar[int] = 1000
     patience: ClassVar[int] = 100
+
+    def __post_init__(self) -> None:
+        check_positive("Picard: damping", self.damping)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, None]:
         return equations.residual(z), None

@@ -1,15 +1,45 @@
-"""A solver in the loop, as the way a problem's root is searched."""
+"""How the root of a problem is searched: by a solver in the loop, or in whatever other way a problem has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
-from torchimplicit.solvers.loop import Advance, Equations, Found, Solver, Stopping, Watch, solve
+from torchimplicit.condition import Vmap
+from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.loop import Advance, Found, Stopping, Watch, solve
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a search is told inside a transform: the tensors of args as they are there, and the vmaps over them."""
+
+    tensors: Sequence[Tensor]
+    vmaps: Sequence[Vmap]
+
+
+class Search(Protocol):
+    """How a root is found: a solver in the loop, a linear solver, or a black box."""
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        """Without autograd. ``inside`` is None in plain code."""
+        ...
+
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        """With autograd, through every step."""
+        ...
+
+    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+        """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
+        ...
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """That inverse: an object with ``solve(b, adjoint)`` and ``suspicious`` (see ``linear.factors.Factors``)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +50,7 @@ class Iterate:
     trace: bool = False
     watch: Watch | None = None
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Any) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
@@ -48,8 +78,9 @@ class Iterate:
                 memory = state.content if isinstance(state, _Memory) else solver.memory(state)
                 z, r, memory = recompute_later(restarted, z, memory, use_reentrant=False)
                 return z, r, _Memory(memory)
-            step: Advance = lambda z, r, state: solver.step(equations, z, r, state)  # noqa: E731
-            result: tuple[Tensor, Tensor, Any] = recompute_later(step, z, r, state, use_reentrant=False)
+            result: tuple[Tensor, Tensor, Any] = recompute_later(
+                solver.step, equations, z, r, state, use_reentrant=False
+            )
             return result
 
         return advance

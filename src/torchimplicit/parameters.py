@@ -1,0 +1,17 @@
+"""Checks of the parameters of methods."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_count(name: str, count: object) -> None:
+    """Raise ValueError unless ``count`` is an integer of at least 1."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} >= 1 is needed, an integer; got {count!r}.")
+
+
+def check_positive(name: str, number: object) -> None:
+    """Raise ValueError unless ``number`` is positive and finite."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+        raise ValueError(f"{name} > 0 is needed, a finite number; got {number!r}.")
