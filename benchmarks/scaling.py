@@ -112,7 +112,7 @@ def _draw(rows: list[tuple[str, list[list[float]]]], picture: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = "scaling"
+    matplotlib.rcParams.update({"svg.hashsalt": "scaling", "svg.fonttype": "none"})  # the same text file every time
     quantities = ("batch", "unknowns", "steps")
     figure, axes = pyplot.subplots(len(rows), len(quantities), figsize=(11, 6.5), sharey="row", layout="constrained")
     for (label, found), line in zip(rows, axes):
