@@ -23,7 +23,16 @@ from torch.utils import _pytree as pytree
 from torchimplicit.autocast import Autocast
 from torchimplicit.names import name, name_of, scripted_in
 from torchimplicit.parametrised import State, cache_as_it_was, cache_now, left_as_they_are, states_of
-from torchimplicit.recording import Call, CaptureError, Record, Replay, hidden, innermost, paused, sequence_now
+from torchimplicit.recording import (
+    Call,
+    CaptureError,
+    Record,
+    Replay,
+    hidden,
+    innermost,
+    paused,
+    sequence_now,
+)
 from torchimplicit.transforms import inside_transform
 
 _PASS_IN_ARGS = "Pass it in args: f(z, w) with args=(w,)."
@@ -54,7 +63,7 @@ class Captured:
             left_as_they_are(self.states),
             replay,
         ):
-            return self.fn(z, *args)
+            return replay.returned(self.fn(z, *args))
 
     @contextmanager
     def searching(self) -> Iterator[None]:
@@ -105,7 +114,7 @@ def capture(
         unknown = pytree.tree_unflatten([record.unknown(leaf) for leaf in z_leaves], z_tree)
         rebuilt = arguments.rebuilt(record.explicit)
         with record:
-            return fn(unknown, *rebuilt)
+            return record.returned(fn(unknown, *rebuilt))
 
     around = innermost()
     copies_can_be_made = not inside_transform() and around is None
@@ -185,6 +194,11 @@ def eager_cells() -> AbstractContextManager[Any]:
 
 def _hides(fn: Any, missed: Tensor, out: Tensor) -> CaptureError:
     what = "a tensor computed outside of it" if missed is out else name_of(missed, fn)
+    if type(missed) not in (Tensor, torch.nn.Parameter):
+        return CaptureError(
+            f"{name(fn)} uses {what}, which is a {type(missed).__name__}: the tensors that a subclass makes are not seen, so their "
+            f"gradients would be lost. Convert it with .as_subclass(torch.Tensor)."
+        )
     return CaptureError(
         f"{name(fn)} uses {what}, which needs a gradient, inside an operation that does not show its tensors (a "
         f"compiled extension, a torch.func transform): that gradient would be lost. {_PASS_IN_ARGS}"

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from torchimplicit.capture import eager_cells
+from torchimplicit.randomness import random_state
 from torchimplicit.recording import map_leaves, plain_of, same, tensors_in, version
 from torchimplicit.transforms import inside_functorch
 
@@ -68,10 +69,10 @@ class Hoisted:
                 return self.fn(z, *args)
         first = _First(z)
         device = first.device
-        before = _random_state(device)
+        before = random_state(device)
         with eager_cells(), first:
             out = self.fn(z, *args)
-        self._calls = first.hoisted() if torch.equal(before, _random_state(device)) else []
+        self._calls = first.hoisted() if torch.equal(before, random_state(device)) else []
         return out
 
 
@@ -169,11 +170,3 @@ def _leaves(args: Any, kwargs: Any) -> tuple[list[_Versioned], list[Any]]:
 def _memory(tensor: Tensor) -> int:
     """What a tensor shares with its views and its ``.data``, whose versions are their own."""
     return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """The states of the random number generators that a function on this device may draw from."""
-    host = torch.get_rng_state()
-    if device.type == "cpu":
-        return host
-    return torch.cat([host, torch.get_device_module(device).get_rng_state(device)])

@@ -66,12 +66,16 @@ class Problem:
     def _plain(self, z: Tensor) -> Tensor:
         argument = self.layout.argument(z)
         versions = [version(leaf) for leaf in pytree.tree_leaves(argument)]
-        with self.autocast.restored():
-            value = self.value(self.fn(argument, *self.args))
+        changes = f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
+        try:
+            with self.autocast.restored():
+                value = self.value(self.fn(argument, *self.args))
+        except RuntimeError as error:
+            if "view of a leaf Variable that requires grad is being used in an in-place" in str(error):
+                raise RuntimeError(changes) from error
+            raise
         if versions != [version(leaf) for leaf in pytree.tree_leaves(argument)]:
-            raise RuntimeError(
-                f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
-            )
+            raise RuntimeError(changes)
         return value
 
     def aux(self, z: Tensor) -> Any:
@@ -99,7 +103,7 @@ class Problem:
             self._plain(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
             equations = Equations(residual, self.kind.symmetric, self.kind.minimised)
-            stopping = Stopping(self.bound, self.max_steps)
+            stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse

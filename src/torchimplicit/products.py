@@ -35,7 +35,7 @@ class Linearisation:
         self._x = tuple(x)
         self._floats = [i for i, t in enumerate(x) if t.is_floating_point() or t.is_complex()]
         self._transposed: Callable[[Tensor], Tensor | None] | None = None
-        if inside_functorch():
+        if inside_functorch() or torch.is_inference_mode_enabled():  # where autograd records nothing
 
             def of_floats(*floats: Tensor) -> Tensor:
                 return f(*self._with(floats))
@@ -148,7 +148,7 @@ def _variable(tensor: Tensor) -> Tensor:
     """A variable to differentiate in: connected to ``tensor`` when derivatives of the derivative may be asked for."""
     if torch.is_grad_enabled() and tensor.requires_grad:
         return tensor.view_as(tensor)
-    return tensor.detach().requires_grad_()
+    return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,6 +32,9 @@ class Call:
     func: Any
     plain: tuple[Any, ...]
     places: tuple[tuple[int, int, int], ...]
+
+
+_GRAD = inspect.signature(torch.autograd.grad)
 
 
 class Mode(TorchFunctionMode):
@@ -65,6 +69,11 @@ class Mode(TorchFunctionMode):
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
+
+    def returned(self, out: Any) -> Any:
+        """What the function returns, as if a last call had returned it: it may be a tensor that no call was given."""
+        with paused():
+            return self.call(_returned, (out,), {})
 
 
 class Record(Mode):
@@ -138,6 +147,11 @@ class Record(Mode):
             return _wrapped(self.explicit[slot], leaf, depth)
 
         new_args, new_kwargs = map_leaves(args, kwargs, visit)
+        if func is torch.autograd.grad and not _GRAD.bind(*new_args, **new_kwargs).arguments.get("create_graph", False):
+            raise CaptureError(
+                "the function calls torch.autograd.grad without create_graph=True: what that returns has no derivative, so the "
+                "gradient would be wrong. Pass create_graph=True, or compute what is meant as a constant outside."
+            )
         out = func(*new_args, **new_kwargs)
         self.calls.append(Call(func, tuple(plain), tuple(places)))
         for tensor in tensors_in(out):
@@ -151,6 +165,9 @@ class Record(Mode):
         if self.around is not None:
             self._kept.append(tensor)
             tensor = self.around.call(_fetched, (tensor,), {})
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():  # it could not be saved for a backward
+            self._kept.append(tensor)
+            tensor = tensor.clone()
         if self.states and level(tensor) < 0 and tensor.data_ptr() in self.states:
             self._kept.append(tensor)
             self.changing.add(slot)
@@ -370,6 +387,11 @@ class _OneCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.func(*args, **kwargs)
+
+
+def _returned(out: Any) -> Any:
+    """What a function returns: a last call, for it may return a tensor that no call was given."""
+    return out
 
 
 def _fetched(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import sys
 import warnings
 from dataclasses import dataclass
@@ -93,23 +94,32 @@ def rms(v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖)."""
+    """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖).
+
+    floor : below it, a residual that has stopped to fall is rounding error, and the system has converged.
+    """
 
     rtol: float
     atol: float
+    floor: float
 
     @staticmethod
     def of(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
-        """Defaults follow the dtype: rtol = √eps, atol = eps^(3/4); where g itself computes in half precision, whose √eps would
-        be satisfied by anything, rtol = 4 eps and atol = eps.
+        """Defaults follow the dtype: rtol = √eps, atol = eps, and a floor of eps^(3/4) unless atol is given; where g itself
+        computes in half precision, whose √eps would be satisfied by anything, rtol = 4 eps.
         """
         eps = torch.finfo(dtype).eps
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if value is not None and not (isinstance(value, (int, float)) and value >= 0):
-                raise ValueError(f"{name} must be a number >= 0 (or None for the dtype's default); got {value!r}.")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value < math.inf):
+                raise ValueError(f"{name} must be a finite number >= 0 (or None for the default); got {value!r}.")
         half = torch.finfo(dtype).bits == 16
-        default_rtol, default_atol = (4 * eps, eps) if half else (eps**0.5, eps**0.75)
-        return Tolerance(default_rtol if rtol is None else float(rtol), default_atol if atol is None else float(atol))
+        default_rtol, default_floor = (4 * eps, eps) if half else (eps**0.5, eps**0.75)
+        return Tolerance(
+            default_rtol if rtol is None else float(rtol),
+            eps if atol is None else float(atol),
+            default_floor if atol is None else 0.0,
+        )
 
     def bound(self, scale: Tensor) -> Tensor:
         """The largest residual that counts as converged."""

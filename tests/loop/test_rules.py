@@ -75,10 +75,11 @@ def test_default_tolerances_follow_the_dtype(dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
     tolerance = ti.stopping.Tolerance.of(None, None, dtype)
     assert tolerance.rtol == eps**0.5
-    assert tolerance.atol == eps**0.75
+    assert tolerance.atol == eps
+    assert tolerance.floor == eps**0.75
     z, info = ti.fixed_point(lambda z: (0.9 * z).cos(), torch.zeros(2, dtype=dtype), solver="picard", trace=True)
     assert info.trace is not None
-    bound = eps**0.75 + eps**0.5 * rms(z)
+    bound = eps + eps**0.5 * rms(z)
     assert info.trace[-1] <= bound < info.trace[-2]
 
 

@@ -34,7 +34,9 @@ class Unrolled:
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve with every step recorded."""
         equations = Equations(problem.residual, problem.kind.symmetric, problem.kind.minimised)
-        stopping = Stopping(problem.bound, problem.max_steps, exactly=self.steps)
+        stopping = Stopping(
+            problem.bound, problem.max_steps, problem.tolerance.floor, exactly=self.steps, at_least_one=True
+        )
         with full_precision(problem.layout.device.type):
             found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)
         facts = problem.noted(found, equations)

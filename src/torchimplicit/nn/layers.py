@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
 from torchimplicit.solution import Solution, SolveInfo
+from torchimplicit.state import describe
 
 
 class _Layer(nn.Module):
@@ -26,6 +28,13 @@ class _Layer(nn.Module):
             raise TypeError(
                 f"{type(self).__name__} takes an nn.Module; got {type(module).__name__}. For a function, use the function."
             )
+        if init is not None and not callable(init):
+            raise TypeError(f"init must be a function of the layer's arguments that returns z0; got {describe(init)}.")
+        known = inspect.signature(type(self).solve).parameters
+        names = [option for option, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        for option in options:
+            if option not in names:
+                raise TypeError(f"{type(self).__name__} has no option {option!r}; the options are {', '.join(names)}.")
         self.init = init
         self.options = options
         self.last_info: SolveInfo | None = None

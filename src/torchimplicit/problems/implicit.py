@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Literal
 
@@ -144,7 +144,7 @@ def implicit(
                 layout,
                 same_as_z(layout, "condition"),
                 BlackBox(box, Arguments.of(args), layout, vmap),
-                Tolerance.of(rtol, atol, layout.tolerance_dtype),
+                _tolerance(rtol, atol, layout.tolerance_dtype),
                 0,
                 on_failure,
                 False,
@@ -178,3 +178,9 @@ def _sample(args: tuple[Any, ...]) -> Any:
         return inner.select(functorch.maybe_get_bdim(leaf), 0) if functorch.is_batchedtensor(leaf) else inner
 
     return pytree.tree_map(plain, args)
+
+
+def _tolerance(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
+    """By default atol is the floor: no step can show whether the residual of a black box still falls."""
+    tolerance = Tolerance.of(rtol, atol, dtype)
+    return replace(tolerance, atol=max(tolerance.atol, tolerance.floor))

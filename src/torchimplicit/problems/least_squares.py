@@ -66,7 +66,8 @@ def least_squares(
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
-        rtol, atol: tolerance; by default √eps and eps^(3/4) of the dtype.
+        rtol, atol: tolerance; by default √eps and eps of the dtype, and a residual below eps^(3/4) that has stopped to fall
+            has converged too: what is left of it is rounding error.
         max_steps: step limit; by default the solver's.
         on_failure: "warn", "raise", "nan" (failed systems only) or "ignore"; for the forward and the backward.
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.

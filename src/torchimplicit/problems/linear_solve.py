@@ -184,7 +184,7 @@ def linear_solve(
         adjoint = Implicit(linear_solver=solver if isinstance(solver, IterativeSolver) else None)
     b_full = b.expand(*batch_shape, b.shape[-1])
     layout = Layout.of(b_full, len(batch_shape), name="b")
-    tolerance = Tolerance(*_tolerances(rtol, atol, layout.real_dtype))
+    tolerance = Tolerance.of(rtol, 0.0 if atol is None else atol, layout.real_dtype)
     search = LinearSearch(solver or Auto(), operator, b_full, layout, tolerance, max_steps)
     problem = Problem(
         Linear(operator.symmetric),
@@ -208,11 +208,6 @@ def _spread(A: Tensor, b: Tensor) -> Tensor:
     ndim = A.ndim - 2
     met = ((1,) * ndim + b.shape[:-1])[-ndim:] if ndim > 0 else ()
     return A.expand(*(n if m == 1 else m for m, n in zip(A.shape, met)), *A.shape[-2:]) if met else A
-
-
-def _tolerances(rtol: float | None, atol: float | None, dtype: torch.dtype) -> tuple[float, float]:
-    tolerance = Tolerance.of(rtol, atol, dtype)
-    return tolerance.rtol, 0.0 if atol is None else tolerance.atol
 
 
 def _function(A: Any, operator: LinearOperator) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:

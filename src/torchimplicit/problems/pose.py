@@ -115,7 +115,7 @@ def _precision_of(layout: Layout, fn: Callable[..., Any], start: Tensor, args: t
 
 def _watch(callback: Callback, layout: Layout) -> Watch:
     def watch(step: int, z: Tensor, residual: Tensor) -> None:
-        z, residual = z.detach(), residual.detach()
+        z, residual = z.detach().clone(), residual.detach().clone()  # the user may change them
         if len(residual) == layout.batch:
             callback(step, layout.unflatten(z), residual.reshape(layout.batch_shape))
         else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU
+from torchimplicit.randomness import random_state
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.stopping import Status, rms
 from torchimplicit.transforms import finished
@@ -26,12 +27,17 @@ class Stopping:
     """When the loop stops.
 
     bound : (z, norm of the residual at the start) -> (B,), the residual that counts as converged.
-    exactly : take this many steps whatever happens (the explicit way); otherwise at most ``max_steps``.
+    max_steps : at most so many steps.
+    floor : a residual below it that has stopped to fall counts as converged too: it is rounding error.
+    exactly : take this many steps whatever happens (the explicit way).
+    at_least_one : also from a start that is a root (the explicit way has no gradient without a step).
     """
 
     bound: Callable[[Tensor, Tensor], Tensor]
     max_steps: int
+    floor: float = 0.0
     exactly: int | None = None
+    at_least_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def solve(
     ``advance`` replaces ``solver.step`` (to checkpoint it, say).
     """
     step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
+    noise = random_state(z.device)
     r, state = solver.init(equations, z)
     norm = rms(r.detach())
     start = norm
@@ -91,6 +98,8 @@ def solve(
     limit = start / torch.finfo(norm.dtype).eps
     bound = stopping.bound(z, start)
     status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
+    if stopping.at_least_one:
+        status = torch.where(status == Status.CONVERGED, Status.RUNNING, status)
     running = status == Status.RUNNING
     none_ended, none_left = finished(running), finished(~running)
     steps = stuck = torch.zeros_like(status)  # stuck: for how many steps a system has made no progress
@@ -119,6 +128,7 @@ def solve(
             better = done | (moves & (norm < best))
             best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
             progress = norm < PROGRESS * mark
+            done = done | (moves & ~progress & (norm <= stopping.floor))
             mark, stuck = torch.where(progress, norm, mark), torch.where(progress, 0, stuck + 1)
             grown = norm > limit
             ends = done | (running & ((stuck >= solver.patience) | grown | ~valid))
@@ -131,8 +141,11 @@ def solve(
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
-    if not finished(status == Status.CONVERGED):
-        status = _diagnose(equations, best_z.detach(), best, status)
+    failed = not finished(status == Status.CONVERGED)
+    if failed:
+        status = _singular(equations, best_z.detach(), best, status)
+    if failed or not torch.equal(noise, random_state(z.device)):
+        status = _stochastic(equations, best_z.detach(), best, status)
     status = _second_order(equations, best_z.detach(), status)
     return Found(best_z, status, steps, best, bound, state, torch.stack(trace) if trace else None)
 
@@ -146,14 +159,17 @@ def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(rows.unsqueeze(-1), new, old)
 
 
-def _diagnose(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
-    """Why it failed, from one more look at the best z: another answer there (stochastic), or a singular Jacobian."""
+def _stochastic(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
     with torch.no_grad():
-        failed = status != Status.CONVERGED
         again = rms(equations.residual(z))
-        eps = torch.finfo(norm.dtype).eps
-        differs = (again - norm).abs() > eps**0.5 * (norm + rms(z))
-        status = torch.where(failed & norm.isfinite() & differs, Status.STOCHASTIC, status)
+    differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z))
+    return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
+
+
+def _singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+    """Of systems that ended in NaN or Inf, those whose Jacobian is singular at the best z."""
+    with torch.no_grad():
         stuck = (status == Status.NONFINITE) & norm.isfinite()
         if z.shape[-1] <= DIAGNOSE_LIMIT and not finished(~stuck):
             singular = LU().factorize(equations.jacobian(z)).singular
