@@ -67,4 +67,4 @@ for steps in STEPS:
     workload.torch(f"torchdeq, anderson, {steps} steps", against=hand, packages=("torchdeq",))(
         _torchdeq("anderson", steps)
     )
-    workload.torch(hand)(_by_hand(steps))
+    workload.torch(hand, against=hand)(_by_hand(steps))
