@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,36 +16,35 @@ from torch import Tensor
 Flat = Callable[[Tensor], Tensor]
 
 
-class Kind(Protocol):
-    """What of the user's function f(z) must vanish, and the scale in which "vanishes" is judged."""
+class Kind:
+    """What of the user's function f(z) must vanish, and the scale in which "vanishes" is judged; here f itself.
 
-    @property
-    def name(self) -> str:
-        """What is sought, as errors call it."""
-        ...
+    name : what is sought, as errors call it.
+    symmetric : whether the condition's Jacobian is symmetric.
+    minimised : whether it is a Hessian, and the solution a minimum only where that has no negative eigenvalue.
+    near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
+    """
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether the condition's Jacobian is symmetric."""
-        ...
-
-    @property
-    def minimised(self) -> bool:
-        """Whether it is a Hessian, and the solution a minimum only where that has no negative eigenvalue."""
-        ...
-
-    @property
-    def near_identity(self) -> bool:
-        """Whether it is the identity less what may be a contraction: that of a fixed point."""
-        ...
+    name: str
+    symmetric: bool = False
+    minimised: bool = False
+    near_identity: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
-        ...
+        return f(z)
+
+    def squares(self, f: Flat, z: Tensor) -> Tensor:
+        """The numbers (B, m) whose sum of squares is smallest at the solution."""
+        return self.residual(f, z)
+
+    def objective(self, f: Flat, z: Tensor) -> Tensor:
+        """What is smallest at the solution, (B,)."""
+        return self.squares(f, z).square().sum(-1) / 2
 
     def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        """(B,): what rtol is relative to, from z and the norm of the residual at the start."""
-        ...
+        """(B,): what rtol is relative to, from z and the norm of the residual at the start; here that norm."""
+        return start
 
 
 class Vmap(NamedTuple):
@@ -57,15 +56,22 @@ class Vmap(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """g as a pure function ``condition(z, *tensors)``: (B, n) -> (B, n), for any number of vmap levels (outermost first)."""
+    """g as a pure function ``condition(z, *tensors)``: (B, n) -> (B, n), for any number of vmap levels (outermost first).
+
+    function : the user's function as a pure function of z and explicit tensors.
+    kind : what of it must vanish.
+    """
 
     function: Callable[..., Tensor]
-    symmetric: bool = False
-    near_identity: bool = False
+    kind: Kind
     vmaps: tuple[Vmap, ...] = ()
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        return self.function(z, *tensors)
+        return self.kind.residual(self.at(tensors), z)
+
+    def at(self, tensors: Sequence[Tensor]) -> Flat:
+        """The user's function of z alone."""
+        return lambda z: self.function(z, *tensors)
 
     def vmapped(self, size: int, dims: Sequence[int | None]) -> Condition:
         """The condition of ``size`` times as many systems: those tensors whose dim is 0 have one more dimension in front."""

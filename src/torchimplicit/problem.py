@@ -57,13 +57,14 @@ class Problem:
 
     def residual(self, z: Tensor) -> Tensor:
         """The condition at z (B, n), evaluated as plain PyTorch code."""
-        return self.kind.residual(self._plain, z)
+        return self.kind.residual(self.function, z)
 
     def hoisted(self) -> Flat:
-        """The same for the evaluations of one solve: what does not depend on z is computed once."""
-        return replace(self, fn=Hoisted(self.fn)).residual
+        """The user's function for the evaluations of one solve: what does not depend on z is computed once."""
+        return replace(self, fn=Hoisted(self.fn)).function
 
-    def _plain(self, z: Tensor) -> Tensor:
+    def function(self, z: Tensor) -> Tensor:
+        """The user's function of flat unknowns, as plain PyTorch code: (B, n) -> (B, m), or (B,) for an objective."""
         argument = self.layout.argument(z)
         versions = [version(leaf) for leaf in pytree.tree_leaves(argument)]
         changes = f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
@@ -87,22 +88,22 @@ class Problem:
         """The condition as a pure function of explicit tensors, recorded at z, and what the user's function returned there."""
         captured, out = capture(self.fn, self.layout.argument(z), self.args, self.value)
 
-        def condition(z: Tensor, *tensors: Tensor) -> Tensor:
-            def f(z: Tensor) -> Tensor:
-                return self.value(captured(self.layout.argument(z), tensors))
+        def function(z: Tensor, *tensors: Tensor) -> Tensor:
+            return self.value(captured(self.layout.argument(z), tensors))
 
-            return self.kind.residual(f, z)
-
-        return captured, Condition(condition, self.kind.symmetric, self.kind.near_identity), out
+        return captured, Condition(function, self.kind), out
 
     def find(
-        self, residual: Flat, z0: Tensor, inside: Inside | None = None
+        self, function: Flat, z0: Tensor, inside: Inside | None = None
     ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
-        """The root, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
+        """The solution for the user's ``function`` of flat unknowns, the facts, and the inverse that the search leaves.
+
+        Nothing is recorded. Failures are reported here.
+        """
         if cache_may_lack_graphs():
-            self._plain(z0)
+            self.function(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            equations = Equations(residual, self.kind.symmetric, self.kind.minimised)
+            equations = Equations(function, self.kind)
             stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)

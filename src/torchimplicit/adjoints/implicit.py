@@ -80,7 +80,7 @@ class Implicit:
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
             with captured.searching():
                 inside = Inside(tensors[:given], condition.vmaps)
-                solved = problem.find(lambda z: condition(z, *tensors), z0, inside)
+                solved = problem.find(condition.at(tensors), z0, inside)
                 captured.check_nothing_hidden(condition, solved[0], tensors)
             return solved
 

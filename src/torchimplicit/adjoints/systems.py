@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
-from torchimplicit.condition import Condition
+from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.jacobian import Jacobian
@@ -22,6 +22,12 @@ from torchimplicit.stopping import OnFailure, Status, linear_status, report
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
 REFINEMENTS = 8  # steps in which the forward solver's inverse must bring the residual down to tolerance
+
+
+class Derivative(Kind):
+    """The condition of a derivative: A w − b."""
+
+    name = "derivative (the solution of its linear system)"
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class LinearSystem:
         def residual(w: Tensor, b: Tensor, z: Tensor, _: Tensor, *rest: Tensor) -> Tensor:
             return self._operator(z, rest[self.inverses :]).apply(w, self.transpose) - b
 
-        return Condition(residual)
+        return Condition(residual, Derivative())
 
     def _operator(self, z: Tensor, tensors: Sequence[Tensor]) -> Jacobian:
         return Jacobian(lambda z: self.base(z, *tensors), z)
@@ -129,17 +135,19 @@ class LinearSystem:
         def g(z: Tensor) -> Tensor:
             return self.base(z, *rest[self.inverses :])
 
-        operator = Jacobian(g, z, symmetric=self.base.symmetric, linearisation=linearisation)
+        operator = Jacobian(g, z, symmetric=self.base.kind.symmetric, linearisation=linearisation)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
         refused = unusable & (b != 0).any(-1) if bool(unusable.any()) else unusable
         if refused is not unusable:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
-        solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)), self.base.near_identity)
+        solver = _Solver(
+            self.settings, operator, self._inverse(rest[: self.inverses], len(b)), self.base.kind.near_identity
+        )
         result = solver.solve(b, self.transpose)
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
         singular = solver.singular()
-        looked = Equations(g)
+        looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
         if bool(suspects.any()):
             singular = singular | at_a_multiple_root(looked.jacobian, operator, z, suspects)
         bad = ~result.converged | singular | refused
@@ -158,7 +166,7 @@ class LinearSystem:
         if bool(bad.any()) and not getattr(self.settings.solver, "truncated", False):
             bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
             report(
-                "derivative (the solution of its linear system)",
+                Derivative.name,
                 status,
                 result.residual_norm,
                 bound,

@@ -33,7 +33,7 @@ class Unrolled:
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve with every step recorded."""
-        equations = Equations(problem.residual, problem.kind.symmetric, problem.kind.minimised)
+        equations = Equations(problem.function, problem.kind)
         stopping = Stopping(
             problem.bound, problem.max_steps, problem.tolerance.floor, exactly=self.steps, at_least_one=True
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.condition import Flat
+from torchimplicit.condition import Flat, Kind
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
@@ -17,12 +17,10 @@ from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure, rms
 
 
-class FixedPoint:
+class FixedPoint(Kind):
     """The condition is z − f(z), so that a plain step z − residual is f(z); its size is judged against z."""
 
     name = "fixed point"
-    symmetric = False
-    minimised = False
     near_identity = True
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.condition import Flat
+from torchimplicit.condition import Flat, Kind
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
@@ -18,21 +18,20 @@ from torchimplicit.state import per_system_vector
 from torchimplicit.stopping import OnFailure
 
 
-class LeastSquares:
+class LeastSquares(Kind):
     """The condition is Jᵀr, the gradient of ½‖r‖²; its Jacobian is the full Hessian, JᵀJ + Σ rᵢ ∇²rᵢ."""
 
     name = "least-squares fit"
     symmetric = True
     minimised = True
-    near_identity = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         residuals = Linearisation(f, (z,))
         (gradient,) = residuals.pull(residuals.value)
         return torch.zeros_like(z) if gradient is None else gradient
 
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        return start
+    def squares(self, f: Flat, z: Tensor) -> Tensor:
+        return f(z)
 
 
 @torch.compiler.disable

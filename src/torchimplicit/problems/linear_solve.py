@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.autocast import Autocast
-from torchimplicit.condition import Flat
+from torchimplicit.condition import Kind
 from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver
@@ -25,20 +25,13 @@ from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps, linear_status
 
 
-@dataclass(frozen=True)
-class Linear:
-    """The condition is A z − b; its size is judged against b."""
+class Linear(Kind):
+    """The condition is A z − b; its size is judged against b: z starts at 0, where the residual is −b."""
 
-    symmetric: bool
-    near_identity: bool = False
-    minimised: bool = False
-    name: str = "solution of the linear system"
+    name = "solution of the linear system"
 
-    def residual(self, f: Flat, z: Tensor) -> Tensor:
-        return f(z)
-
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        return start  # z starts at 0, where the residual is −b
+    def __init__(self, symmetric: bool) -> None:
+        self.symmetric = symmetric
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.condition import Flat
+from torchimplicit.condition import Flat, Kind
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
@@ -18,21 +18,26 @@ from torchimplicit.state import per_system_scalar
 from torchimplicit.stopping import OnFailure
 
 
-class Minimum:
+class Minimum(Kind):
     """The condition is the gradient of the objective; its Jacobian, the Hessian, is symmetric."""
 
     name = "minimum"
     symmetric = True
     minimised = True
-    near_identity = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         objective = Linearisation(f, (z,))
         (gradient,) = objective.pull(torch.ones_like(objective.value))
         return torch.zeros_like(z) if gradient is None else gradient
 
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        return start
+    def squares(self, f: Flat, z: Tensor) -> Tensor:
+        raise TypeError(
+            "this solver needs the residuals of a sum of squares, and minimize is given a number. Use least_squares, or "
+            "another solver."
+        )
+
+    def objective(self, f: Flat, z: Tensor) -> Tensor:
+        return f(z)
 
 
 @torch.compiler.disable

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.condition import Flat
+from torchimplicit.condition import Kind
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
@@ -17,19 +16,10 @@ from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure
 
 
-class Root:
+class Root(Kind):
     """The condition is g itself; its size is judged against that at the start."""
 
     name = "root"
-    symmetric = False
-    minimised = False
-    near_identity = False
-
-    def residual(self, f: Flat, z: Tensor) -> Tensor:
-        return f(z)
-
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        return start
 
 
 @torch.compiler.disable

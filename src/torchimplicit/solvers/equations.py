@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
+from torchimplicit.condition import Flat, Kind
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.products import Linearisation
 
 
 class Solver(Protocol):
@@ -38,31 +41,55 @@ class Solver(Protocol):
 
 
 class Equations:
-    """What a solver may ask about the problem: residuals and Jacobians; both are counted.
+    """What a solver may ask about the problem. Evaluations of the user's function and products with Jacobians are counted.
 
-    minimised : whether the residual is a gradient whose objective is to be minimised, the Jacobian a Hessian.
+    f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
+    kind : what of it must vanish.
     """
 
-    def __init__(self, residual: Callable[[Tensor], Tensor], symmetric: bool = False, minimised: bool = False) -> None:
-        self._residual = residual
-        self._symmetric = symmetric
-        self.minimised = minimised
+    def __init__(self, f: Flat, kind: Kind) -> None:
+        self._f = f
+        self.kind = kind
         self.evaluations = 0
         self.products = 0
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""
         self.evaluations += 1
-        return self._residual(z)
+        return self.kind.residual(self._f, z)
 
     def jacobian(self, z: Tensor) -> Jacobian:
         """∂g/∂z at z as an operator, from one evaluation of g (``.value`` is g(z))."""
+        return self._linearised(self.kind.residual, z, self.kind.symmetric)
+
+    def squares(self, z: Tensor) -> Tensor:
+        """The numbers (B, m) whose sum of squares is minimised: the residuals r of a fit, the residual g of a root."""
         self.evaluations += 1
-        return _Counted(self, self._residual, z, self._symmetric)
+        return self.kind.squares(self._f, z)
+
+    def jacobian_of_squares(self, z: Tensor) -> Jacobian:
+        """Their Jacobian at z, an operator (B, m, n); ``.value`` is r(z)."""
+        return self._linearised(self.kind.squares, z, False)
+
+    def objective(self, z: Tensor) -> Tensor:
+        """What is minimised, (B,): φ(z), or half of the sum of squares."""
+        self.evaluations += 1
+        return self.kind.objective(self._f, z)
+
+    def objective_and_residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, of a minimum or a fit: the objective and its gradient, from one evaluation."""
+        self.evaluations += 1
+        objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
+        (gradient,) = objective.pull(torch.ones_like(objective.value))
+        return objective.value, torch.zeros_like(z) if gradient is None else gradient
+
+    def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
+        self.evaluations += 1
+        return _Counted(self, lambda z: part(self._f, z), z, symmetric)
 
 
 class _Counted(Jacobian):
-    def __init__(self, equations: Equations, g: Callable[[Tensor], Tensor], z: Tensor, symmetric: bool) -> None:
+    def __init__(self, equations: Equations, g: Flat, z: Tensor, symmetric: bool) -> None:
         self._equations = equations
         super().__init__(g, z, symmetric=symmetric)
 

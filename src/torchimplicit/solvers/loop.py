@@ -184,7 +184,12 @@ def _second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
     """
     batch, n = z.shape
     found = status == Status.CONVERGED
-    if not equations.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES or finished(~found):
+    if (
+        not equations.kind.minimised
+        or not 0 < n <= DIAGNOSE_LIMIT
+        or batch * n * n > DIAGNOSE_ENTRIES
+        or finished(~found)
+    ):
         return status
     with torch.no_grad():
         hessian = equations.jacobian(z).to_dense()
