@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Linearisation:
     def __init__(self, f: Callable[..., Tensor], x: Sequence[Tensor]) -> None:
         self._x = tuple(x)
         self._floats = [i for i, t in enumerate(x) if t.is_floating_point() or t.is_complex()]
-        self._transposed: Callable[[Tensor], Tensor | None] | None = None
+        self._transposed: Any = None
         if inside_functorch() or torch.is_inference_mode_enabled():  # where autograd records nothing
 
             def of_floats(*floats: Tensor) -> Tensor:
@@ -58,6 +58,7 @@ class Linearisation:
         part._inputs = [self._inputs[self._floats.index(i)] for i in which if i in self._floats]
         part._floats = [k for k, i in enumerate(which) if i in self._floats]
         part._transposed = None
+        part.__dict__.pop("_pulled", None)
         return part
 
     def pull(self, u: Tensor) -> Grads:
@@ -73,35 +74,42 @@ class Linearisation:
         (rows,) = _swept(self._graph, self._inputs[:1], u)
         return u.new_zeros(len(u), *self._x[0].shape) if rows is None else rows
 
+    def push_batch(self, w: Tensor) -> Tensor:
+        """Products (k, *value.shape) of the Jacobian in x[0] with many vectors w (k, *x[0].shape), in one batched sweep."""
+        if self._graph is None:
+            return torch.vmap(lambda w: self.push((w,)))(w)
+        graph, u = self._pulled
+        if not graph.requires_grad:
+            return w.new_zeros(len(w), *self.value.shape)
+        (columns,) = _swept(graph, (u,), w.flatten(1))
+        return w.new_zeros(len(w), *self.value.shape) if columns is None else columns
+
     def push(self, w: Sequence[Tensor | None]) -> Tensor:
         """The Jacobian-vector product Σᵢ (∂f/∂x[i]) w[i]."""
-        if self._transposed is None:
-            self._transposed = self._transpose()
         direction = _join([_or_zero(w[i], self._x[i]) for i in self._floats])
-        return _or_zero(self._transposed(direction), self.value)
-
-    def _transpose(self) -> Callable[[Tensor], Tensor | None]:
-        """The pullback of the pullback, built once."""
-
-        def pulled(u: Tensor) -> Tensor:
-            grads = self._pull_floats(u, create_graph=True)
-            return _join([_or_zero(g, self._x[i]) for g, i in zip(grads, self._floats, strict=True)])
-
-        zero = torch.zeros_like(self.value)
         if self._graph is None:
-            pullback: Any = torch.func.vjp(pulled, zero)[1]
-            return lambda w: pullback(w)[0]
-        u = zero.requires_grad_()
+            if self._transposed is None:
+                self._transposed = torch.func.vjp(self._joined_pull, torch.zeros_like(self.value))[1]
+            return _or_zero(self._transposed(direction)[0], self.value)
+        graph, u = self._pulled
+        if not graph.requires_grad:
+            return torch.zeros_like(self.value)
+        create_graph = torch.is_grad_enabled()
+        found = torch.autograd.grad(
+            graph, u, direction, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+        return _or_zero(found[0], self.value)
+
+    @cached_property
+    def _pulled(self) -> tuple[Tensor, Tensor]:
+        """The pullback of a variable u as a graph, and u: built once, for every product with the Jacobian."""
+        u = torch.zeros_like(self.value).requires_grad_()
         with _recording():
-            graph = pulled(u)
+            return self._joined_pull(u), u
 
-        def product(w: Tensor) -> Tensor | None:
-            if not graph.requires_grad:
-                return None
-            create_graph = torch.is_grad_enabled()
-            return torch.autograd.grad(graph, u, w, retain_graph=True, create_graph=create_graph, allow_unused=True)[0]
-
-        return product
+    def _joined_pull(self, u: Tensor) -> Tensor:
+        grads = self._pull_floats(u, create_graph=True)
+        return _join([_or_zero(g, self._x[i]) for g, i in zip(grads, self._floats, strict=True)])
 
     def _pull_floats(self, u: Tensor, create_graph: bool) -> Grads:
         if self._graph is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,22 +55,29 @@ class Jacobian(LinearOperator):
         return self._pull(y)
 
     def to_dense(self) -> Tensor:
-        """(*batch_shape, m, n): a sweep of one-hot cotangents gives one row of every matrix of the batch at a time."""
-        m = self.shape[-2]
-        if not self._zero.numel():
+        """(*batch_shape, m, n): sweeps of one-hot vectors give one row, or one column where these are fewer, of every matrix
+        of the batch at a time."""
+        m, n = self.shape[-2:]
+        if not m * self._zero.numel():
             return self._zero.new_zeros(self.shape)
-        self.count(m)
-        eye = torch.eye(m, dtype=self.dtype, device=self.device)
-        cotangents = eye.reshape(m, *(1,) * len(self.batch_shape), m).expand(m, *self.batch_shape, m)
-        rows = max(1, SWEEP_ENTRIES // max(1, cotangents[0].numel()))
-        parts = [self._rows(part) for part in cotangents.split(rows)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(0, -2)
+        if n < m:
+            return self._swept(n, self._linearisation.push_batch, lambda w: self._linearisation.push((w,))).movedim(
+                0, -1
+            )
+        return self._swept(m, self._linearisation.pull_batch, self._pull).movedim(0, -2)
 
-    def _rows(self, cotangents: Tensor) -> Tensor:
-        try:
-            return self._linearisation.pull_batch(cotangents)
-        except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again below
-            return torch.stack([self._pull(u) for u in cotangents])
+    def _swept(self, size: int, many: Callable[[Tensor], Tensor], one: Callable[[Tensor], Tensor]) -> Tensor:
+        self.count(size)
+        eye = torch.eye(size, dtype=self.dtype, device=self.device)
+        vectors = eye.reshape(size, *(1,) * len(self.batch_shape), size).expand(size, *self.batch_shape, size)
+        at_once = max(1, SWEEP_ENTRIES // max(1, math.prod(self.batch_shape) * max(self.shape[-2:])))
+        parts = []
+        for part in vectors.split(at_once):
+            try:
+                parts.append(many(part))
+            except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here
+                parts.append(torch.stack([one(v) for v in part]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _pull(self, y: Tensor) -> Tensor:
         (x,) = self._linearisation.pull(y)
