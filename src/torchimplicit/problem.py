@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,14 +30,15 @@ from torchimplicit.transforms import inside_functorch
 class Problem:
     """What defines z*, and what was asked of the forward solve.
 
-    output : flattens what the user's function returns to (B, ·), raising where it does not fit z.
+    flatten : (layout, name of the function) -> what flattens the function's output to (B, ·), raising where it does not fit z.
+    batched : which leaves of args carry the batch dimension, where that is known.
     """
 
     kind: Kind
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     layout: Layout
-    output: Callable[[Any], Tensor]
+    flatten: Callable[[Layout, str], Callable[[Any], Tensor]]
     search: Search
     tolerance: Tolerance
     max_steps: int
@@ -44,6 +46,12 @@ class Problem:
     has_aux: bool
     record: Record
     autocast: Autocast
+    batched: tuple[bool, ...] | None = None
+
+    @cached_property
+    def output(self) -> Callable[[Any], Tensor]:
+        """Flattens what the user's function returns."""
+        return self.flatten(self.layout, f"{self.kind.name}: the function")
 
     def value(self, out: Any) -> Tensor:
         """The flat value of what the user's function returned."""
@@ -62,6 +70,14 @@ class Problem:
     def hoisted(self) -> Flat:
         """The user's function for the evaluations of one solve: what does not depend on z is computed once."""
         return replace(self, fn=Hoisted(self.fn)).function
+
+    def part(self, rows: slice) -> Flat:
+        """The user's function for some systems of the batch, given the rows of those arguments that carry it."""
+        assert self.batched is not None
+        leaves, tree = pytree.tree_flatten(self.args)
+        leaves = [leaf[rows] if batched else leaf for leaf, batched in zip(leaves, self.batched, strict=True)]
+        args = pytree.tree_unflatten(leaves, tree)
+        return replace(self, fn=Hoisted(self.fn), args=args, layout=self.layout.of_rows(rows)).function
 
     def function(self, z: Tensor) -> Tensor:
         """The user's function of flat unknowns, as plain PyTorch code: (B, n) -> (B, m), or (B,) for an objective."""
@@ -103,7 +119,8 @@ class Problem:
         if cache_may_lack_graphs():
             self.function(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            equations = Equations(function, self.kind)
+            part = self.part if self.batched is not None and inside is None else None
+            equations = Equations(function, self.kind, part)
             stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)

@@ -86,6 +86,13 @@ class Layout:
         shapes = tuple(leaf.shape for leaf in leaves)
         return Layout(tree, shapes, first.shape[:batch_ndim], first.dtype, evaluate_in, first.device)
 
+    def of_rows(self, rows: slice) -> Layout:
+        """The layout of some systems of a single batch dimension."""
+        size = len(range(self.batch)[rows])
+        return replace(
+            self, shapes=tuple(torch.Size((size, *s[1:])) for s in self.shapes), batch_shape=torch.Size((size,))
+        )
+
     @property
     def batch(self) -> int:
         """B: the number of independent systems."""

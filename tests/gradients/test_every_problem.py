@@ -51,6 +51,11 @@ def test_hessians_agree_in_every_nesting_of_transforms(f: F) -> None:
     xs = torch.stack([x, x / 3])
     H = torch.stack([torch.autograd.functional.hessian(lambda x: loss(W, x), x) for x in xs])
     assert torch.allclose(torch.func.hessian(loss, 1)(W, x), H[0], atol=1e-7)
+    jacrev, jacfwd = torch.func.jacrev, torch.func.jacfwd
+    assert torch.allclose(jacrev(jacrev(loss, 1), 1)(W, x), H[0], atol=1e-7)
+    assert torch.allclose(jacrev(jacfwd(loss, 1), 1)(W, x), H[0], atol=1e-7)
+    assert torch.allclose(jacfwd(jacfwd(loss, 1), 1)(W, x), H[0], atol=1e-7)
+    assert torch.allclose(torch.vmap(jacfwd(jacfwd(loss, 1), 1), (None, 0))(W, xs), H, atol=1e-7)
     assert torch.allclose(torch.vmap(torch.func.hessian(loss, 1), (None, 0))(W, xs), H, atol=1e-7)
 
 

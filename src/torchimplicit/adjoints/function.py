@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchimplicit.adjoints.failed import replace_failed, replace_what_failed
 from torchimplicit.autocast import full_precision
@@ -97,19 +98,12 @@ class ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _system: None, _z0: Tensor | None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
-        system: System = ctx.system
-        z, status, *rest = alive(ctx.saved_tensors)
-        inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
-        none = (None,) * (5 + ctx.inverse)
-        z = replace_failed(z, status)
-        moving = [i for i, t in enumerate(dx) if t is not None]
-        if not moving:  # z* does not move with z0
-            return (torch.zeros_like(z), *none)
-        g = _in_some(system.condition, z, tensors, moving)
-        rhs = -Linearisation(g, [tensors[i] for i in moving]).push([dx[i] for i in moving])
-        tangent, at = system.linear(False, z, status, inverse, tensors)
-        w = solve_system(tangent, torch.zeros_like(z), (rhs, *at))[0]
-        return (w, *none)
+        # Torch calls this with forward mode off, for the levels around this one too, whose tangents would be lost: it is
+        # switched on again, for tensors without the tangents of this level.
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [_primal(tensor) for tensor in alive(ctx.saved_tensors)]
+            w = _pushforward(ctx, saved, dx)
+        return (w, *(None,) * (5 + ctx.inverse))
 
     @staticmethod
     def vmap(
@@ -147,6 +141,29 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     adjoint, at = system.linear(True, z, status, inverse, tensors)
     u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
     return Linearisation(_in_some(system.condition, z, tensors, which), some).pull(-u)
+
+
+def _pushforward(ctx: Any, saved: list[Tensor], dx: Sequence[Tensor | None]) -> Tensor:
+    """w with (∂g/∂z) w = −(∂g/∂x) dx."""
+    system: System = ctx.system
+    z, status, *rest = saved
+    inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
+    z = replace_failed(z, status)
+    moving = [i for i, t in enumerate(dx) if t is not None]
+    if not moving:  # z* does not move with z0
+        return torch.zeros_like(z)
+    g = _in_some(system.condition, z, tensors, moving)
+    rhs = -Linearisation(g, [tensors[i] for i in moving]).push([dx[i] for i in moving])
+    tangent, at = system.linear(False, z, status, inverse, tensors)
+    return solve_system(tangent, torch.zeros_like(z), (rhs, *at))[0]
+
+
+def _primal(tensor: Tensor) -> Tensor:
+    """A tensor without its tangent of the innermost level."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    primal: Tensor = forward_ad.unpack_dual(tensor, level=0).primal
+    return primal
 
 
 def _in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: Sequence[int]) -> Callable[..., Tensor]:

@@ -142,7 +142,7 @@ def implicit(
                 condition,
                 args,
                 layout,
-                same_as_z(layout, "condition"),
+                lambda layout, _: same_as_z(layout, "condition"),
                 BlackBox(box, Arguments.of(args), layout, vmap),
                 _tolerance(rtol, atol, layout.tolerance_dtype),
                 0,

@@ -184,7 +184,7 @@ def linear_solve(
         fn,
         (*args, b),
         layout,
-        same_as_z(layout, "A"),
+        lambda layout, _: same_as_z(layout, "A"),
         search,
         tolerance,
         0,

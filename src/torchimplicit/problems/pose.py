@@ -60,7 +60,7 @@ def pose_and_solve(
     layout = Layout.of(z0, batch_ndim)
     method = resolve(solver, kind.near_identity, layout.batch, layout.size)
     args = tuple(args)
-    check_batched(batched, args, batch_ndim)
+    rows = check_batched(batched, args, layout)
     if compile:
         fn = torch.compile(fn)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def pose_and_solve(
         fn,
         args,
         layout,
-        output(layout, f"{kind.name}: the function"),
+        output,
         Iterate(method, trace, None if callback is None else _watch(callback, layout)),
         Tolerance.of(rtol, atol, layout.tolerance_dtype),
         method.max_steps if max_steps is None else max_steps,
@@ -80,6 +80,7 @@ def pose_and_solve(
         has_aux,
         Record(),
         Autocast.now(layout.device.type),
+        rows,
     )
     return adjoint.run(problem, start)
 
@@ -90,17 +91,29 @@ def check_adjoint(adjoint: Adjoint | None) -> None:
         raise TypeError(f"adjoint must be an object such as Implicit(), Unrolled() or OneStep(); got {adjoint!r}.")
 
 
-def check_batched(batched: Any, args: tuple[Any, ...], batch_ndim: int) -> None:
-    """Raise unless ``batched`` is None or a tree of booleans like args, with batch dimensions to carry."""
+def check_batched(batched: Any, args: tuple[Any, ...], layout: Layout) -> tuple[bool, ...] | None:
+    """Which leaves of args carry the batch dimension, if there is one and the user has told.
+
+    Raises unless ``batched`` is None or a tree of booleans like args, True for tensors whose first dimensions are z's.
+    """
     if batched is None:
-        return
-    if batch_ndim == 0:
+        return None
+    if not layout.batch_shape:
         raise ValueError("batched= says which args carry the batch dimensions, but batch_ndim is 0: there are none.")
     leaves, tree = pytree.tree_flatten(tuple(batched) if isinstance(batched, list) else batched)
-    if tree != pytree.tree_structure(args) or not all(isinstance(leaf, bool) for leaf in leaves):
+    values, structure = pytree.tree_flatten(args)
+    if tree != structure or not all(isinstance(leaf, bool) for leaf in leaves):
         raise ValueError(
             f"batched must be a tree of booleans with the structure of args; got {batched!r} for {len(args)} args."
         )
+    for leaf, value in zip(leaves, values, strict=True):
+        ndim = len(layout.batch_shape)
+        if leaf and not (isinstance(value, Tensor) and value.shape[:ndim] == layout.batch_shape):
+            raise ValueError(
+                f"batched says that an argument carries the batch dimensions {tuple(layout.batch_shape)}, but it is a "
+                f"{describe(value)}."
+            )
+    return tuple(leaves) if len(layout.batch_shape) == 1 else None
 
 
 def _precision_of(layout: Layout, fn: Callable[..., Any], start: Tensor, args: tuple[Any, ...]) -> Layout:

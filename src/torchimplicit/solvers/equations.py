@@ -45,13 +45,20 @@ class Equations:
 
     f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
     kind : what of it must vanish.
+    part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
     """
 
-    def __init__(self, f: Flat, kind: Kind) -> None:
+    def __init__(self, f: Flat, kind: Kind, part: Callable[[slice], Flat] | None = None) -> None:
         self._f = f
         self.kind = kind
+        self.part = part
         self.evaluations = 0
         self.products = 0
+
+    def of_rows(self, rows: slice) -> Equations:
+        """Those of some systems of the batch, with counts of their own."""
+        assert self.part is not None
+        return Equations(self.part(rows), self.kind)
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
+from torchimplicit.solvers.blocks import Blocks, solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Advance, Found, Stopping, Watch, solve
 
@@ -51,6 +53,8 @@ class Iterate:
     watch: Watch | None = None
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        if equations.part is not None and self.watch is None and not self.trace:
+            return solve_in_blocks(self.solver, equations, z0, stopping)
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
@@ -59,7 +63,12 @@ class Iterate:
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         inverse = getattr(self.solver, "inverse", None)
-        return () if inverse is None else inverse(found.state)
+        if inverse is None:
+            return ()
+        if not isinstance(found.state, Blocks):
+            return inverse(found.state)
+        parts = [inverse(state) for state in found.state.states]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True)) if all(parts) else ()
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         return self.solver.from_tensors(tensors)  # type: ignore[attr-defined]  # only asked of solvers with an inverse

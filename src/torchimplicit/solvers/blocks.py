@@ -1,0 +1,47 @@
+"""A large batch solved block by block, each small enough for the processor's cache and done when its own systems are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.loop import Found, Stopping, solve
+
+ENTRIES = 2**16  # of the matrices (or of z, for a solver without any) of a block
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The states of a solver, one for each block."""
+
+    states: list[Any]
+
+
+def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
+    """:func:`solve` for the rows of each block in turn. A device other than the processor takes all rows at once."""
+    batch, n = z.shape
+    entries = n * n if hasattr(solver, "inverse") else n
+    rows = max(1, ENTRIES // max(1, entries)) if z.device.type == "cpu" else batch
+    if batch <= rows:
+        return solve(solver, equations, z, stopping)
+    found: list[Found] = []
+    evaluations = products = 0
+    for start in range(0, batch, rows):
+        block = slice(start, min(start + rows, batch))
+        part = equations.of_rows(block)
+        found.append(solve(solver, part, z[block], stopping))
+        evaluations += part.evaluations * (block.stop - block.start)
+        products += part.products * (block.stop - block.start)
+    equations.evaluations += math.ceil(evaluations / batch)
+    equations.products += math.ceil(products / batch)
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in found])
+
+    states = Blocks([part.state for part in found])
+    return Found(whole("z"), whole("status"), whole("steps"), whole("residual"), whole("bound"), states)
