@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, Contraction, LinearResult, Richardson
-from torchimplicit.linear.auto import better_of
+from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record
@@ -202,6 +202,8 @@ class _Solver:
         return self._state
 
     def solve(self, b: Tensor, adjoint: bool) -> LinearResult:
+        if self.operator.shape[-1] == 1 and self.named is None:
+            return self._divided(b)
         if self.refined is None:
             return self._chosen(b, adjoint)
         result = self.refined.factorize(self.operator).iterate(
@@ -210,6 +212,15 @@ class _Solver:
         if bool(result.converged.all()):
             return result
         return better_of(result, self._chosen(b, adjoint))
+
+    def _divided(self, b: Tensor) -> LinearResult:
+        """The solutions of systems with one unknown."""
+        self._state = division = Division(self.operator.to_dense().squeeze(-1))
+        x = division.solve(b)
+        residual = (b - division.d * x).abs().squeeze(-1)
+        converged = residual <= self.settings.atol + self.settings.rtol * b.abs().squeeze(-1)
+        one = torch.ones_like(converged, dtype=torch.int64)
+        return LinearResult(x, residual, one, converged, ~converged, torch.zeros_like(converged), 0)
 
     def _chosen(self, b: Tensor, adjoint: bool) -> LinearResult:
         state = self.state

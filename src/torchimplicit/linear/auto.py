@@ -131,6 +131,11 @@ class Division:
         b = fit(b, self.d.shape[:-1], self.d.shape[-1], self.d.dtype, name="b")
         return b / (self.d.conj() if adjoint else self.d)
 
+    @property
+    def singular(self) -> Tensor:
+        """Whether a system has an entry whose inverse is not finite, or that is not finite itself: bool (*batch_shape)."""
+        return ~((1 / self.d).isfinite() & self.d.isfinite()).all(-1)
+
 
 class CholeskyOrLU:
     """Cholesky factors, and LU factors for the systems that have none."""

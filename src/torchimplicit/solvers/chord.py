@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.newton import PLAIN_LU, check_direct
+from torchimplicit.solvers.newton import PLAIN_LU, check_direct, kept
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Chord:
 
     def inverse(self, factors: Factors) -> tuple[Tensor, ...]:
         """The tensors of the factors, to serve (transposed) in the backward."""
-        return factors.tensors
+        return kept(factors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

@@ -69,8 +69,7 @@ def solve(
 ) -> Found:
     """Run ``solver`` from z, (B, n), until every system has a status.
 
-    A system that finishes is frozen: its z, residual and step count do not change while others go on. The z returned is
-    the best seen by each system. Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
+    What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on. Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
     ``advance`` replaces ``solver.step`` (to checkpoint it, say).
     """
     step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
@@ -111,13 +110,15 @@ def solve(
         norm_new = rms(r_new.detach())
         steps = steps + running
         if keep_trace:
-            trace.append(torch.where(running, norm_new, norm))
-        if none_ended and finished(norm_new < PROGRESS * mark) and bool(z_new.detach().sum().isfinite()):
-            # The common case: every system has come closer, and there is nothing to mask.
+            trace.append(torch.where(running, norm_new, trace[-1]))
+        closer = norm_new < PROGRESS * mark
+        if finished(closer if none_ended else closer | ~running) and bool(z_new.detach().sum().isfinite()):
+            # The common case: every system that runs has come closer. Those that have ended go on unmasked, and unheeded.
             z, r, norm = z_new, r_new, norm_new
-            best_z, best, mark, stuck = z, norm, norm, torch.zeros_like(stuck)
             bound = stopping.bound(z, start)
-            ends = norm <= bound
+            ends = norm <= bound if none_ended else running & (norm <= bound)
+            best_z, best = (z, norm) if none_ended else (_where(running, z, best_z), torch.where(running, norm, best))
+            mark, stuck = best, torch.zeros_like(stuck)
             verdict = torch.full_like(status, Status.CONVERGED)
         else:
             valid = (norm_new + rms(z_new.detach())).isfinite()
