@@ -65,6 +65,21 @@ class Linearisation:
         """The vector-Jacobian products uᵀ ∂f/∂x[i]."""
         return self._spread(self._pull_floats(u, create_graph=torch.is_grad_enabled()))
 
+    def gradient(self, u: Tensor) -> Tensor:
+        """uᵀ ∂f/∂x[0], like x[0], that with grad mode on is differentiated again.
+
+        Raises RuntimeError where that cannot be: what torch.compile makes of a function has no second derivative.
+        """
+        (gradient, *_) = self.pull(u)
+        if gradient is None:
+            return torch.zeros_like(self._x[0])
+        if torch.is_grad_enabled() and _compiled(self._graph):
+            raise RuntimeError(
+                "the function is compiled by torch.compile, which gives no second derivatives: a minimum needs those of the "
+                "objective, a fit those of the residuals. Pass the function itself (without compile=True)."
+            )
+        return gradient
+
     def pull_batch(self, u: Tensor) -> Tensor:
         """Products of many cotangents u (k, *value.shape) with the Jacobian in x[0], in one batched sweep."""
         if self._graph is None:
@@ -131,6 +146,21 @@ class Linearisation:
         for i, g in zip(self._floats, grads, strict=True):
             full[i] = g
         return tuple(full)
+
+
+def _compiled(graph: Tensor | None) -> bool:
+    """Whether a graph goes through what torch.compile has made."""
+    seen: set[Any] = set()
+    ahead = [] if graph is None else [graph.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__.startswith("CompiledFunction"):
+            return True
+        seen.add(node)
+        ahead.extend(next_node for next_node, _ in node.next_functions)
+    return False
 
 
 def _swept(output: Tensor, inputs: Sequence[Tensor], u: Tensor) -> Grads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -77,3 +78,18 @@ def test_a_compiled_cell_inside_the_layer(solver: str) -> None:
     expected = gradients(module, batch())
     module.cell = torch.compile(module.cell, backend=Counting())
     assert_same(gradients(module, batch()), expected)
+
+
+@pytest.mark.parametrize("solve", [ti.minimize, ti.least_squares])
+@pytest.mark.parametrize("inside", [False, True], ids=("compile", "compiled"))
+def test_a_compiled_function_has_no_second_derivatives(solve: Any, inside: bool) -> None:
+    def function(z: Tensor) -> Tensor:
+        return ((z - 1) ** 2).sum() if solve is ti.minimize else z**2 - 1
+
+    if inside:
+        compiled = torch.compile(function, backend="aot_eager")
+        with pytest.raises(RuntimeError, match="gives no second derivatives"):
+            solve(lambda z: 2 * compiled(z.clone()), torch.ones(3))
+    else:
+        with pytest.raises(RuntimeError, match="gives no second derivatives"):
+            solve(function, torch.ones(3), compile=True)

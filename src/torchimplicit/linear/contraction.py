@@ -137,19 +137,14 @@ class ContractionState:
         active = norm > bound  # False for NaN
         before: Tensor | None = None
         products = 0
+        x = x.clone()
         while products < limit and bool(active.any()):
-            x_new = x + r
-            r_new = b - self.operator.apply(x_new, adjoint)
+            x += r if bool(active.all()) else torch.where(active.unsqueeze(-1), r, 0)
+            r = b - self.operator.apply(x, adjoint)  # for those that stay what it was
             products += 1
-            before = norm
+            before, norm = norm, torch.linalg.vector_norm(r, dim=-1)
             steps = steps + active
-            if bool(active.all()):
-                x, r, norm = x_new, r_new, torch.linalg.vector_norm(r_new, dim=-1)
-            else:
-                rows = active.unsqueeze(-1)
-                x, r = torch.where(rows, x_new, x), torch.where(rows, r_new, r)
-                norm = torch.where(active, torch.linalg.vector_norm(r_new, dim=-1), norm)
-            active = norm > bound
+            active = active & (norm > bound)
         result = LinearResult(x, norm, steps, norm <= bound, ~norm.isfinite(), active, products)
         return _Plain(result, r, 0.0 if before is None else _worst(norm, before, bound))
 

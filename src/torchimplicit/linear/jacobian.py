@@ -38,7 +38,7 @@ class Jacobian(LinearOperator):
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
         super().__init__(shape, z.dtype, z.device, symmetric=symmetric)
-        self._zero = torch.zeros_like(z)
+        self._z = z
 
     def count(self, products: int) -> None:
         """Take note of products."""
@@ -58,8 +58,8 @@ class Jacobian(LinearOperator):
         """(*batch_shape, m, n): sweeps of one-hot vectors give one row, or one column where these are fewer, of every matrix
         of the batch at a time."""
         m, n = self.shape[-2:]
-        if not m * self._zero.numel():
-            return self._zero.new_zeros(self.shape)
+        if not m * self._z.numel():
+            return self._z.new_zeros(self.shape)
         if n < m:
             return self._swept(n, self._linearisation.push_batch, lambda w: self._linearisation.push((w,))).movedim(
                 0, -1
@@ -71,6 +71,8 @@ class Jacobian(LinearOperator):
         eye = torch.eye(size, dtype=self.dtype, device=self.device)
         vectors = eye.reshape(size, *(1,) * len(self.batch_shape), size).expand(size, *self.batch_shape, size)
         at_once = max(1, SWEEP_ENTRIES // max(1, math.prod(self.batch_shape) * max(self.shape[-2:])))
+        if size == 1:
+            return one(vectors[0]).unsqueeze(0)
         parts = []
         for part in vectors.split(at_once):
             try:
@@ -81,4 +83,4 @@ class Jacobian(LinearOperator):
 
     def _pull(self, y: Tensor) -> Tensor:
         (x,) = self._linearisation.pull(y)
-        return self._zero if x is None else x
+        return torch.zeros_like(self._z) if x is None else x

@@ -27,8 +27,7 @@ class LeastSquares(Kind):
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         residuals = Linearisation(f, (z,))
-        (gradient,) = residuals.pull(residuals.value)
-        return torch.zeros_like(z) if gradient is None else gradient
+        return residuals.gradient(residuals.value)
 
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         return f(z)

@@ -27,8 +27,7 @@ class Minimum(Kind):
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         objective = Linearisation(f, (z,))
-        (gradient,) = objective.pull(torch.ones_like(objective.value))
-        return torch.zeros_like(z) if gradient is None else gradient
+        return objective.gradient(torch.ones_like(objective.value))
 
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         raise TypeError(

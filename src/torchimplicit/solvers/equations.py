@@ -87,8 +87,7 @@ class Equations:
         """Both, of a minimum or a fit: the objective and its gradient, from one evaluation."""
         self.evaluations += 1
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
-        (gradient,) = objective.pull(torch.ones_like(objective.value))
-        return objective.value, torch.zeros_like(z) if gradient is None else gradient
+        return objective.value, objective.gradient(torch.ones_like(objective.value))
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1

@@ -69,7 +69,8 @@ def solve(
 ) -> Found:
     """Run ``solver`` from z, (B, n), until every system has a status.
 
-    What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on. Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
+    What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on.
+    Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
     ``advance`` replaces ``solver.step`` (to checkpoint it, say).
     """
     step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
@@ -136,7 +137,7 @@ def solve(
             verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
             verdict = torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
         if watch is not None:
-            watch(k, z, norm)
+            watch(k, _where(running, z, best_z), torch.where(running, norm, best))
         if not finished(~ends):
             status = torch.where(ends, verdict, status)
             running = running & ~ends
