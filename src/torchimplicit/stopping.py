@@ -36,7 +36,9 @@ class Status(enum.IntEnum):
     SINGULAR = 5
     STOCHASTIC = 6
     SADDLE = 7
-    RUNNING = 8  # never returned: the loop's own mark of a system that goes on
+    LOCAL_MINIMUM = 8
+    NO_BRACKET = 9
+    RUNNING = 10  # never returned: the loop's own mark of a system that goes on
 
     @property
     def prose(self) -> str:
@@ -78,6 +80,16 @@ _PROSE = {
         "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
         "cause: a Newton step towards the nearest stationary point of a function that is not convex there. Start nearer to the "
         "minimum, or in a region where the Hessian is positive definite, or try solver='picard' (gradient descent)."
+    ),
+    Status.LOCAL_MINIMUM: (
+        "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "
+        "have no root near the start; (b) the start lies in the basin of this minimum. Start elsewhere, check that the equations "
+        "have a root for these arguments, or take ti.least_squares if the smallest residual is what is wanted."
+    ),
+    Status.NO_BRACKET: (
+        "no interval was found in which g changes its sign, so there is nothing to bisect. Likely causes: (a) g has no root "
+        "there; (b) an even number of roots between the ends; (c) the search started too far away. Give a bracket whose ends have "
+        "opposite signs, or start nearer to the root."
     ),
     Status.RUNNING: "the solve has not ended.",
 }
