@@ -88,7 +88,7 @@ def whole_decades(axes: Any) -> None:
     """Two decades at least, so that small differences look small."""
     low, high = axes.get_ylim()
     low, high = math.floor(math.log10(low) + 0.1), math.ceil(math.log10(high) - 0.1)
-    axes.set_ylim(10.0**low, 10.0 ** max(high, low + 2))
+    axes.set_ylim(10.0 ** min(low, high - 2), 10.0**high)
 
 
 def power_of_ten(value: float, _: int) -> str:

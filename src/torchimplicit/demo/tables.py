@@ -40,7 +40,7 @@ def number(value: float) -> str:
 def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:  # three digits, never 1e+03
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
