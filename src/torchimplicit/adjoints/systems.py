@@ -11,9 +11,10 @@ from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition, Kind
-from torchimplicit.linear import LU, Auto, Contraction, LinearResult, Richardson
+from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record
 from torchimplicit.solvers.equations import Equations
@@ -21,7 +22,9 @@ from torchimplicit.stopping import OnFailure, Status, linear_status, report
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
-REFINEMENTS = 8  # steps in which the forward solver's inverse must bring the residual down to tolerance
+REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
+KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
+AMPLIFIED = 100  # ‖J‖ ‖w‖ / ‖b‖ from which a Jacobian that has moved may be on its way to a singular one
 
 
 class Derivative(Kind):
@@ -145,7 +148,7 @@ class LinearSystem:
             self.settings, operator, self._inverse(rest[: self.inverses], len(b)), self.base.kind.near_identity
         )
         result = solver.solve(b, self.transpose)
-        suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.slow(result))
+        suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.moved(b, result.x))
         singular = solver.singular()
         looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
         if bool(suspects.any()):
@@ -191,6 +194,7 @@ class _Solver:
         self.named = settings.solver
         self.inverse = inverse if settings.solver is None else None
         self.refined = None if self.inverse is None else Richardson(preconditioner=self.inverse, max_steps=REFINEMENTS)
+        self.unrefined: Tensor | None = None  # where that was not enough
         self._state: Any = None
 
     @property
@@ -206,12 +210,15 @@ class _Solver:
             return self._divided(b)
         if self.refined is None:
             return self._chosen(b, adjoint)
-        result = self.refined.factorize(self.operator).iterate(
-            b, adjoint, rtol=self.settings.rtol, atol=self.settings.atol
-        )
-        if bool(result.converged.all()):
+        rtol, atol = self.settings.rtol, self.settings.atol
+        result = self.refined.factorize(self.operator).iterate(b, adjoint, rtol=rtol, atol=atol)
+        self.unrefined = ~result.converged
+        if not bool(self.unrefined.any()):
             return result
-        return better_of(result, self._chosen(b, adjoint))
+        if self.operator.shape[-1] > Auto.dense_limit:
+            krylov = GMRES(preconditioner=self.inverse, restart=KRYLOV, max_steps=KRYLOV).factorize(self.operator)
+            result = better_of(result, krylov.iterate(b, adjoint, x0=result.x.nan_to_num(), rtol=rtol, atol=atol))
+        return result if bool(result.converged.all()) else better_of(result, self._chosen(b, adjoint))
 
     def _divided(self, b: Tensor) -> LinearResult:
         """The solutions of systems with one unknown."""
@@ -231,9 +238,14 @@ class _Solver:
         )
         return result
 
-    def slow(self, result: LinearResult) -> Tensor:
-        """Where the forward solver's inverse took unusually many refinements: the Jacobian has moved since."""
-        return result.steps > REFINEMENTS // 2 if self.inverse is not None else torch.zeros_like(result.converged)
+    def moved(self, b: Tensor, w: Tensor) -> Tensor:
+        """Where the Jacobian is far from the one whose inverse the forward solver left, and badly conditioned."""
+        if self.unrefined is None or not bool(self.unrefined.any()):
+            return torch.zeros(len(b), dtype=torch.bool, device=b.device)
+        v = unpatterned(b)
+        norm = torch.linalg.vector_norm(self.operator.rmatvec(v), dim=-1) / torch.linalg.vector_norm(v, dim=-1)
+        amplification = torch.linalg.vector_norm(w, dim=-1) / torch.linalg.vector_norm(b, dim=-1)
+        return self.unrefined & ~(norm * amplification < AMPLIFIED)
 
     def singular(self) -> Tensor:
         """Where the factors that were used say that the matrix is singular."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns
+from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns, unpatterned
 from torchimplicit.transforms import finished
 
 
@@ -87,10 +87,7 @@ class Factors(ABC):
             pivots, matrix = self.pivots().abs(), self.tensors[0]
             n = matrix.shape[-1]
             floor = 8 * n**0.5 * torch.finfo(pivots.dtype).eps
-            # A start that no simple null vector, such as (1, -1), is orthogonal to.
-            golden = torch.arange(1, n + 1, dtype=pivots.dtype, device=pivots.device) * 0.6180339887498949
-            w = (1 + golden.frac()).to(matrix.dtype).expand(pivots.shape)
-            x = self._inverse(w, adjoint=False)
+            x = self._inverse(unpatterned(pivots).to(matrix.dtype), adjoint=False)
             x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             growth = torch.linalg.vector_norm(self._inverse(x, adjoint=True), dim=-1)
             regular = (pivots > floor).all(-1) & pivots.isfinite().all(-1) & (growth * floor < 1)

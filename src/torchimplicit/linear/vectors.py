@@ -59,3 +59,9 @@ def fit(x: Tensor, batch_shape: Sequence[int], n: int, dtype: torch.dtype, *, na
                 "drop them from the operator (further leading dimensions of a vector are free)"
             )
     raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {wanted}: {problem}")
+
+
+def unpatterned(like: Tensor) -> Tensor:
+    """Vectors (..., n) of fixed numbers between 1 and 2 that no simple null vector, such as (1, -1), is orthogonal to."""
+    golden = torch.arange(1, like.shape[-1] + 1, dtype=like.dtype, device=like.device) * 0.6180339887498949
+    return (1 + golden.frac()).expand(like.shape)

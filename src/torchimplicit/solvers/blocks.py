@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Stopping, solve
 
-ENTRIES = 2**16  # of the matrices (or of z, for a solver without any) of a block
+ENTRIES = 2**16  # of z, of a block
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Blocks:
 def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
     """:func:`solve` for the rows of each block in turn. A device other than the processor takes all rows at once."""
     batch, n = z.shape
-    entries = n * n if hasattr(solver, "inverse") else n
-    rows = max(1, ENTRIES // max(1, entries)) if z.device.type == "cpu" else batch
+    rows = max(1, ENTRIES // max(1, n)) if z.device.type == "cpu" else batch
     if batch <= rows:
         return solve(solver, equations, z, stopping)
     found: list[Found] = []

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.solvers.window import store
 
 
 class BroydenState(NamedTuple):
-    """The inverse Jacobian I + Σ u vᵀ, as windows u, v (B, m, n), and how many updates they hold."""
+    """The inverse Jacobian (I + Σ u vᵀ) M, with M the identity or the inverse of the first Jacobian.
 
+    factors : of the first Jacobian; None where M is the identity.
+    p : M r, with the residual r.
+    u, v : windows (B, m, n).
+    k : how many updates they hold.
+    """
+
+    factors: Factors | None
+    p: Tensor
     u: Tensor
     v: Tensor
     k: int
@@ -25,43 +36,85 @@ class BroydenState(NamedTuple):
 class Broyden:
     """Broyden's first ("good") method: z ← z − H g(z), H a rank-one update of the inverse Jacobian at every step.
 
-    H starts as the identity, the inverse Jacobian of a fixed point z − f(z) where f is nearly constant, and starts again
-    after ``memory`` updates. A system whose update would divide by (nearly) zero skips it.
+    H starts as the identity, the inverse Jacobian of a fixed point z − f(z) where f is nearly constant, or
+    (``start="jacobian"``) as the inverse of the Jacobian at z0, the only one that is computed; and it starts again after
+    ``memory`` updates. A system whose update would divide by (nearly) zero skips it.
     Source: Broyden, A class of methods for solving nonlinear simultaneous equations, Math. Comp. 19 (1965);
     Kelley (1995), section 7.3.
     """
 
+    start: Literal["identity", "jacobian"] = "identity"
     memory: int = 30
+    linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 300
     patience: ClassVar[int] = 60
 
     def __post_init__(self) -> None:
         check_count("Broyden: memory", self.memory)
+        check_direct(self.linear_solver, "Broyden")
+        if self.start not in ("identity", "jacobian"):
+            raise ValueError(f'Broyden: start must be "identity" or "jacobian"; got {self.start!r}.')
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BroydenState]:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
-        return equations.residual(z), BroydenState(window, window.clone(), 0)
+        if self.start == "identity":
+            r = equations.residual(z)
+            return r, BroydenState(None, r, window, window.clone(), 0)
+        jacobian = equations.jacobian(z)
+        factors = self.linear_solver.factorize(jacobian)
+        return jacobian.value, BroydenState(factors, factors.solve(jacobian.value), window, window.clone(), 0)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BroydenState
     ) -> tuple[Tensor, Tensor, BroydenState]:
-        u, v, k = state
-        s = -_apply(u[:, :k], v[:, :k], r)
+        factors, p, u, v, k = state
+        s = -_apply(u[:, :k], v[:, :k], p)
         z_new = z + s
         r_new = equations.residual(z_new)
+        p_new = r_new if factors is None else factors.solve(r_new)
         if k == self.memory:
             u, v, k = torch.zeros_like(u), torch.zeros_like(v), 0
-        y = r_new - r
+        y = p_new - p
         Hy = _apply(u[:, :k], v[:, :k], y)
-        Hs = _apply(v[:, :k], u[:, :k], s)  # Hᵀ s
+        Hs = _apply(v[:, :k], u[:, :k], s)  # (I + Σ v uᵀ) s
         divisor = (Hs * y).sum(-1, keepdim=True)
         eps = torch.finfo(z.dtype).eps
         size = (Hs.square().sum(-1, keepdim=True) * y.square().sum(-1, keepdim=True)).sqrt()
         usable = (divisor.abs() > eps * size) & size.isfinite()
         update = torch.where(usable, (s - Hy) / torch.where(usable, divisor, 1), 0)
-        return z_new, r_new, BroydenState(store(u, k, update), store(v, k, torch.where(usable, Hs, 0)), k + 1)
+        u, v = store(u, k, update), store(v, k, torch.where(usable, Hs, 0))
+        return z_new, r_new, BroydenState(factors, p_new, u, v, k + 1)
+
+    def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
+        """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""
+        if state.factors is None:
+            return ()
+        return (*state.factors.tensors, state.u[:, : state.k], state.v[:, : state.k])
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """The inverse again."""
+        *factors, u, v = tensors
+        return UpdatedInverse(self.linear_solver.from_tensors(factors), u, v)
+
+
+class UpdatedInverse:
+    """(I + Σ u vᵀ) M, with M given by factors and u, v (B, k, n)."""
+
+    def __init__(self, factors: Factors, u: Tensor, v: Tensor) -> None:
+        self.factors, self.u, self.v = factors, u, v
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """Its product, or that of its adjoint, with b (..., B, n)."""
+        if adjoint:
+            return self.factors.solve(_apply(self.v, self.u, b), adjoint=True)
+        return _apply(self.u, self.v, self.factors.solve(b))
+
+    @property
+    def suspicious(self) -> Tensor:
+        """Whether the factors are those of a matrix that may be singular."""
+        return self.factors.suspicious
 
 
 def _apply(u: Tensor, v: Tensor, x: Tensor) -> Tensor:
-    """(I + Σ u vᵀ) x for windows u, v (B, m, n) and x (B, n)."""
-    return x + ((v @ x.unsqueeze(-1)).mT @ u).squeeze(1)
+    """(I + Σ u vᵀ) x for windows u, v (B, m, n) and x (..., B, n)."""
+    return x + ((v @ x.unsqueeze(-1)).mT @ u).squeeze(-2)
