@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
+from torchimplicit.compiled import CompiledEquations, Source
 from torchimplicit.condition import Condition, Flat, Kind
 from torchimplicit.hoisting import Hoisted
 from torchimplicit.parametrised import cache_may_lack_graphs
@@ -32,6 +33,7 @@ class Problem:
 
     flatten : (layout, name of the function) -> what flattens the function's output to (B, ·), raising where it does not fit z.
     batched : which leaves of args carry the batch dimension, where that is known.
+    compile : whether the evaluations of the solve are compiled.
     """
 
     kind: Kind
@@ -47,6 +49,7 @@ class Problem:
     record: Record
     autocast: Autocast
     batched: tuple[bool, ...] | None = None
+    compile: bool = False
 
     @cached_property
     def output(self) -> Callable[[Any], Tensor]:
@@ -110,21 +113,25 @@ class Problem:
         return captured, Condition(function, self.kind), out
 
     def find(
-        self, function: Flat, z0: Tensor, inside: Inside | None = None
+        self, z0: Tensor, function: Flat | None = None, inside: Inside | None = None
     ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
-        """The solution for the user's ``function`` of flat unknowns, the facts, and the inverse that the search leaves.
-
-        Nothing is recorded. Failures are reported here.
+        """The solution, the facts, and the inverse that the search leaves; of the user's ``function`` of flat unknowns, where
+        it is not the problem's own. Nothing is recorded. Failures are reported here.
         """
         if cache_may_lack_graphs():
             self.function(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            part = self.part if self.batched is not None and inside is None else None
-            equations = Equations(function, self.kind, part)
+            equations = self._equations() if function is None else Equations(function, self.kind)
             stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
+
+    def _equations(self) -> Equations:
+        if self.compile:
+            source = Source(self.fn, self.args, self.layout.argument, self.output, self.has_aux)
+            return CompiledEquations(source, self.kind, self.function)
+        return Equations(self.hoisted(), self.kind, self.part if self.batched is not None else None)
 
     def noted(self, found: Found, equations: Equations) -> Facts:
         """The facts of a search that has ended; its trace is kept and its failures are reported."""

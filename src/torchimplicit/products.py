@@ -35,7 +35,8 @@ class Linearisation:
         self._x = tuple(x)
         self._floats = [i for i, t in enumerate(x) if t.is_floating_point() or t.is_complex()]
         self._transposed: Any = None
-        if inside_functorch() or torch.is_inference_mode_enabled():  # where autograd records nothing
+        if torch.compiler.is_compiling() or inside_functorch() or torch.is_inference_mode_enabled():
+            # autograd records nothing here
 
             def of_floats(*floats: Tensor) -> Tensor:
                 return f(*self._with(floats))

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 HALF = (torch.float16, torch.bfloat16)
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}  # torch.compile does not know dtype.to_real
+COMPLEX = {real: dtype for dtype, real in REAL.items()}
 DTYPES = (torch.float64, torch.float32, *HALF, torch.complex128, torch.complex64)
 
 
@@ -106,7 +108,7 @@ class Layout:
     @property
     def real_dtype(self) -> torch.dtype:
         """The dtype of the flat tensor."""
-        return torch.float32 if self.dtype in HALF else self.dtype.to_real()
+        return torch.float32 if self.dtype in HALF else REAL.get(self.dtype, self.dtype)
 
     @property
     def tolerance_dtype(self) -> torch.dtype:
@@ -129,7 +131,7 @@ class Layout:
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def _flat_source_dtype(self) -> torch.dtype:
-        return self.real_dtype.to_complex() if self.dtype.is_complex else self.real_dtype
+        return COMPLEX[self.real_dtype] if self.dtype.is_complex else self.real_dtype
 
     def _reals(self, shape: torch.Size) -> int:
         """How many real unknowns of one system a leaf holds."""

@@ -81,15 +81,60 @@ def test_a_compiled_cell_inside_the_layer(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solve", [ti.minimize, ti.least_squares])
-@pytest.mark.parametrize("inside", [False, True], ids=("compile", "compiled"))
-def test_a_compiled_function_has_no_second_derivatives(solve: Any, inside: bool) -> None:
+def test_a_compiled_function_has_no_second_derivatives(solve: Any) -> None:
     def function(z: Tensor) -> Tensor:
         return ((z - 1) ** 2).sum() if solve is ti.minimize else z**2 - 1
 
-    if inside:
-        compiled = torch.compile(function, backend="aot_eager")
-        with pytest.raises(RuntimeError, match="gives no second derivatives"):
-            solve(lambda z: 2 * compiled(z.clone()), torch.ones(3))
-    else:
-        with pytest.raises(RuntimeError, match="gives no second derivatives"):
-            solve(function, torch.ones(3), compile=True)
+    compiled = torch.compile(function, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="gives no second derivatives"):
+        solve(lambda z: 2 * compiled(z.clone()), torch.ones(3))
+
+
+PROBLEMS: dict[str, Callable[[Tensor, bool], tuple[Any, ti.SolveInfo]]] = {
+    "root": lambda x, c: ti.root(lambda z, x: z**3 + z.roll(1, -1) - x, x.detach(), (x,), batch_ndim=1, compile=c),
+    "fixed point": lambda x, c: ti.fixed_point(lambda z: z.roll(1, -1).sin() / 2 + x, 0 * x, batch_ndim=1, compile=c),
+    "minimum": lambda x, c: ti.minimize(lambda z: ((z - x) ** 4 + z**2).sum(-1), 0 * x, batch_ndim=1, compile=c),
+    "fit": lambda x, c: ti.least_squares(
+        lambda z: {"a": z - x, "b": (z * z.roll(1, -1)).sum(-1) / 2}, 0 * x, batch_ndim=1, compile=c
+    ),
+    "one unknown": lambda x, c: ti.root(lambda z, x: z + z.exp() - x, 0 * x, (x,), batch_ndim=2, compile=c),
+    "complex": lambda x, c: ti.root(lambda z, x: z**2 - x * (1 + 1j), 1 + 0j * x, (x,), batch_ndim=2, compile=c),
+    "auxiliary output": lambda x, c: ti.root(lambda z, x: (z.exp() - x, z), 0 * x, (x,), has_aux=True, compile=c),
+}
+
+
+@pytest.mark.parametrize(
+    "problem", [pytest.param(name, marks=() if name == "root" else pytest.mark.slow) for name in PROBLEMS]
+)
+def test_a_compiled_solve_is_the_plain_one(problem: str) -> None:
+    def run(compile: bool) -> tuple[Tensor, ...]:
+        x = torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(4, 3).requires_grad_()
+        z, info = PROBLEMS[problem](x, compile)
+        assert info.converged.all()
+        return z.detach(), *torch.autograd.grad(z.abs().square().sum(), x), info.steps, info.evaluations
+
+    z, gradient, steps, evaluations = run(compile=True)
+    plain = run(compile=False)
+    torch.testing.assert_close((z, gradient), plain[:2], rtol=1e-9, atol=1e-12)
+    assert (steps - plain[2]).abs().max() <= 1
+    assert evaluations <= plain[3] + 1
+
+
+def test_a_kernel_is_made_once_for_a_function_and_serves_what_it_captures() -> None:
+    def solve(shift: Tensor, factor: float) -> Tensor:
+        return ti.root(lambda z: z**3 + factor * z - shift, torch.zeros_like(shift), batch_ndim=1, compile=True).value
+
+    shift = torch.linspace(1, 2, 5, dtype=torch.float64)
+    solve(shift, 1.0)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for k in range(3):
+        z = solve(shift + k, 1.0)
+        torch.testing.assert_close(z**3 + z, shift + k)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    z = solve(shift, 2.0)  # a plain number that has changed is seen
+    torch.testing.assert_close(z**3 + 2 * z, shift)
+
+
+def test_errors_of_a_compiled_function_are_those_of_a_plain_one() -> None:
+    with pytest.raises(ValueError, match="must return tensors of z's shapes"):
+        ti.root(lambda z: z[:2], torch.zeros(3), compile=True)

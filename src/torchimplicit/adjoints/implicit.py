@@ -53,7 +53,7 @@ class Implicit:
         """Solve, and attach the derivative."""
         if inside_transform() or being_captured():
             return problem.solution(*self._solve_inside(problem, z0))
-        z, facts, inverse = problem.find(problem.hoisted(), z0)
+        z, facts, inverse = problem.find(z0)
         if not torch.is_grad_enabled():
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
         captured, condition, out = problem.capture(z)
@@ -68,7 +68,7 @@ class Implicit:
         if inside_transform() or being_captured():
             z, facts, aux = self._solve_inside(problem, z0)
         else:
-            z, facts, _ = problem.find(problem.hoisted(), z0)
+            z, facts, _ = problem.find(z0)
             aux = problem.aux(z) if problem.has_aux else None
         return z.detach(), facts, aux
 
@@ -80,7 +80,7 @@ class Implicit:
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
             with captured.searching():
                 inside = Inside(tensors[:given], condition.vmaps)
-                solved = problem.find(condition.at(tensors), z0, inside)
+                solved = problem.find(z0, condition.at(tensors), inside)
                 captured.check_nothing_hidden(condition, solved[0], tensors)
             return solved
 

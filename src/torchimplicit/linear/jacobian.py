@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Jacobian(LinearOperator):
         products: how many products were taken so far (a dense matrix counts one for each row).
 
     With grad mode on, all products can be differentiated again. A ``linearisation`` of g in z that is already at hand is
-    used as it is.
+    used as it is; where the ``value`` is, g is linearised when the first product is asked for.
     """
 
     def __init__(
@@ -32,13 +33,17 @@ class Jacobian(LinearOperator):
         *,
         symmetric: bool = False,
         linearisation: Linearisation | None = None,
+        value: Tensor | None = None,
     ) -> None:
-        self._linearisation = Linearisation(g, (z,)) if linearisation is None else linearisation
-        self.value = self._linearisation.value
+        self._g, self._z, self._given = g, z, linearisation
+        self.value = self._linearisation.value if value is None else value
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
         super().__init__(shape, z.dtype, z.device, symmetric=symmetric)
-        self._z = z
+
+    @cached_property
+    def _linearisation(self) -> Linearisation:
+        return Linearisation(self._g, (self._z,)) if self._given is None else self._given
 
     def count(self, products: int) -> None:
         """Take note of products."""

@@ -61,8 +61,6 @@ def pose_and_solve(
     method = resolve(solver, kind.near_identity, layout.batch, layout.size)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
-    if compile:
-        fn = torch.compile(fn)
     with torch.no_grad():
         start = layout.flatten(z0)
         if layout.dtype in HALF:
@@ -81,6 +79,7 @@ def pose_and_solve(
         Record(),
         Autocast.now(layout.device.type),
         rows,
+        compile,
     )
     return adjoint.run(problem, start)
 
