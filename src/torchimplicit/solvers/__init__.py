@@ -5,6 +5,7 @@ from torchimplicit.solvers.auto import choose
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.picard import Picard
@@ -16,6 +17,7 @@ NAMES: dict[str, type] = {
     "broyden": Broyden,
     "anderson": Anderson,
     "picard": Picard,
+    "lbfgs": LBFGS,
 }
 
 
@@ -37,6 +39,7 @@ def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int
 
 
 __all__ = [
+    "LBFGS",
     "Anderson",
     "Broyden",
     "Chord",

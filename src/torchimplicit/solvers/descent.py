@@ -1,0 +1,33 @@
+"""What the methods that go downhill share: what they may be asked for, and when a value counts as lower."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.solvers.equations import Equations
+
+
+def check_minimised(equations: Equations, method: str) -> None:
+    """Raise TypeError unless an objective is minimised."""
+    if not equations.kind.minimised:
+        raise TypeError(
+            f"{method} goes downhill on an objective, and a {equations.kind.name} has none. Use minimize or least_squares, or a "
+            f"solver for equations, such as Newton or Broyden."
+        )
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """The inner products of rows: (B, n), (B, n) -> (B,)."""
+    return torch.linalg.vecdot(x, y)
+
+
+def noise(value: Tensor) -> Tensor:
+    """Changes of an objective that rounding may hide, (B,): eps^(2/3) of its size.
+
+    Below it, how much lower a point lies is read off the slopes on the way there, which are exact where differences of values
+    are not: a value near a minimum tells it to √eps only.
+    Source: Hager and Zhang, A new conjugate gradient method with guaranteed descent and an efficient line search, SIAM J. Optim.
+    16 (2005), section 4 ("approximate Wolfe conditions").
+    """
+    return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
