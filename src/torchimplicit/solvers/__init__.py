@@ -2,12 +2,14 @@
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
+from torchimplicit.solvers.bfgs import BFGS
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
+from torchimplicit.solvers.nonlinear_cg import NonlinearCG
 from torchimplicit.solvers.picard import Picard
 
 NAMES: dict[str, type] = {
@@ -18,6 +20,8 @@ NAMES: dict[str, type] = {
     "anderson": Anderson,
     "picard": Picard,
     "lbfgs": LBFGS,
+    "bfgs": BFGS,
+    "nonlinear_cg": NonlinearCG,
 }
 
 
@@ -39,6 +43,7 @@ def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int
 
 
 __all__ = [
+    "BFGS",
     "LBFGS",
     "Anderson",
     "Broyden",
@@ -46,6 +51,7 @@ __all__ = [
     "Equations",
     "Newton",
     "NewtonKrylov",
+    "NonlinearCG",
     "Picard",
     "Solver",
     "choose",

@@ -31,3 +31,10 @@ def noise(value: Tensor) -> Tensor:
     16 (2005), section 4 ("approximate Wolfe conditions").
     """
     return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
+
+
+def curved(s: Tensor, y: Tensor) -> Tensor:
+    """Whether the gradient grows along s by more than rounding, (B,): only then does a positive definite H fit the pair."""
+    s, y = s.detach(), y.detach()
+    size = torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+    return (dot(s, y) > torch.finfo(s.dtype).eps * size) & size.isfinite()

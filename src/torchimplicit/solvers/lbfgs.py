@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.masks import divide
 from torchimplicit.parameters import check_count
-from torchimplicit.solvers.descent import dot
+from torchimplicit.solvers.descent import curved, dot
 from torchimplicit.solvers.line_search import LineSearch
 from torchimplicit.solvers.window import newest_first, store_rows
 
@@ -61,10 +61,3 @@ class LBFGS(LineSearch):
         for i in reversed(range(self.memory)):
             q = q + s[:, i] * (alphas[i] - (rho[:, i] * dot(y[:, i], q)).unsqueeze(-1))
         return -q, (k > 0).to(r.dtype)
-
-
-def curved(s: Tensor, y: Tensor) -> Tensor:
-    """Whether the gradient grows along s by more than rounding, (B,): only then does a positive definite H fit the pair."""
-    s, y = s.detach(), y.detach()
-    size = torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-    return (dot(s, y) > torch.finfo(s.dtype).eps * size) & size.isfinite()

@@ -103,20 +103,16 @@ class LineSearch(ABC):
         )
         memory = self.forget(memory, z_new, lost)
         line = self._line(memory, z_new, torch.where(accepted, point.value, start.value), r_new)
-        return (
-            z_new,
-            r_new,
-            LineState(
-                torch.where(turns.unsqueeze(-1), line.d, d),
-                torch.where(turns, line.step, state.step),
-                *(
-                    _either(turns, new, old)
-                    for new, old in zip((line.start, line.low, line.high), (start, low, high), strict=True)
-                ),
-                torch.where(turns, 0, trials),
-                line.memory,
-            ),
+        state = LineState(
+            torch.where(turns.unsqueeze(-1), line.d, d),
+            torch.where(turns, line.step, state.step),
+            _either(turns, line.start, start),
+            _either(turns, line.low, low),
+            _either(turns, line.high, high),
+            torch.where(turns, 0, trials),
+            line.memory,
         )
+        return z_new, r_new, state
 
     def _falls(self, start: Point, point: Point) -> Tensor:
         """Whether the objective is sufficiently lower; False where it is not finite."""
