@@ -11,6 +11,7 @@ from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.nonlinear_cg import NonlinearCG
 from torchimplicit.solvers.picard import Picard
+from torchimplicit.solvers.trust_newton import TrustNewton
 
 NAMES: dict[str, type] = {
     "newton": Newton,
@@ -22,6 +23,7 @@ NAMES: dict[str, type] = {
     "lbfgs": LBFGS,
     "bfgs": BFGS,
     "nonlinear_cg": NonlinearCG,
+    "trust_newton": TrustNewton,
 }
 
 
@@ -54,6 +56,7 @@ __all__ = [
     "NonlinearCG",
     "Picard",
     "Solver",
+    "TrustNewton",
     "choose",
     "resolve",
 ]

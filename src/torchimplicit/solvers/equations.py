@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.condition import Flat, Kind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.transforms import alive
 
 
 class Solver(Protocol):
@@ -88,6 +89,21 @@ class Equations:
         self.evaluations += 1
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, objective.gradient(torch.ones_like(objective.value))
+
+    def objective_and_jacobian(self, z: Tensor) -> tuple[Tensor, Jacobian]:
+        """The objective at z, (B,), detached, and the Jacobian of its gradient, from one evaluation."""
+        seen = []
+
+        def part(f: Flat, z: Tensor) -> Tensor:
+            def noted(z: Tensor) -> Tensor:
+                seen.append(f(z))
+                return seen[-1]
+
+            return self.kind.residual(noted, z)
+
+        jacobian = self._linearised(part, z, self.kind.symmetric)
+        (out,) = alive(seen[:1])
+        return self.kind.objective(lambda z: out.detach(), z), jacobian
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1
