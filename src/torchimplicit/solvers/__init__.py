@@ -8,6 +8,7 @@ from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.newton import Newton
+from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.nonlinear_cg import NonlinearCG
 from torchimplicit.solvers.picard import Picard
@@ -24,6 +25,7 @@ NAMES: dict[str, type] = {
     "bfgs": BFGS,
     "nonlinear_cg": NonlinearCG,
     "trust_newton": TrustNewton,
+    "newton_cg": NewtonCG,
 }
 
 
@@ -52,6 +54,7 @@ __all__ = [
     "Chord",
     "Equations",
     "Newton",
+    "NewtonCG",
     "NewtonKrylov",
     "NonlinearCG",
     "Picard",

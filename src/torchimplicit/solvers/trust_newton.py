@@ -48,7 +48,7 @@ class TrustNewton:
     """
 
     max_steps: ClassVar[int] = 500
-    patience: ClassVar[int] = 200
+    patience: ClassVar[int] = 100
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, TrustState]:
         check_minimised(equations, "TrustNewton")
