@@ -54,7 +54,7 @@ class TrustNewton:
         check_minimised(equations, "TrustNewton")
         value, jacobian = equations.objective_and_jacobian(z)
         radius = torch.full_like(value, torch.inf)
-        return jacobian.value, TrustState(value, _symmetric(jacobian.to_dense()), radius, None)
+        return jacobian.value, TrustState(value, jacobian.to_dense(), radius, None)
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
         value, hessian, radius, _ = state
@@ -65,17 +65,14 @@ class TrustNewton:
         accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
         if finished(~accepted):
             return z, r, TrustState(value, hessian, radius, factor)
+        hessian_new = jacobian.to_dense()
+        if finished(accepted):
+            return trial, jacobian.value, TrustState(value_new, hessian_new, radius, factor)
         moved = accepted.unsqueeze(-1)
-        return (
-            torch.where(moved, trial, z),
-            torch.where(moved, jacobian.value, r),
-            TrustState(
-                torch.where(accepted, value_new, value),
-                torch.where(moved.unsqueeze(-1), _symmetric(jacobian.to_dense()), hessian),
-                radius,
-                factor,
-            ),
-        )
+        value = torch.where(accepted, value_new, value)
+        hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
+        z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
+        return z, r, TrustState(value, hessian, radius, factor)
 
     def inverse(self, state: TrustState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve in the backward; none after 0 steps, nor for numbers."""
@@ -86,29 +83,23 @@ class TrustNewton:
         return CholeskyFactors(tensors)
 
 
-def _symmetric(H: Tensor) -> Tensor:
-    return (H + H.mT) / 2
-
-
 def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The step of every system, the radius it was found for, and the factors L of the Hessians."""
-    finite = H.detach().isfinite().flatten(1).all(-1)
-    H = torch.where(finite[:, None, None], H, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
     L, info = torch.linalg.cholesky_ex(H)
-    definite = (info == 0)[:, None, None]
-    eye = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
-    s = -torch.cholesky_solve(r.unsqueeze(-1), torch.where(definite, L, eye)).squeeze(-1)
-    inside = (info == 0) & (torch.linalg.vector_norm(s.detach(), dim=-1) <= radius)
-    factor = torch.where(definite, L, torch.nan)
+    s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+    definite = info == 0
+    length = torch.linalg.vector_norm(s.detach(), dim=-1)
+    inside = definite & (length <= radius) & length.isfinite()
     if finished(inside):
-        return s, radius, factor
+        return s, radius, L
+    factor = torch.where(definite[:, None, None], L, torch.nan)
     radius = torch.where(inside, radius, first_radius(radius, z))
     with torch.no_grad():
         if inside_functorch():
             return torch.where(inside.unsqueeze(-1), s, _at_the_edge(H, r, radius)), radius, factor
         others = (~inside).nonzero().squeeze(-1)
-        s = s.index_put((others,), _at_the_edge(H[others], r[others], radius[others]))
-    return s, radius, factor
+        edge = _at_the_edge(H[others], r[others], radius[others])
+    return s.index_put((others,), edge), radius, factor
 
 
 def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:
@@ -118,7 +109,8 @@ def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:
     a long step along the lowest eigenvector, is as accurate as any. There a₀ is made at least eps ‖r‖, so that this step exists
     ("the hard case").
     """
-    w, Q = torch.linalg.eigh(H)
+    finite = H.isfinite().flatten(1).all(-1)[:, None, None]
+    w, Q = torch.linalg.eigh(torch.where(finite, H, 0))
     a = (Q.mT @ r.unsqueeze(-1)).squeeze(-1)
     size = torch.linalg.vector_norm(a, dim=-1)
     tiny = torch.finfo(r.dtype).eps * size
@@ -140,4 +132,4 @@ def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:
         middle = torch.where(low > 0, (low * high).sqrt(), 1e-3 * high)
         mu = torch.where(found, mu, torch.where((newton > low) & (newton < high), newton, middle))
     s = -a / (gaps + mu.unsqueeze(-1))
-    return (Q @ s.unsqueeze(-1)).squeeze(-1).nan_to_num()
+    return (Q @ s.unsqueeze(-1)).squeeze(-1).nan_to_num(0, 0, 0)
