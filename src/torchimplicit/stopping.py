@@ -78,8 +78,8 @@ _PROSE = {
     ),
     Status.SADDLE: (
         "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
-        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is stationary "
-        "itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the default, or 'lbfgs')."
+        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is "
+        "stationary itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the default, or 'lbfgs')."
     ),
     Status.LOCAL_MINIMUM: (
         "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "

@@ -45,7 +45,9 @@ def test_the_gradient_of_a_minimum_is_that_of_its_closed_form(solver: str) -> No
 def test_a_batch_is_solved_as_its_systems_are_one_by_one(solver: str) -> None:
     """A start at the minimum, easy and hard ones, one in the region of overflow, one without a value, and a function without a
     minimum."""
-    z0 = torch.cat([torch.ones(1, 2), torch.tensor([[-1.2, 1], [0, 0], [3, -2], [20, 20], [torch.nan, 0], [1, 1]])]).to(D)
+    z0 = torch.cat([torch.ones(1, 2), torch.tensor([[-1.2, 1], [0, 0], [3, -2], [20, 20], [torch.nan, 0], [1, 1]])]).to(
+        D
+    )
     slope = torch.zeros(7, dtype=D)
     slope[6] = 1e4
     a = torch.ones(7, dtype=D)
@@ -67,7 +69,9 @@ def test_a_batch_is_solved_as_its_systems_are_one_by_one(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", METHODS)
 def test_no_step_of_a_least_squares_fit_ends_in_a_maximum(solver: str) -> None:
-    z, info = ti.least_squares(lambda z: z**2 - 1, torch.tensor([[0.1], [-0.01], [2.0]], dtype=D), batch_ndim=1, solver=solver)
+    z, info = ti.least_squares(
+        lambda z: z**2 - 1, torch.tensor([[0.1], [-0.01], [2.0]], dtype=D), batch_ndim=1, solver=solver
+    )
     assert info.converged.all()
     torch.testing.assert_close(z, torch.tensor([[1.0], [-1.0], [1.0]], dtype=D), rtol=1e-7, atol=0)
 
@@ -100,7 +104,9 @@ def test_beyond_the_dense_limit_a_minimum_is_found_too() -> None:
 
 def test_by_default_a_convex_quadratic_takes_one_step_from_anywhere() -> None:
     A, b = spd(6), 1e4 * random(3, 6)
-    z, info = ti.minimize(lambda z: ((z @ A) * z).sum(-1) / 2 - (z * b).sum(-1), 1e6 * random(3, 6, seed=1), batch_ndim=1)
+    z, info = ti.minimize(
+        lambda z: ((z @ A) * z).sum(-1) / 2 - (z * b).sum(-1), 1e6 * random(3, 6, seed=1), batch_ndim=1
+    )
     assert (info.steps == 1).all()
     torch.testing.assert_close(z, torch.linalg.solve(A, b.mT).mT, rtol=1e-8, atol=0)
 

@@ -87,9 +87,9 @@ class LineSearch(ABC):
         point = Point(step, value.detach(), dot(r_trial.detach(), d.detach()))
         long = ~self._falls(start, point) | (point.slope > -self.curvature * start.slope)
         short = ~long & (point.slope < self.curvature * start.slope)
-        accepted = ~long & ~short
-        low, high = _either(short, point, low), _either(long, point, high)
         trials = trials + 1
+        accepted = ~long & (~short | (trials >= TRIALS))  # a line that falls and falls: as far down as was seen
+        low, high = _either(short, point, low), _either(long, point, high)
 
         moved = accepted.unsqueeze(-1)
         z_new, r_new = torch.where(moved, trial, z), torch.where(moved, r_trial, r)
