@@ -104,6 +104,17 @@ def rms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
 
 
+def rounding(value: Tensor) -> Tensor:
+    """Changes of an objective that rounding may hide, (B,): eps^(2/3) of its size.
+
+    Below it, how much lower a point lies is read off the slopes on the way there, which are exact where differences of values
+    are not: a value near a minimum tells it to √eps only.
+    Source: Hager and Zhang, A new conjugate gradient method with guaranteed descent and an efficient line search, SIAM J. Optim.
+    16 (2005), section 4 ("approximate Wolfe conditions").
+    """
+    return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖).

@@ -22,17 +22,6 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vecdot(x, y)
 
 
-def noise(value: Tensor) -> Tensor:
-    """Changes of an objective that rounding may hide, (B,): eps^(2/3) of its size.
-
-    Below it, how much lower a point lies is read off the slopes on the way there, which are exact where differences of values
-    are not: a value near a minimum tells it to √eps only.
-    Source: Hager and Zhang, A new conjugate gradient method with guaranteed descent and an efficient line search, SIAM J. Optim.
-    16 (2005), section 4 ("approximate Wolfe conditions").
-    """
-    return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
-
-
 def curved(s: Tensor, y: Tensor) -> Tensor:
     """Whether the gradient grows along s by more than rounding, (B,): only then does a positive definite H fit the pair."""
     s, y = s.detach(), y.detach()

@@ -20,7 +20,8 @@ class Solver(Protocol):
     max_steps : step limit when the call gives none.
     patience : steps without progress after which a system counts as stagnated.
 
-    Two pairs of methods are optional. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an
+    A few methods are optional. ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the
+    objective of one that goes downhill. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an
     approximate inverse of the last Jacobian, with ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose
     state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so that steps can be
     checkpointed.

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.descent import check_minimised, dot, noise
+from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
@@ -60,7 +61,7 @@ class LineSearch(ABC):
 
     curvature: ClassVar[float] = 0.9
     max_steps: ClassVar[int] = 1000
-    patience: ClassVar[int] = 200
+    patience: ClassVar[int] = 60
 
     @abstractmethod
     def forget(self, memory: Any, z: Tensor, rows: Tensor) -> Any:
@@ -114,10 +115,14 @@ class LineSearch(ABC):
         )
         return z_new, r_new, state
 
+    def merit(self, state: LineState) -> Tensor:
+        """The objective at z, (B,)."""
+        return state.start.value
+
     def _falls(self, start: Point, point: Point) -> Tensor:
         """Whether the objective is sufficiently lower; False where it is not finite."""
         lower = point.value <= start.value + SUFFICIENT * point.step * start.slope
-        level = point.value <= start.value + noise(start.value)
+        level = point.value <= start.value + rounding(start.value)
         return (lower | (level & (point.slope <= (2 * SUFFICIENT - 1) * start.slope))) & point.slope.isfinite()
 
     def _line(self, memory: Any, z: Tensor, value: Tensor, r: Tensor) -> LineState:

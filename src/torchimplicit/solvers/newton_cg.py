@@ -46,7 +46,7 @@ class NewtonCG:
     loosest: float = 0.1
     max_inner: int = 200
     max_steps: ClassVar[int] = 500
-    patience: ClassVar[int] = 100
+    patience: ClassVar[int] = 30
 
     def __post_init__(self) -> None:
         check_count("NewtonCG: max_inner", self.max_inner)
@@ -76,6 +76,10 @@ class NewtonCG:
         z = torch.where(accepted.unsqueeze(-1), trial, z)
         hessian = equations.jacobian(z)
         return z, hessian.value, NewtonCGState(hessian, memory)
+
+    def merit(self, state: NewtonCGState) -> Tensor:
+        """The objective at z, (B,)."""
+        return state.memory.value
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonCGMemory) -> tuple[Tensor, NewtonCGState]:
         """The residual and the state at z, with the radius that was reached."""

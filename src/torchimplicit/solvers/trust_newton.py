@@ -48,7 +48,7 @@ class TrustNewton:
     """
 
     max_steps: ClassVar[int] = 500
-    patience: ClassVar[int] = 100
+    patience: ClassVar[int] = 30
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, TrustState]:
         check_minimised(equations, "TrustNewton")
@@ -73,6 +73,10 @@ class TrustNewton:
         hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
         z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
         return z, r, TrustState(value, hessian, radius, factor)
+
+    def merit(self, state: TrustState) -> Tensor:
+        """The objective at z, (B,)."""
+        return state.value
 
     def inverse(self, state: TrustState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve in the backward; none after 0 steps, nor for numbers."""

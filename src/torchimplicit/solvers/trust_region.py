@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.descent import dot, noise
+from torchimplicit.solvers.descent import dot
+from torchimplicit.stopping import rounding
 
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
 
@@ -28,7 +29,7 @@ def judge(
     value, value_new = (value.detach() for value in values)
     r, r_new = (r.detach() for r in gradients)
     decrease = value - value_new
-    hidden = decrease.abs() <= noise(value)
+    hidden = decrease.abs() <= rounding(value)
     decrease = torch.where(hidden, -dot(r + r_new, s) / 2, decrease)
     ratio = torch.where(predicted > 0, decrease / predicted, -1)
     ratio = torch.where(r_new.isfinite().all(-1) & ratio.isfinite(), ratio, -1)
