@@ -8,13 +8,14 @@ from torch import Tensor
 from torchimplicit.solvers.descent import dot
 from torchimplicit.stopping import rounding
 
+FIRST = 10  # radius over the size of z; MINPACK advises 0.1 to 100, and 3 and 10 lead to all minima of Moré, Garbow and Hillstrom
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
 
 
 def first_radius(radius: Tensor, z: Tensor) -> Tensor:
-    """A radius, where a step needs one and there was none: the size of z, at least 1."""
+    """A radius, where a step needs one and there was none: ten times the size of z, or ten."""
     size = torch.linalg.vector_norm(z.detach(), dim=-1)
-    return torch.where(radius.isfinite(), radius, size.clamp(min=1))
+    return torch.where(radius.isfinite(), radius, FIRST * size.clamp(min=1))
 
 
 def judge(
