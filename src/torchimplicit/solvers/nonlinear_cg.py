@@ -33,7 +33,7 @@ class NonlinearCG(LineSearch):
 
     curvature: ClassVar[float] = 0.1
     max_steps: ClassVar[int] = 3000
-    patience: ClassVar[int] = 200
+    patience: ClassVar[int] = 500
 
     def forget(self, memory: LastStep | None, z: Tensor, rows: Tensor) -> LastStep:
         if memory is None:
