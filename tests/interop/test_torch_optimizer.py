@@ -26,11 +26,11 @@ def data() -> Tensor:
         (torch.optim.SGD, {"lr": 0.2, "momentum": 0.5}),
         (torch.optim.Adam, {"lr": 0.1}),
         (torch.optim.RMSprop, {"lr": 1e-2, "centered": True}),
-        (torch.optim.Rprop, {}),
+        (torch.optim.Rprop, {"step_sizes": (1e-12, 1.0)}),
     ],
 )
 def test_value_and_gradient_are_those_of_newton(
-    optimizer: type[torch.optim.Optimizer], options: dict[str, float]
+    optimizer: type[torch.optim.Optimizer], options: dict[str, object]
 ) -> None:
     b = data().requires_grad_()
     method = ti.interop.TorchOptimizer(optimizer, **options)
@@ -55,7 +55,7 @@ def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
 
 
 def test_one_that_mixes_the_numbers_takes_one_system() -> None:
-    method = ti.interop.TorchOptimizer(torch.optim.LBFGS, line_search_fn="strong_wolfe")
+    method = ti.interop.TorchOptimizer(torch.optim.LBFGS, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
     b = data()
     z, info = ti.minimize(phi, torch.zeros(2, dtype=D), (b[0],), solver=method, rtol=1e-9)
     assert info.converged

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from torchimplicit.solvers.equations import Equations
 
-ROOT = ("hybr", "lm", "broyden1", "broyden2", "anderson", "linearmixing", "diagbroyden", "excitingmixing", "krylov", "df-sane")
+ROOT = (
+    "hybr",
+    "lm",
+    "broyden1",
+    "broyden2",
+    "anderson",
+    "linearmixing",
+    "diagbroyden",
+    "excitingmixing",
+    "krylov",
+    "df-sane",
+)
 SCALAR = ("bisect", "brentq", "brenth", "ridder", "toms748", "newton", "secant")
 LEAST_SQUARES = ("trf", "dogbox", "lm")
 WITH_HESSIAN = ("Newton-CG", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr")
@@ -43,7 +54,9 @@ class SciPy:
     def __init__(self, method: str, *, tol: float | None = 1e-12, **options: Any) -> None:
         known = {*ROOT, *SCALAR, *LEAST_SQUARES, *MINIMUM}
         if method not in known:
-            raise ValueError(f"SciPy has no method {method!r} that is known here; the methods are {', '.join(sorted(known))}.")
+            raise ValueError(
+                f"SciPy has no method {method!r} that is known here; the methods are {', '.join(sorted(known))}."
+            )
         self.method, self.tol, self.options = method, tol, options
 
     def __repr__(self) -> str:
@@ -62,7 +75,7 @@ class SciPy:
         for i in range(len(z)):
             if bool(r[i].isfinite().all()):
                 found = solve(_Row(equations, z, i), z[i].double().cpu().numpy())
-                z[i] = torch.as_tensor(found).to(z)
+                z[i] = torch.as_tensor(found, dtype=torch.float64).to(z)
         return z, equations.residual(z), None
 
     def _solve(self, equations: Equations) -> Callable[[_Row, Any], Any]:
@@ -90,7 +103,12 @@ class SciPy:
             raise ValueError(f"SciPy's {self.method} finds roots of one unknown; here are {len(start)}.")
         slope = {"fprime": lambda z: float(row.jacobian([z])[0, 0])} if self.method == "newton" else {}
         found = _scipy().root_scalar(
-            lambda z: float(row.residual([z])[0]), method=self.method, x0=start[0], xtol=self.tol, **slope, **self.options
+            lambda z: float(row.residual([z])[0]),
+            method=self.method,
+            x0=start[0],
+            xtol=self.tol,
+            **slope,
+            **self.options,
         )
         return [found.root]
 
@@ -99,19 +117,13 @@ class SciPy:
         if self.method in WITH_HESSIAN:
             derivatives["hess"] = row.jacobian
         return (
-            _scipy()
-            .minimize(row.objective, start, method=self.method, tol=self.tol, **derivatives, **self.options)
-            .x
+            _scipy().minimize(row.objective, start, method=self.method, tol=self.tol, **derivatives, **self.options).x
         )
 
     def _least_squares(self, row: _Row, start: Any) -> Any:
         tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), self.tol)
         options = {**tolerances, **self.options}
-        return (
-            _scipy()
-            .least_squares(row.squares, start, jac=row.jacobian_of_squares, method=self.method, **options)
-            .x
-        )
+        return _scipy().least_squares(row.squares, start, jac=row.jacobian_of_squares, method=self.method, **options).x
 
 
 class _Row:
@@ -122,7 +134,7 @@ class _Row:
 
     def _at(self, x: Any) -> Tensor:
         z = self.z.clone()
-        z[self.i] = torch.as_tensor(x).to(z)
+        z[self.i] = torch.as_tensor(x, dtype=torch.float64).to(z)
         return z
 
     def _array(self, rows: Tensor) -> Any:
