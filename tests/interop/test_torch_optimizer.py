@@ -55,7 +55,8 @@ def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
 
 
 def test_one_that_mixes_the_numbers_takes_one_system() -> None:
-    method = ti.interop.TorchOptimizer(torch.optim.LBFGS, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+    options = {"line_search_fn": "strong_wolfe", "tolerance_grad": 1e-12, "tolerance_change": 0.0}
+    method = ti.interop.TorchOptimizer(torch.optim.LBFGS, **options)
     b = data()
     z, info = ti.minimize(phi, torch.zeros(2, dtype=D), (b[0],), solver=method, rtol=1e-9)
     assert info.converged

@@ -58,10 +58,10 @@ class TorchOptimizer:
         (unknown,) = state.param_groups[0]["params"]
         unknown.data = z.clone()
 
-        def closure() -> Tensor:
+        def closure() -> float:
             with torch.no_grad():
                 value, unknown.grad = equations.objective_and_residual(unknown.detach())
-            return value.sum()
+            return float(value.sum())
 
         if self.optimizer.__name__ in ELEMENTWISE:
             unknown.grad = r
