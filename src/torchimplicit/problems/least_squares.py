@@ -10,9 +10,11 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind
+from torchimplicit.problems.bounds import Bounded, Output, with_limits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
+from torchimplicit.solvers import ProjectedNewton
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_vector
 from torchimplicit.stopping import OnFailure
@@ -24,6 +26,7 @@ class LeastSquares(Kind):
     name = "least-squares fit"
     symmetric = True
     minimised = True
+    sums_squares = True
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         residuals = Linearisation(f, (z,))
@@ -39,6 +42,7 @@ def least_squares(
     z0: Any,
     args: tuple[Any, ...] = (),
     *,
+    bounds: Any = None,
     solver: str | Solver | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
@@ -59,6 +63,8 @@ def least_squares(
         z0: the start, like z: a tensor (0-d too) or a pytree of tensors of one floating or complex dtype and one device. No
             gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
         args: further arguments, any pytree; what is no tensor passes through.
+        bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
+            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
         solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", which go downhill; "newton", "chord",
             "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point; "auto") or an object of
             :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
@@ -91,12 +97,18 @@ def least_squares(
         t, y = torch.linspace(0, 1, 20), torch.rand(20, requires_grad=True)
         z, info = ti.least_squares(lambda z: z[0] * torch.exp(-z[1] * t) - y, torch.tensor([1.0, 1.0]))
     """
+    kind: Kind = LeastSquares()
+    output: Output = per_system_vector
+    if bounds is not None and callable(r):
+        r, z0, args, batched = within(r, z0, args, bounds, batched, has_aux)
+        kind, output = Bounded(kind), with_limits(output)
+        solver = ProjectedNewton() if solver in (None, "auto") else solver
     return pose_and_solve(
-        LeastSquares(),
+        kind,
         r,
         z0,
         args,
-        per_system_vector,
+        output,
         solver=solver,
         adjoint=adjoint,
         batch_ndim=batch_ndim,

@@ -12,6 +12,7 @@ from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.nonlinear_cg import NonlinearCG
 from torchimplicit.solvers.picard import Picard
+from torchimplicit.solvers.projected_newton import ProjectedNewton
 from torchimplicit.solvers.trust_newton import TrustNewton
 
 NAMES: dict[str, type] = {
@@ -26,6 +27,7 @@ NAMES: dict[str, type] = {
     "nonlinear_cg": NonlinearCG,
     "trust_newton": TrustNewton,
     "newton_cg": NewtonCG,
+    "projected_newton": ProjectedNewton,
 }
 
 
@@ -58,6 +60,7 @@ __all__ = [
     "NewtonKrylov",
     "NonlinearCG",
     "Picard",
+    "ProjectedNewton",
     "Solver",
     "TrustNewton",
     "choose",

@@ -9,7 +9,11 @@ from torchimplicit.solvers.equations import Equations
 
 
 def check_minimised(equations: Equations, method: str) -> None:
-    """Raise TypeError unless an objective is minimised."""
+    """Raise TypeError unless an objective is minimised, and has no bounds."""
+    if equations.kind.bounded:
+        raise TypeError(
+            f"{method} does not know of bounds. Use 'projected_newton', the default, or interop.SciPy('L-BFGS-B')."
+        )
     if not equations.kind.minimised:
         raise TypeError(
             f"{method} goes downhill on an objective, and a {equations.kind.name} has none. Use minimize or least_squares, or a "

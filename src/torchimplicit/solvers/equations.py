@@ -91,8 +91,13 @@ class Equations:
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, objective.gradient(torch.ones_like(objective.value))
 
+    def bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The lower and the upper bounds of the unknowns, (B, n); infinite where there are none."""
+        self.evaluations += 1
+        return self.kind.bounds(self._f, z)
+
     def objective_and_jacobian(self, z: Tensor) -> tuple[Tensor, Jacobian]:
-        """The objective at z, (B,), detached, and the Jacobian of its gradient, from one evaluation."""
+        """The objective at z, (B,), detached, and its Hessian (``.value`` is the gradient), from one evaluation."""
         seen = []
 
         def part(f: Flat, z: Tensor) -> Tensor:
@@ -100,9 +105,9 @@ class Equations:
                 seen.append(f(z))
                 return seen[-1]
 
-            return self.kind.residual(noted, z)
+            return self.kind.gradient(noted, z)
 
-        jacobian = self._linearised(part, z, self.kind.symmetric)
+        jacobian = self._linearised(part, z, self.kind.minimised)
         (out,) = alive(seen[:1])
         return self.kind.objective(lambda z: out.detach(), z), jacobian
 

@@ -201,6 +201,10 @@ def _second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
         return status
     with torch.no_grad():
         hessian = equations.jacobian(z).to_dense()
+        if equations.kind.bounded:  # an unknown that its bound holds has a row of the identity: the others decide
+            eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
+            held = (hessian == eye).all(-1)
+            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
         size = torch.linalg.matrix_norm(hessian)
         known = found & size.isfinite()
         shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
