@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.masks import divide
 from torchimplicit.parameters import check_count, check_positive
-from torchimplicit.solvers.descent import check_minimised, dot
+from torchimplicit.solvers.descent import check_minimised
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.trust_region import first_radius, judge
+from torchimplicit.solvers.trust_region import judge, steihaug
 from torchimplicit.transforms import finished
 
 
@@ -64,7 +63,7 @@ class NewtonCG:
     ) -> tuple[Tensor, Tensor, NewtonCGState]:
         hessian, (value, radius, start) = state
         eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
-        s, predicted, radius = self._steihaug(hessian, r, radius, eta, z)
+        s, predicted, radius = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
         trial = z + s
         value_new, hessian_new = equations.objective_and_jacobian(trial)
         accepted, radius = judge((value, value_new), (r, hessian_new.value), s.detach(), predicted, radius)
@@ -89,42 +88,3 @@ class NewtonCG:
     def memory(self, state: NewtonCGState) -> NewtonCGMemory:
         """What a restart needs beside z."""
         return state.memory
-
-    def _steihaug(
-        self, hessian: Jacobian, r: Tensor, radius: Tensor, eta: Tensor, z: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The step s, the decrease of the objective that the parabola predicts for it, and the radius it was found for."""
-        s, Hs, residual = torch.zeros_like(r), torch.zeros_like(r), r
-        gamma = dot(r, r)
-        target = (eta * gamma.detach().sqrt()).square()
-        going = gamma.detach() > 0
-        p = torch.where(going.unsqueeze(-1), -r, 0)
-        for _ in range(self.max_inner):
-            if finished(~going):
-                break
-            Hp = hessian.rmatvec(p)  # symmetric: one vector-Jacobian product
-            curvature = dot(p, Hp)
-            bends = going & (curvature.detach() > 0)
-            needed = going & ~bends & radius.isinf()
-            radius = torch.where(needed, first_radius(radius, z).maximum(2 * dot(s, s).detach().sqrt()), radius)
-            alpha = divide(gamma, curvature, bends)
-            leaves = going & (
-                ~bends | (torch.linalg.vector_norm((s + alpha.unsqueeze(-1) * p).detach(), dim=-1) > radius)
-            )
-            alpha = torch.where(leaves, _to_the_edge(s, p, radius), alpha)
-            alpha = torch.where(going, alpha, 0).unsqueeze(-1)
-            s, Hs, residual = s + alpha * p, Hs + alpha * Hp, residual + alpha * Hp
-            gamma_new = dot(residual, residual)
-            going = going & ~leaves & (gamma_new.detach() > target)
-            beta = divide(gamma_new, gamma, going)
-            p = torch.where(going.unsqueeze(-1), -residual + beta.unsqueeze(-1) * p, 0)
-            gamma = gamma_new
-        return s, (-dot(r, s) - dot(s, Hs) / 2).detach(), radius
-
-
-def _to_the_edge(s: Tensor, p: Tensor, radius: Tensor) -> Tensor:
-    """The τ ≥ 0 with ‖s + τ p‖ = Δ."""
-    s, p = s.detach(), p.detach()
-    a, b, c = dot(p, p), dot(s, p), (radius.square() - dot(s, s)).clamp(min=0)
-    usable = (a > 0) & c.isfinite()
-    return divide(c, b + (b.square() + a * c).sqrt(), usable & (b.square() + a * c > 0))
