@@ -209,3 +209,17 @@ def test_methods_that_do_not_know_of_bounds_say_so() -> None:
         ti.minimize(lambda z: (z**2).sum(), torch.ones(3), bounds=(0, 1), solver="lbfgs")
     with pytest.raises(TypeError, match="real unknowns"):
         ti.minimize(lambda z: z.abs().square().sum(), torch.ones(3, dtype=torch.complex64), bounds=(0, 1))
+
+
+def test_without_matrices_the_minimum_is_the_same() -> None:
+    b = (3 * random(300)).requires_grad_()
+    z, info = ti.minimize(phi, torch.zeros(300, dtype=D), (b,), bounds=(-1, 0.5), rtol=1e-10)
+    assert ti.solvers.choose(False, 1, 300, bounded=True) == ti.solvers.ProjectedNewton(max_inner=200)
+    assert info.products < 300
+    dense = ti.minimize(
+        phi, torch.zeros(300, dtype=D), (b,), bounds=(-1, 0.5), solver=ti.solvers.ProjectedNewton(), rtol=1e-10
+    ).value
+    assert 20 < held(z, torch.tensor(-1, dtype=D), torch.tensor(0.5, dtype=D)).sum() < 280
+    torch.testing.assert_close(z, dense, rtol=1e-7, atol=1e-8)
+    (gradient,), (expected,) = (torch.autograd.grad(v.sum(), b) for v in (z, dense))
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)

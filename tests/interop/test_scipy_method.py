@@ -72,6 +72,30 @@ def test_roots_of_one_unknown_in_a_bracket(method: str) -> None:
     torch.testing.assert_close(gradient, 1 / (3 * z**2 + 1), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("method", ["L-BFGS-B", "TNC", "SLSQP", "trust-constr"])
+def test_minima_within_bounds(method: str) -> None:
+    b, lower = (2 * data()).requires_grad_(), torch.tensor([-0.3, -torch.inf], dtype=D, requires_grad=True)
+    options = {"batch_ndim": 1, "bounds": (lower, 0.4)}
+    loose = 1e-3 if method == "trust-constr" else 1e-6  # an interior-point method ends next to the bound
+    z, info = ti.minimize(phi, torch.zeros(3, 2, dtype=D), (b,), solver=SciPy(method), rtol=loose, **options)
+    assert info.converged.all()
+    exact = ti.minimize(phi, torch.zeros(3, 2, dtype=D), (b,), rtol=1e-13, **options).value
+    assert ((exact == 0.4) | (exact == lower)).any()
+    gradients, expected = (torch.autograd.grad(v.square().sum(), (b, lower)) for v in (z, exact))
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=10 * loose, atol=10 * loose)
+
+
+def test_fits_within_bounds() -> None:
+    t = torch.linspace(0, 1, 10, dtype=D)
+    r = lambda z: z[0] * torch.exp(-z[1] * t) - 2 * torch.exp(-1.5 * t)  # noqa: E731
+    z, info = ti.least_squares(r, torch.ones(2, dtype=D), solver=SciPy("dogbox"), bounds=(0, 1.8), rtol=1e-6)
+    assert info.converged
+    torch.testing.assert_close(
+        z, ti.least_squares(r, torch.ones(2, dtype=D), bounds=(0, 1.8), rtol=1e-12).value, rtol=1e-6, atol=0
+    )
+
+
 def test_a_bad_system_does_not_disturb_its_neighbours() -> None:
     z0 = torch.zeros(3, 2, dtype=D)
     z0[1] = torch.nan
@@ -87,6 +111,8 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ti.root(lambda z: z - 1, z0, solver=SciPy("BFGS"))
     with pytest.raises(ValueError, match=r"hybr does not find a minimum.*L-BFGS-B"):
         ti.minimize(lambda z: (z**2).sum(), z0, solver=SciPy("hybr"))
+    with pytest.raises(ValueError, match=r"BFGS does not know of bounds.*L-BFGS-B"):
+        ti.minimize(lambda z: (z**2).sum(), z0, solver=SciPy("BFGS"), bounds=(0, 1))
     with pytest.raises(TypeError, match="least_squares"):
         ti.minimize(lambda z: (z**2).sum() - z[0], z0, solver=SciPy("trf"))
     with pytest.raises(ValueError, match="one unknown; here are 2"):

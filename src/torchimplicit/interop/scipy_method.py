@@ -28,6 +28,7 @@ LEAST_SQUARES = ("trf", "dogbox", "lm")
 WITH_HESSIAN = ("Newton-CG", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr")
 WITHOUT_GRADIENT = ("Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 MINIMUM = ("CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP", *WITH_HESSIAN, *WITHOUT_GRADIENT)
+WITH_BOUNDS = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "Nelder-Mead", "Powell", "COBYLA", "COBYQA", "trf", "dogbox")
 
 
 class SciPy:
@@ -81,6 +82,10 @@ class SciPy:
     def _solve(self, equations: Equations) -> Callable[[_Row, Any], Any]:
         """The function of SciPy that has the method, for this kind of problem."""
         minimised = equations.kind.minimised
+        if equations.kind.bounded and self.method not in WITH_BOUNDS:
+            raise ValueError(
+                f"SciPy's {self.method} does not know of bounds. Methods that do: {', '.join(WITH_BOUNDS)}."
+            )
         if minimised and self.method in LEAST_SQUARES:
             return self._least_squares
         if minimised and self.method in MINIMUM:
@@ -145,6 +150,16 @@ class _Row:
 
     def jacobian(self, x: Any) -> Any:
         return self._array(self.equations.jacobian(self._at(x)).to_dense())
+
+    def gradient(self, x: Any) -> Any:
+        return self._array(self.equations.objective_and_jacobian(self._at(x))[1].value)
+
+    def hessian(self, x: Any) -> Any:
+        return self._array(self.equations.objective_and_jacobian(self._at(x))[1].to_dense())
+
+    def bounds(self, x: Any) -> tuple[Any, Any]:
+        lower, upper = self.equations.bounds(self._at(x))
+        return self._array(lower), self._array(upper)
 
     def squares(self, x: Any) -> Any:
         return self._array(self.equations.squares(self._at(x)))

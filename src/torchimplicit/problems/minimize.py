@@ -14,7 +14,6 @@ from torchimplicit.problems.bounds import Bounded, Output, with_limits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
-from torchimplicit.solvers import ProjectedNewton
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_scalar
 from torchimplicit.stopping import OnFailure
@@ -70,9 +69,9 @@ def minimize(
         args: further arguments, any pytree; what is no tensor passes through.
         bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
             none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
-        solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", which go downhill; "newton", "chord",
-            "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point; "auto") or an object of
-            :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
+        solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
+            go downhill; "newton", "chord", "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
+            "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
@@ -107,7 +106,6 @@ def minimize(
     if bounds is not None and callable(phi):
         phi, z0, args, batched = within(phi, z0, args, bounds, batched, has_aux)
         kind, output = Bounded(kind), with_limits(output)
-        solver = ProjectedNewton() if solver in (None, "auto") else solver
     return pose_and_solve(
         kind,
         phi,

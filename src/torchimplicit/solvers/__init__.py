@@ -31,10 +31,12 @@ NAMES: dict[str, type] = {
 }
 
 
-def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int, minimised: bool = False) -> Solver:
+def resolve(
+    solver: str | Solver | None, near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False
+) -> Solver:
     """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
     if solver is None or solver == "auto":
-        return choose(near_identity, batch, n, minimised)
+        return choose(near_identity, batch, n, minimised, bounded)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
