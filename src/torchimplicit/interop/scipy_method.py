@@ -118,17 +118,20 @@ class SciPy:
         return [found.root]
 
     def _minimize(self, row: _Row, start: Any) -> Any:
-        derivatives: dict[str, Any] = {} if self.method in WITHOUT_GRADIENT else {"jac": row.residual}
+        told: dict[str, Any] = {} if self.method in WITHOUT_GRADIENT else {"jac": row.gradient}
         if self.method in WITH_HESSIAN:
-            derivatives["hess"] = row.jacobian
-        return (
-            _scipy().minimize(row.objective, start, method=self.method, tol=self.tol, **derivatives, **self.options).x
-        )
+            told["hess"] = row.hessian
+        if row.equations.kind.bounded:
+            told["bounds"] = list(zip(*row.bounds(start), strict=True))
+        found = _scipy().minimize(row.objective, start, method=self.method, tol=self.tol, **told, **self.options)
+        return found.x
 
     def _least_squares(self, row: _Row, start: Any) -> Any:
-        tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), self.tol)
-        options = {**tolerances, **self.options}
-        return _scipy().least_squares(row.squares, start, jac=row.jacobian_of_squares, method=self.method, **options).x
+        options: dict[str, Any] = {**dict.fromkeys(("ftol", "xtol", "gtol"), self.tol), **self.options}
+        if row.equations.kind.bounded:
+            options["bounds"] = row.bounds(start)
+        found = _scipy().least_squares(row.squares, start, jac=row.jacobian_of_squares, method=self.method, **options)
+        return found.x
 
 
 class _Row:
