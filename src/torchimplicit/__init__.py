@@ -1,6 +1,6 @@
 """Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
 
-from torchimplicit import diagnostics, linear, nn, solvers
+from torchimplicit import diagnostics, interop, linear, nn, solvers
 from torchimplicit.adjoints import Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
@@ -26,6 +26,7 @@ __all__ = [
     "diagnostics",
     "fixed_point",
     "implicit",
+    "interop",
     "least_squares",
     "linear",
     "linear_solve",

@@ -22,17 +22,29 @@ class Kind:
     name : what is sought, as errors call it.
     symmetric : whether the condition's Jacobian is symmetric.
     minimised : whether it is a Hessian, and the solution a minimum only where that has no negative eigenvalue.
+    sums_squares : whether the user's function gives the numbers whose squares are summed.
+    bounded : whether the unknowns have bounds.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
     """
 
     name: str
     symmetric: bool = False
     minimised: bool = False
+    sums_squares: bool = False
+    bounded: bool = False
     near_identity: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
         return f(z)
+
+    def gradient(self, f: Flat, z: Tensor) -> Tensor:
+        """The gradient (B, n) of the objective of a minimum or a fit, where there are no bounds the condition itself."""
+        return self.residual(f, z)
+
+    def bounds(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The lower and the upper bounds of the unknowns, (B, n)."""
+        return torch.full_like(z, -torch.inf), torch.full_like(z, torch.inf)
 
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         """The numbers (B, m) whose sum of squares is smallest at the solution."""

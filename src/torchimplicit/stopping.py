@@ -78,8 +78,8 @@ _PROSE = {
     ),
     Status.SADDLE: (
         "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
-        "cause: a Newton step towards the nearest stationary point of a function that is not convex there. Start nearer to the "
-        "minimum, or in a region where the Hessian is positive definite, or try solver='picard' (gradient descent)."
+        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is "
+        "stationary itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the default, or 'lbfgs')."
     ),
     Status.LOCAL_MINIMUM: (
         "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "
@@ -102,6 +102,17 @@ def rms(v: Tensor) -> Tensor:
     if v.shape[-1] == 1:
         return v.abs().squeeze(-1)
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
+
+
+def rounding(value: Tensor) -> Tensor:
+    """Changes of an objective that rounding may hide, (B,): eps^(2/3) of its size.
+
+    Below it, how much lower a point lies is read off the slopes on the way there, which are exact where differences of values
+    are not: a value near a minimum tells it to √eps only.
+    Source: Hager and Zhang, A new conjugate gradient method with guaranteed descent and an efficient line search, SIAM J. Optim.
+    16 (2005), section 4 ("approximate Wolfe conditions").
+    """
+    return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def saddle(z: Tensor) -> Tensor:
 @pytest.mark.parametrize("phi", [saddle, lambda z: -(z**2).sum(), lambda z: z.cos().sum()])
 def test_a_saddle_point_or_a_maximum_is_reported(phi: object) -> None:
     with pytest.warns(ti.ConvergenceWarning, match=r"(?s)saddle.*negative eigenvalue.*Start nearer"):
-        info = ti.minimize(phi, torch.full((3,), 0.1, dtype=D)).info
+        info = ti.minimize(phi, torch.full((3,), 0.1, dtype=D), solver="newton").info
     assert info.status == Status.SADDLE
     assert not info.converged
 
@@ -47,7 +47,10 @@ def test_a_least_squares_fit_that_is_none_is_reported() -> None:
     def r(z: Tensor) -> Tensor:  # ‖r‖² = (z² − 1)², largest between the two fits ±1
         return z**2 - 1
 
-    assert ti.least_squares(r, torch.tensor(0.1, dtype=D), on_failure="ignore").info.status == Status.SADDLE
+    assert (
+        ti.least_squares(r, torch.tensor(0.1, dtype=D), solver="newton", on_failure="ignore").info.status
+        == Status.SADDLE
+    )
     assert ti.least_squares(r, torch.tensor(0.8, dtype=D)).info.converged
 
 
@@ -56,9 +59,9 @@ def test_each_system_of_a_batch_is_asked_on_its_own() -> None:
         return ((z**2 - 1) ** 2).sum(-1)
 
     z0 = torch.tensor([[0.9], [0.1], [-1.1]], dtype=D)
-    z, info = ti.minimize(phi, z0, batch_ndim=1, on_failure="nan")
+    z, info = ti.minimize(phi, z0, batch_ndim=1, solver="newton", on_failure="nan")
     assert info.status.tolist() == [Status.CONVERGED, Status.SADDLE, Status.CONVERGED]
     assert z.isnan().flatten().tolist() == [False, True, False]
-    vmapped = torch.vmap(lambda z0: ti.minimize(phi, z0, on_failure="ignore").info.status)(z0)
+    vmapped = torch.vmap(lambda z0: ti.minimize(phi, z0, solver="newton", on_failure="ignore").info.status)(z0)
     assert vmapped.tolist() == info.status.tolist()
     assert ti.root(lambda z: z**3 - z, z0, batch_ndim=1).info.converged.all()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind
+from torchimplicit.problems.bounds import Bounded, Output, with_limits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
@@ -45,6 +46,7 @@ def minimize(
     z0: Any,
     args: tuple[Any, ...] = (),
     *,
+    bounds: Any = None,
     solver: str | Solver | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
@@ -65,8 +67,11 @@ def minimize(
         z0: the start, like z: a tensor (0-d too) or a pytree of tensors of one floating or complex dtype and one device. No
             gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
         args: further arguments, any pytree; what is no tensor passes through.
-        solver: a name ("newton", "chord", "newton_krylov", "broyden", "anderson", "picard", "auto") or an object of
-            :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
+        bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
+            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
+        solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
+            go downhill; "newton", "chord", "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
+            "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
@@ -97,12 +102,17 @@ def minimize(
         target = torch.randn(3, requires_grad=True)
         z, info = ti.minimize(lambda z: ((z - target) ** 2).sum() + z.exp().sum(), torch.zeros(3))
     """
+    kind: Kind = Minimum()
+    output: Output = per_system_scalar
+    if bounds is not None and callable(phi):
+        phi, z0, args, batched = within(phi, z0, args, bounds, batched, has_aux)
+        kind, output = Bounded(kind), with_limits(output)
     return pose_and_solve(
-        Minimum(),
+        kind,
         phi,
         z0,
         args,
-        per_system_scalar,
+        output,
         solver=solver,
         adjoint=adjoint,
         batch_ndim=batch_ndim,

@@ -2,12 +2,18 @@
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
+from torchimplicit.solvers.bfgs import BFGS
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.newton import Newton
+from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
+from torchimplicit.solvers.nonlinear_cg import NonlinearCG
 from torchimplicit.solvers.picard import Picard
+from torchimplicit.solvers.projected_newton import ProjectedNewton
+from torchimplicit.solvers.trust_newton import TrustNewton
 
 NAMES: dict[str, type] = {
     "newton": Newton,
@@ -16,13 +22,21 @@ NAMES: dict[str, type] = {
     "broyden": Broyden,
     "anderson": Anderson,
     "picard": Picard,
+    "lbfgs": LBFGS,
+    "bfgs": BFGS,
+    "nonlinear_cg": NonlinearCG,
+    "trust_newton": TrustNewton,
+    "newton_cg": NewtonCG,
+    "projected_newton": ProjectedNewton,
 }
 
 
-def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int) -> Solver:
+def resolve(
+    solver: str | Solver | None, near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False
+) -> Solver:
     """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
     if solver is None or solver == "auto":
-        return choose(near_identity, batch, n)
+        return choose(near_identity, batch, n, minimised, bounded)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
@@ -37,14 +51,20 @@ def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int
 
 
 __all__ = [
+    "BFGS",
+    "LBFGS",
     "Anderson",
     "Broyden",
     "Chord",
     "Equations",
     "Newton",
+    "NewtonCG",
     "NewtonKrylov",
+    "NonlinearCG",
     "Picard",
+    "ProjectedNewton",
     "Solver",
+    "TrustNewton",
     "choose",
     "resolve",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.condition import Flat, Kind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.transforms import alive
 
 
 class Solver(Protocol):
@@ -19,7 +20,8 @@ class Solver(Protocol):
     max_steps : step limit when the call gives none.
     patience : steps without progress after which a system counts as stagnated.
 
-    Two pairs of methods are optional. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an
+    A few methods are optional. ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the
+    objective of one that goes downhill. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an
     approximate inverse of the last Jacobian, with ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose
     state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so that steps can be
     checkpointed.
@@ -88,6 +90,26 @@ class Equations:
         self.evaluations += 1
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, objective.gradient(torch.ones_like(objective.value))
+
+    def bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The lower and the upper bounds of the unknowns, (B, n); infinite where there are none."""
+        self.evaluations += 1
+        return self.kind.bounds(self._f, z)
+
+    def objective_and_jacobian(self, z: Tensor) -> tuple[Tensor, Jacobian]:
+        """The objective at z, (B,), detached, and its Hessian (``.value`` is the gradient), from one evaluation."""
+        seen = []
+
+        def part(f: Flat, z: Tensor) -> Tensor:
+            def noted(z: Tensor) -> Tensor:
+                seen.append(f(z))
+                return seen[-1]
+
+            return self.kind.gradient(noted, z)
+
+        jacobian = self._linearised(part, z, self.kind.minimised)
+        (out,) = alive(seen[:1])
+        return self.kind.objective(lambda z: out.detach(), z), jacobian
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.linear import LU
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.stopping import Status, rms
+from torchimplicit.stopping import Status, rms, rounding
 from torchimplicit.transforms import finished
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
@@ -104,6 +104,8 @@ def solve(
     none_ended, none_left = finished(running), finished(~running)
     steps = stuck = torch.zeros_like(status)  # stuck: for how many steps a system has made no progress
     best_z, best, mark = z, norm, norm
+    merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
+    lowest = None if merit is None else merit(state)
     for k in range(1, stopping.max_steps + 1):
         if none_left:
             break
@@ -127,9 +129,13 @@ def solve(
             z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
             bound = torch.where(moves, stopping.bound(z, start), bound)
             done = moves & (norm <= bound)
-            better = done | (moves & (norm < best))
+            closer, progress = norm < best, norm < PROGRESS * mark
+            if merit is not None and lowest is not None:
+                level = merit(state)
+                lower = level < lowest - rounding(lowest)
+                closer, progress, lowest = closer | lower, progress | lower, torch.where(lower, level, lowest)
+            better = done | (moves & closer)
             best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
-            progress = norm < PROGRESS * mark
             done = done | (moves & ~progress & (norm <= stopping.floor))
             mark, stuck = torch.where(progress, norm, mark), torch.where(progress, 0, stuck + 1)
             grown = norm > limit
@@ -195,6 +201,10 @@ def _second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
         return status
     with torch.no_grad():
         hessian = equations.jacobian(z).to_dense()
+        if equations.kind.bounded:  # an unknown that its bound holds has a row of the identity: the others decide
+            eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
+            held = (hessian == eye).all(-1)
+            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
         size = torch.linalg.matrix_norm(hessian)
         known = found & size.isfinite()
         shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)

@@ -15,3 +15,17 @@ def store(window: Tensor, k: int, v: Tensor) -> Tensor:
         return torch.where(here, v.unsqueeze(1), window)
     window[:, place] = v
     return window
+
+
+def store_rows(window: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+    """The same where each system has its own k (B,), and only some store."""
+    place = (k % window.shape[1]).unsqueeze(-1)
+    here = (torch.arange(window.shape[1], device=window.device) == place) & rows.unsqueeze(-1)
+    return torch.where(here.unsqueeze(-1), v.unsqueeze(1), window)
+
+
+def newest_first(window: Tensor, k: Tensor) -> Tensor:
+    """The window (B, m, n) in the order in which it was stored by :func:`store_rows`, the latest first."""
+    m = window.shape[1]
+    order = (k.unsqueeze(-1) - 1 - torch.arange(m, device=window.device)) % m
+    return window.gather(1, order.unsqueeze(-1).expand_as(window))

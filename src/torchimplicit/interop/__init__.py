@@ -1,0 +1,6 @@
+"""Other people's solvers as forward solvers: any optimiser of ``torch.optim``, any method of SciPy."""
+
+from torchimplicit.interop.scipy_method import SciPy
+from torchimplicit.interop.torch_optimizer import TorchOptimizer
+
+__all__ = ["SciPy", "TorchOptimizer"]

@@ -1,0 +1,132 @@
+"""Bounds on the unknowns of a minimum or a fit, l ≤ z ≤ u: the condition is that of the projected gradient.
+
+z = P(z − ∇φ(z)), with P the projection on the bounds: ∂φ/∂zᵢ = 0 between them, ≥ 0 at a lower and ≤ 0 at an upper one. Row i of its
+Jacobian is that of the Hessian where zᵢ is free, and of the identity where its bound is active: then dzᵢ/dlᵢ = 1, and nothing else
+moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.condition import Flat, Kind
+from torchimplicit.state import Layout, describe, same_as_z
+from torchimplicit.transforms import alive, inside_functorch
+
+Output = Callable[[Layout, str], Callable[[Any], Tensor]]  # what flattens the user's output
+
+
+class Bounded(Kind):
+    """A minimum within bounds. The user's function is seen as (B, m + 2n): its own m numbers, lower bounds, upper bounds."""
+
+    minimised = True
+    bounded = True
+
+    def __init__(self, unbounded: Kind) -> None:
+        self.unbounded = unbounded
+        self.name = f"{unbounded.name} within bounds"
+
+    def residual(self, f: Flat, z: Tensor) -> Tensor:
+        seen = []
+
+        def noted(z: Tensor) -> Tensor:
+            seen.append(f(z))
+            return seen[-1]
+
+        gradient = self.gradient(noted, z)
+        (whole,) = alive(seen[:1])
+        lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
+        return z - (z - gradient).clamp(lower, upper)
+
+    def gradient(self, f: Flat, z: Tensor) -> Tensor:
+        return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
+
+    def squares(self, f: Flat, z: Tensor) -> Tensor:
+        return self.unbounded.squares(lambda z: self.own(f(z), z.shape[-1]), z)
+
+    def objective(self, f: Flat, z: Tensor) -> Tensor:
+        return self.unbounded.objective(lambda z: self.own(f(z), z.shape[-1]), z)
+
+    def bounds(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.limits(f(z), z.shape[-1])
+
+    def own(self, whole: Tensor, n: int) -> Tensor:
+        """What the user's function returned: (B, m), or (B,) for an objective."""
+        return whole[:, : whole.shape[-1] - 2 * n] if self.unbounded.sums_squares else whole[:, 0]
+
+    def limits(self, whole: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The lower and the upper bounds, (B, n)."""
+        m = whole.shape[-1] - 2 * n
+        return whole[:, m : m + n], whole[:, m + n :]
+
+
+def within(
+    fn: Callable[..., Any], z0: Any, args: Any, bounds: Any, batched: Any, has_aux: bool
+) -> tuple[Callable[..., Any], Any, Any, Any]:
+    """The function, start, args and ``batched`` of the problem with bounds, which become its first two args."""
+    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise TypeError(f"bounds must be a pair (lower, upper); got {describe(bounds)}.")
+    leaves, tree = pytree.tree_flatten(z0)
+    if any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves):
+        raise TypeError("bounds need real unknowns: complex numbers have no order. Bound their parts.")
+    lower = _like(bounds[0], leaves, tree, -torch.inf, "lower")
+    upper = _like(bounds[1], leaves, tree, torch.inf, "upper")
+    if not inside_functorch() and any(bool((~(a <= b)).any()) for a, b in zip(lower, upper, strict=True)):
+        raise ValueError("bounds: a lower bound lies above its upper bound, or is NaN.")
+    with torch.no_grad():
+        inside = [leaf.clamp(a, b) for leaf, a, b in zip(leaves, lower, upper, strict=True)]
+
+    def bounded(z: Any, lower: Any, upper: Any, *args: Any) -> Any:
+        out = fn(z, *args)
+        if not has_aux:
+            return out, lower, upper
+        return ((out[0], lower, upper), out[1]) if isinstance(out, tuple) and len(out) == 2 else out
+
+    every = pytree.tree_unflatten([True] * len(leaves), tree)
+    limits = (pytree.tree_unflatten(lower, tree), pytree.tree_unflatten(upper, tree))
+    if isinstance(batched, (tuple, list)):
+        batched = (every, every, *batched)
+    return bounded, pytree.tree_unflatten(inside, tree), (*limits, *args), batched
+
+
+def _like(bound: Any, leaves: list[Any], tree: pytree.TreeSpec, none: float, name: str) -> list[Tensor]:
+    """A bound for every number of every leaf of z."""
+    values, structure = pytree.tree_flatten(bound, is_leaf=lambda leaf: leaf is None)
+    if structure != tree and len(values) == 1:
+        values, structure = values * len(leaves), tree
+    if structure != tree:
+        raise ValueError(f"the {name} bounds must be a number, a tensor, or a pytree like z; got {describe(bound)}.")
+    found = []
+    for value, leaf in zip(values, leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"z0 must be a tensor or a pytree of tensors; got a leaf that is {describe(leaf)}.")
+        if not (value is None or isinstance(value, (int, float, Tensor))) or isinstance(value, bool):
+            raise TypeError(f"the {name} bounds must be numbers or tensors; got {describe(value)}.")
+        limit = torch.as_tensor(none if value is None else value, device=leaf.device).to(leaf)
+        try:
+            found.append(limit.expand(leaf.shape))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the {name} bounds of shape {tuple(limit.shape)} do not fit z's {tuple(leaf.shape)}."
+            ) from error
+    return found
+
+
+def with_limits(output: Output) -> Output:
+    """What flattens the user's output, made to flatten it together with the bounds: (B, m + 2n)."""
+
+    def of(layout: Layout, name: str) -> Callable[[Any], Tensor]:
+        own, limit = output(layout, name), same_as_z(layout, "bounds")
+
+        def flatten(out: Any) -> Tensor:
+            value, lower, upper = out
+            return torch.cat([own(value).reshape(layout.batch, -1), limit(lower), limit(upper)], dim=1)
+
+        return flatten
+
+    return of

@@ -1,0 +1,90 @@
+"""Newton's method for minima, in a trust region, without Hessians: only their products with vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.parameters import check_count, check_positive
+from torchimplicit.solvers.descent import check_minimised
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.trust_region import judge, steihaug
+from torchimplicit.transforms import finished
+
+
+class NewtonCGMemory(NamedTuple):
+    """The objective at z, the radius of the trust region, and the norm of the gradient at the start; each (B,)."""
+
+    value: Tensor
+    radius: Tensor
+    start: Tensor
+
+
+class NewtonCGState(NamedTuple):
+    """The Hessian at z as an operator, and what else the next step needs."""
+
+    hessian: Jacobian
+    memory: NewtonCGMemory
+
+
+@dataclass(frozen=True)
+class NewtonCG:
+    """z ← z + s, s from conjugate gradients on H s = −∇φ, stopped where they leave the ball ‖s‖ ≤ Δ, at a direction of negative
+    curvature (followed to the edge of the ball), or at ‖H s + ∇φ‖ ≤ η ‖∇φ‖.
+
+    η = √(‖∇φ‖ / ‖∇φ(z0)‖), not above ``loosest``: the convergence is superlinear. A step that does not lower φ as promised, or leads
+    to NaN or Inf, is refused, in its own system only, and Δ falls. Nothing of size n² is formed.
+    Source: Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal. 20 (1983);
+    Nocedal and Wright, Numerical Optimization (2006), algorithm 7.2.
+    """
+
+    loosest: float = 0.1
+    max_inner: int = 200
+    max_steps: ClassVar[int] = 500
+    patience: ClassVar[int] = 30
+
+    def __post_init__(self) -> None:
+        check_count("NewtonCG: max_inner", self.max_inner)
+        check_positive("NewtonCG: loosest", self.loosest)
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonCGState]:
+        check_minimised(equations, "NewtonCG")
+        value, hessian = equations.objective_and_jacobian(z)
+        start = torch.linalg.vector_norm(hessian.value.detach(), dim=-1)
+        memory = NewtonCGMemory(value, torch.full_like(value, torch.inf), start)
+        return hessian.value, NewtonCGState(hessian, memory)
+
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: NewtonCGState
+    ) -> tuple[Tensor, Tensor, NewtonCGState]:
+        hessian, (value, radius, start) = state
+        eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
+        s, predicted, radius = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
+        trial = z + s
+        value_new, hessian_new = equations.objective_and_jacobian(trial)
+        accepted, radius = judge((value, value_new), (r, hessian_new.value), s.detach(), predicted, radius)
+        if finished(~accepted):
+            return z, r, NewtonCGState(hessian, NewtonCGMemory(value, radius, start))
+        memory = NewtonCGMemory(torch.where(accepted, value_new, value), radius, start)
+        if finished(accepted):
+            return trial, hessian_new.value, NewtonCGState(hessian_new, memory)
+        z = torch.where(accepted.unsqueeze(-1), trial, z)
+        hessian = equations.jacobian(z)
+        return z, hessian.value, NewtonCGState(hessian, memory)
+
+    def merit(self, state: NewtonCGState) -> Tensor:
+        """The objective at z, (B,)."""
+        return state.memory.value
+
+    def restart(self, equations: Equations, z: Tensor, memory: NewtonCGMemory) -> tuple[Tensor, NewtonCGState]:
+        """The residual and the state at z, with the radius that was reached."""
+        hessian = equations.jacobian(z)
+        return hessian.value, NewtonCGState(hessian, memory)
+
+    def memory(self, state: NewtonCGState) -> NewtonCGMemory:
+        """What a restart needs beside z."""
+        return state.memory

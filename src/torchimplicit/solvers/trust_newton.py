@@ -1,0 +1,139 @@
+"""Newton's method for minima, in a trust region, with dense Hessians."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.cholesky import CholeskyFactors
+from torchimplicit.solvers.descent import check_minimised, dot
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.trust_region import first_radius, judge
+from torchimplicit.transforms import finished, inside_functorch
+
+ITERATIONS = 60  # at most, for the length of a step
+ACCURACY = 0.1  # of that length
+
+
+class TrustState(NamedTuple):
+    """What the next step needs.
+
+    value : the objective at z, (B,).
+    hessian : at z, (B, n, n).
+    radius : no step is longer, (B,); infinite until one was refused.
+    factor : Cholesky's L of the Hessian that the last step used; NaN where that was not positive definite.
+    """
+
+    value: Tensor
+    hessian: Tensor
+    radius: Tensor
+    factor: Tensor | None
+
+
+@dataclass(frozen=True)
+class TrustNewton:
+    """z ← z + s, s the minimiser of the parabola φ + ∇φᵀs + sᵀHs / 2 in the ball ‖s‖ ≤ Δ: Newton's step where H is positive
+    definite and Δ allows it.
+
+    Elsewhere s = −(H + λI)⁻¹∇φ with the λ for which ‖s‖ = Δ, from the eigenvalues of H: the way down from a saddle point or a maximum,
+    also where ∇φ has no part in the direction of negative curvature. A step that does not lower φ as promised, or leads to NaN or Inf,
+    is refused, in its own system only, and Δ falls.
+    The factors of the last step stay behind for the backward pass. One evaluation a step.
+    Source: Moré and Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput. 4 (1983); Nocedal and Wright, Numerical
+    Optimization (2006), section 4.3.
+    """
+
+    max_steps: ClassVar[int] = 500
+    patience: ClassVar[int] = 30
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, TrustState]:
+        check_minimised(equations, "TrustNewton")
+        value, jacobian = equations.objective_and_jacobian(z)
+        radius = torch.full_like(value, torch.inf)
+        return jacobian.value, TrustState(value, jacobian.to_dense(), radius, None)
+
+    def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
+        value, hessian, radius, _ = state
+        s, radius, factor = _step(hessian, r, radius, z)
+        predicted = -dot(r, s) - dot(s, (hessian @ s.unsqueeze(-1)).squeeze(-1)) / 2
+        trial = z + s
+        value_new, jacobian = equations.objective_and_jacobian(trial)
+        accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
+        if finished(~accepted):
+            return z, r, TrustState(value, hessian, radius, factor)
+        hessian_new = jacobian.to_dense()
+        if finished(accepted):
+            return trial, jacobian.value, TrustState(value_new, hessian_new, radius, factor)
+        moved = accepted.unsqueeze(-1)
+        value = torch.where(accepted, value_new, value)
+        hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
+        z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
+        return z, r, TrustState(value, hessian, radius, factor)
+
+    def merit(self, state: TrustState) -> Tensor:
+        """The objective at z, (B,)."""
+        return state.value
+
+    def inverse(self, state: TrustState) -> tuple[Tensor, ...]:
+        """The tensors of the last factors, to serve in the backward; none after 0 steps, nor for numbers."""
+        return () if state.factor is None or state.factor.shape[-1] == 1 else (state.factor,)
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """The inverse again."""
+        return CholeskyFactors(tensors)
+
+
+def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step of every system, the radius it was found for, and the factors L of the Hessians."""
+    L, info = torch.linalg.cholesky_ex(H)
+    s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+    definite = info == 0
+    length = torch.linalg.vector_norm(s.detach(), dim=-1)
+    inside = definite & (length <= radius) & length.isfinite()
+    if finished(inside):
+        return s, radius, L
+    factor = torch.where(definite[:, None, None], L, torch.nan)
+    radius = torch.where(inside, radius, first_radius(radius, z))
+    with torch.no_grad():
+        if inside_functorch():
+            return torch.where(inside.unsqueeze(-1), s, _at_the_edge(H, r, radius)), radius, factor
+        others = (~inside).nonzero().squeeze(-1)
+        edge = _at_the_edge(H[others], r[others], radius[others])
+    return s.index_put((others,), edge), radius, factor
+
+
+def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:
+    """s = −(H + λI)⁻¹ r with λ ≥ 0, H + λI positive semidefinite and ‖s‖ = Δ, or λ = 0 where ‖s‖ is smaller.
+
+    With the eigenvalues wᵢ of H, s has the coordinates −aᵢ / (wᵢ − w₀ + μ), μ = λ + w₀: as w₀ − w₀ is exactly 0, a tiny μ, and with it
+    a long step along the lowest eigenvector, is as accurate as any. There a₀ is made at least eps ‖r‖, so that this step exists
+    ("the hard case").
+    """
+    finite = H.isfinite().flatten(1).all(-1)[:, None, None]
+    w, Q = torch.linalg.eigh(torch.where(finite, H, 0))
+    a = (Q.mT @ r.unsqueeze(-1)).squeeze(-1)
+    size = torch.linalg.vector_norm(a, dim=-1)
+    tiny = torch.finfo(r.dtype).eps * size
+    lowest = torch.where(a[:, :1].abs() < tiny.unsqueeze(-1), tiny.unsqueeze(-1), a[:, :1])
+    a = torch.cat([lowest, a[:, 1:]], dim=-1)
+    gaps = w - w[:, :1]
+    low = w[:, 0].clamp(min=0)
+    high = (size / radius).maximum(low)
+    mu = high
+    for _ in range(ITERATIONS):
+        s = a / (gaps + mu.unsqueeze(-1))
+        length = torch.linalg.vector_norm(s, dim=-1)
+        found = (length / radius - 1).abs() <= ACCURACY
+        if finished(found):
+            break
+        low, high = torch.where(length > radius, mu, low), torch.where(length > radius, high, mu)
+        slope = (s.square() / (gaps + mu.unsqueeze(-1))).sum(-1)
+        newton = mu + length.square() / slope * (length - radius) / radius
+        middle = torch.where(low > 0, (low * high).sqrt(), 1e-3 * high)
+        mu = torch.where(found, mu, torch.where((newton > low) & (newton < high), newton, middle))
+    s = -a / (gaps + mu.unsqueeze(-1))
+    return (Q @ s.unsqueeze(-1)).squeeze(-1).nan_to_num(0, 0, 0)

@@ -1,0 +1,87 @@
+"""What the trust-region methods for minima share: a step without matrices, whether it is taken, and how far the next may go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.masks import divide
+from torchimplicit.solvers.descent import dot
+from torchimplicit.stopping import rounding
+from torchimplicit.transforms import finished
+
+FIRST = 10  # radius over the size of z; MINPACK advises 0.1 to 100, and 3 and 10 lead to all minima of Moré, Garbow and Hillstrom
+ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
+
+
+def first_radius(radius: Tensor, z: Tensor) -> Tensor:
+    """A radius, where a step needs one and there was none: ten times the size of z, or ten."""
+    size = torch.linalg.vector_norm(z.detach(), dim=-1)
+    return torch.where(radius.isfinite(), radius, FIRST * size.clamp(min=1))
+
+
+def judge(
+    values: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], s: Tensor, predicted: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which systems take their step s, (B,), and the next radius of each, from the objective and its gradient before and after.
+
+    Where rounding hides the decrease of the objective it is read off the gradients: −(g + g₊)ᵀs / 2, the trapezoidal rule.
+    Source: Nocedal and Wright, Numerical Optimization (2006), algorithm 4.1; Conn, Gould and Toint, Trust-Region Methods (2000),
+    section 17.4 (rounding).
+    """
+    value, value_new = (value.detach() for value in values)
+    r, r_new = (r.detach() for r in gradients)
+    decrease = value - value_new
+    hidden = decrease.abs() <= rounding(value)
+    decrease = torch.where(hidden, -dot(r + r_new, s) / 2, decrease)
+    ratio = torch.where(predicted > 0, decrease / predicted, -1)
+    ratio = torch.where(r_new.isfinite().all(-1) & ratio.isfinite(), ratio, -1)
+    length = torch.linalg.vector_norm(s, dim=-1)
+    at_the_edge = length > 0.8 * radius
+    radius = torch.where((ratio > 0.75) & at_the_edge, 2 * length, radius)
+    return ratio > ACCEPTED, torch.where(ratio < 0.25, length / 4, radius)
+
+
+def steihaug(
+    product: Callable[[Tensor], Tensor], r: Tensor, radius: Tensor, eta: Tensor, z: Tensor, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Conjugate gradients on H s = −r from 0, until ‖H s + r‖ ≤ η ‖r‖, to the edge of the trust region at most.
+
+    Returns the step s, the decrease of the objective that the parabola predicts for it, and the radius it was found for.
+    Source: Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal. 20 (1983).
+    """
+    s, Hs, residual = torch.zeros_like(r), torch.zeros_like(r), r
+    gamma = dot(r, r)
+    target = (eta * gamma.detach().sqrt()).square()
+    going = gamma.detach() > 0
+    p = torch.where(going.unsqueeze(-1), -r, 0)
+    for _ in range(max_steps):
+        if finished(~going):
+            break
+        Hp = product(p)
+        curvature = dot(p, Hp)
+        bends = going & (curvature.detach() > 0)
+        needed = going & ~bends & radius.isinf()
+        radius = torch.where(needed, first_radius(radius, z).maximum(2 * dot(s, s).detach().sqrt()), radius)
+        alpha = divide(gamma, curvature, bends)
+        length = torch.linalg.vector_norm((s + alpha.unsqueeze(-1) * p).detach(), dim=-1)
+        leaves = going & (~bends | (length > radius))
+        alpha = torch.where(leaves, _to_the_edge(s, p, radius), alpha)
+        alpha = torch.where(going, alpha, 0).unsqueeze(-1)
+        s, Hs, residual = s + alpha * p, Hs + alpha * Hp, residual + alpha * Hp
+        gamma_new = dot(residual, residual)
+        going = going & ~leaves & (gamma_new.detach() > target)
+        beta = divide(gamma_new, gamma, going)
+        p = torch.where(going.unsqueeze(-1), -residual + beta.unsqueeze(-1) * p, 0)
+        gamma = gamma_new
+    return s, (-dot(r, s) - dot(s, Hs) / 2).detach(), radius
+
+
+def _to_the_edge(s: Tensor, p: Tensor, radius: Tensor) -> Tensor:
+    """The τ ≥ 0 with ‖s + τ p‖ = Δ."""
+    s, p = s.detach(), p.detach()
+    a, b, c = dot(p, p), dot(s, p), (radius.square() - dot(s, s)).clamp(min=0)
+    usable = (a > 0) & c.isfinite()
+    return divide(c, b + (b.square() + a * c).sqrt(), usable & (b.square() + a * c > 0))

@@ -1,0 +1,225 @@
+"""Minima and fits within bounds: SciPy's values, and the derivatives of the solution in its bounds and parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor
+
+import torchimplicit as ti
+from tests.problem_sets.mgh import PROBLEMS
+from torchimplicit import Status
+
+D = torch.float64
+T = torch.linspace(0, 2, 12, dtype=D)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
+
+
+def phi(z: Tensor, b: Tensor) -> Tensor:
+    """Not quadratic, and every unknown coupled to the next."""
+    return (z - b).cosh().sum(-1) + (z[..., 1:] * z[..., :-1]).sum(-1) / 3 + z.pow(4).sum(-1) / 50
+
+
+def residuals(z: Tensor, y: Tensor) -> Tensor:
+    return z[..., :1] * torch.exp(-z[..., 1:2] * T) + z[..., 2:] - y
+
+
+def held(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return (z == lower) | (z == upper)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_minima_are_those_of_scipy(seed: int) -> None:
+    b, lower = 2 * random(20, 5, seed=seed), -random(20, 5, seed=seed + 9).abs()
+    z, info = ti.minimize(phi, torch.zeros(20, 5, dtype=D), (b,), batch_ndim=1, bounds=(lower, 0.7), rtol=1e-12)
+    assert info.converged.all()
+    active = held(z, lower, torch.tensor(0.7, dtype=D))
+    assert 20 < active.sum() < 80  # some of each
+    for i in range(20):
+        found = optimize.minimize(
+            lambda x, i=i: float(phi(torch.as_tensor(x), b[i])),
+            torch.zeros(5).numpy(),
+            jac=lambda x, i=i: torch.func.grad(phi)(torch.as_tensor(x), b[i]).numpy(),
+            bounds=[(float(low), 0.7) for low in lower[i]],
+            method="L-BFGS-B",
+            options={"ftol": 1e-15, "gtol": 1e-11},
+        )
+        torch.testing.assert_close(z[i], torch.as_tensor(found.x), rtol=0, atol=1e-7)
+
+
+def test_fits_are_those_of_scipy() -> None:
+    y = 2 * torch.exp(-1.5 * T) + 0.3 + 0.05 * random(6, 12)
+    lower, upper = torch.tensor([0.0, 0.0, 0.35], dtype=D), torch.tensor([1.8, torch.inf, torch.inf], dtype=D)
+    z, info = ti.least_squares(
+        residuals, torch.ones(6, 3, dtype=D), (y,), batch_ndim=1, bounds=(lower, upper), rtol=1e-12
+    )
+    assert info.converged.all()
+    assert held(z, lower, upper).any()
+    for i in range(6):
+        found = optimize.least_squares(
+            lambda x, i=i: residuals(torch.as_tensor(x), y[i]).numpy(),
+            [1.0, 1.0, 1.0],
+            bounds=(lower.numpy(), upper.numpy()),
+            method="trf",
+            ftol=1e-15,
+            xtol=1e-15,
+            gtol=1e-13,
+        )
+        torch.testing.assert_close(z[i], torch.as_tensor(found.x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.name != "20 Watson 12"], ids=lambda p: p.name)
+def test_boxes_around_the_starts_of_the_standard_problems(problem: object) -> None:
+    """Nowhere is the objective higher than where SciPy's L-BFGS-B ends."""
+    part = torch.rand(2, problem.n, dtype=D, generator=torch.Generator().manual_seed(3))
+    lower, upper = (
+        problem.start + sign * part[i] * problem.start.abs().clamp(min=0.5) for i, sign in ((0, -1), (1, 1))
+    )
+
+    def phi(z: Tensor) -> Tensor:
+        return problem.residuals(z).square().sum() / 2
+
+    z = ti.minimize(phi, problem.start, bounds=(lower, upper), rtol=1e-9, on_failure="ignore").value
+    found = optimize.minimize(
+        lambda x: float(phi(torch.as_tensor(x))),
+        problem.start.numpy(),
+        jac=lambda x: torch.func.grad(phi)(torch.as_tensor(x)).numpy(),
+        bounds=list(zip(lower.tolist(), upper.tolist(), strict=True)),
+        method="L-BFGS-B",
+        options={"maxiter": 3000, "maxfun": 5000, "ftol": 1e-15, "gtol": 1e-10},
+    )
+    assert ((lower <= z) & (z <= upper)).all()
+    assert phi(z) <= found.fun * (1 + 1e-6) + 1e-12
+
+
+def solution(b: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return ti.minimize(phi, torch.zeros_like(b), (b,), bounds=(lower, upper), rtol=1e-13).value
+
+
+def limits() -> tuple[Tensor, Tensor, Tensor]:
+    b = torch.tensor([2.0, -2.0, 0.1, 1.5, -0.2], dtype=D)
+    return b, torch.full((5,), -1.0, dtype=D), torch.tensor([0.5, 3.0, 3.0, torch.inf, 2.0], dtype=D)
+
+
+def test_derivatives_in_parameters_and_bounds_are_those_of_differences() -> None:
+    b, lower, upper = limits()
+    z = solution(b, lower, upper)
+    assert held(z, lower, upper).tolist() == [True, True, False, False, False]
+    arguments = [t.clone().requires_grad_() for t in (b, lower, upper)]
+    exact = torch.autograd.functional.jacobian(solution, tuple(arguments))
+    h = 1e-5
+    for k in range(3):
+        for j in range(5):
+            step = torch.zeros(5, dtype=D)
+            step[j] = h
+            ends = [
+                solution(*(t + sign * step if i == k else t for i, t in enumerate((b, lower, upper))))
+                for sign in (1, -1)
+            ]
+            torch.testing.assert_close(exact[k][:, j], (ends[0] - ends[1]) / (2 * h), rtol=1e-6, atol=1e-8)
+    assert exact[2][0, 0] == 1
+    assert exact[1][1, 1] == 1
+
+
+def test_second_derivatives_are_exact_too() -> None:
+    b, lower, upper = (t.requires_grad_() for t in limits())
+    assert torch.autograd.gradcheck(solution, (b, lower, upper), atol=1e-5)
+    assert torch.autograd.gradgradcheck(solution, (b, lower, upper), atol=1e-5)
+
+
+def test_derivatives_under_vmap_are_those_of_each_system() -> None:
+    _, lower, upper = limits()
+    b = 2 * random(3, 5)
+    together = torch.vmap(torch.func.jacrev(solution, argnums=(0, 2)), in_dims=(0, None, None))(b, lower, upper)
+    for i in range(3):
+        alone = torch.func.jacrev(solution, argnums=(0, 2))(b[i], lower, upper)
+        for part, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(part[i], single, rtol=1e-8, atol=1e-10)
+
+
+def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
+    b, lower = 2 * random(4, 5), -random(4, 5, seed=5).abs()
+    b[2, 0] = torch.nan
+    for options in ({}, {"batched": (True,)}):
+        z, info = ti.minimize(
+            phi, torch.zeros(4, 5, dtype=D), (b,), batch_ndim=1, bounds=(lower, None), on_failure="ignore", **options
+        )
+        for i in range(4):
+            alone, single = ti.minimize(
+                phi, torch.zeros(5, dtype=D), (b[i],), bounds=(lower[i], None), on_failure="ignore"
+            )
+            assert info.status[i] == single.status
+            assert abs(int(info.steps[i]) - int(single.steps)) <= 1
+            if i != 2:
+                torch.testing.assert_close(z[i], alone, rtol=1e-8, atol=1e-10)
+
+
+def test_without_active_bounds_nothing_changes() -> None:
+    b = random(5).requires_grad_()
+    z = ti.minimize(phi, torch.zeros(5, dtype=D), (b,), bounds=(None, 1e3)).value
+    free = ti.minimize(phi, torch.zeros(5, dtype=D), (b,)).value
+    torch.testing.assert_close(z, free, rtol=1e-7, atol=1e-8)
+    (gradient,), (expected,) = (torch.autograd.grad(v.sum(), b) for v in (z, free))
+    torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-8)
+
+
+def test_trees_aux_and_numbers() -> None:
+    start = {"a": torch.zeros(2, dtype=D), "b": torch.zeros((), dtype=D)}
+    top = torch.tensor([0.5, 9.0], dtype=D, requires_grad=True)
+
+    def objective(z: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return (z["a"] - 1).square().sum() + (z["b"] - z["a"][0]) ** 2, z["b"]
+
+    z, info = ti.minimize(objective, start, bounds=(-3, {"a": top, "b": 7.0}), has_aux=True)
+    torch.testing.assert_close(z["a"], torch.tensor([0.5, 1.0], dtype=D))
+    assert info.aux == z["b"]
+    (gradient,) = torch.autograd.grad(z["b"], top)
+    torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0], dtype=D))
+
+
+def test_a_maximum_between_the_bounds_is_no_answer() -> None:
+    z, info = ti.minimize(lambda z: -(z**2).sum(), torch.tensor([0.1, -0.2], dtype=D), bounds=(-1, 2))
+    assert info.converged
+    torch.testing.assert_close(z, torch.tensor([2.0, -1.0], dtype=D))
+    info = ti.minimize(lambda z: -(z**2).sum(), torch.zeros(2, dtype=D), bounds=(-1, 2), on_failure="ignore").info
+    assert info.status == Status.SADDLE
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "message"),
+    [
+        (1.0, TypeError, r"pair \(lower, upper\)"),
+        ((1.0, 0.0), ValueError, "above its upper bound"),
+        ((torch.zeros(4), None), ValueError, r"shape \(4,\) do not fit z's \(3,\)"),
+        (("0", None), TypeError, "numbers or tensors"),
+        (([0.0, 0.0], None), ValueError, "a pytree like z"),
+    ],
+)
+def test_bounds_that_do_not_fit_are_refused(bounds: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ti.minimize(lambda z: (z**2).sum(), torch.zeros(3), bounds=bounds)
+
+
+def test_methods_that_do_not_know_of_bounds_say_so() -> None:
+    with pytest.raises(TypeError, match=r"LBFGS does not know of bounds.*projected_newton"):
+        ti.minimize(lambda z: (z**2).sum(), torch.ones(3), bounds=(0, 1), solver="lbfgs")
+    with pytest.raises(TypeError, match="real unknowns"):
+        ti.minimize(lambda z: z.abs().square().sum(), torch.ones(3, dtype=torch.complex64), bounds=(0, 1))
+
+
+def test_without_matrices_the_minimum_is_the_same() -> None:
+    b = (3 * random(300)).requires_grad_()
+    z, info = ti.minimize(phi, torch.zeros(300, dtype=D), (b,), bounds=(-1, 0.5), rtol=1e-10)
+    assert ti.solvers.choose(False, 1, 300, bounded=True) == ti.solvers.ProjectedNewton(max_inner=200)
+    assert info.products < 300
+    dense = ti.minimize(
+        phi, torch.zeros(300, dtype=D), (b,), bounds=(-1, 0.5), solver=ti.solvers.ProjectedNewton(), rtol=1e-10
+    ).value
+    assert 20 < held(z, torch.tensor(-1, dtype=D), torch.tensor(0.5, dtype=D)).sum() < 280
+    torch.testing.assert_close(z, dense, rtol=1e-7, atol=1e-8)
+    (gradient,), (expected,) = (torch.autograd.grad(v.sum(), b) for v in (z, dense))
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,126 @@
+"""Method × problem: the published minima of Moré, Garbow and Hillstrom, from the standard starts, as plain objectives Σr²/2.
+
+``python -m tests.problems.test_mgh_minima`` writes the table with SciPy's methods beside ours, ``mgh_minima.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchimplicit as ti
+from tests.problem_sets.mgh import PROBLEMS, LeastSquares
+
+RTOL = 1e-10
+METHODS = ["auto", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg"]
+SCIPY = ["BFGS", "L-BFGS-B", "trust-exact", "Newton-CG", "CG"]
+
+# Biggs: where the published 5.65565e-3 is attained the Hessian has a negative eigenvalue, and the status is SADDLE. Watson 12 is so
+# flat (condition 1e13) that a gradient of 1e-10 is met at three times its minimum, and Powell's badly scaled one much the same.
+FAILURES: dict[str, set[str]] = {
+    "auto": set(),
+    "newton_cg": {"3 Powell badly scaled", "10 Meyer", "18 Biggs EXP6", "20 Watson 12"},
+    "bfgs": {"18 Biggs EXP6", "20 Watson 12", "23 penalty I 10"},
+    "lbfgs": {"18 Biggs EXP6", "20 Watson 12"},
+    "nonlinear_cg": {
+        "3 Powell badly scaled",
+        "10 Meyer",
+        "11 Gulf",
+        "17 Osborne 1",
+        "18 Biggs EXP6",
+        "20 Watson 9",
+        "20 Watson 12",
+    },
+}
+
+
+def reached(problem: LeastSquares, sum_of_squares: float) -> bool:
+    """Whether it is a published minimum, to the six digits that are published, or 1e-9 where that is 0."""
+    return any(abs(sum_of_squares - least) <= (1e-5 * least or 1e-9) for least in problem.minima)
+
+
+def solved(problem: LeastSquares, solver: str) -> tuple[float, bool, int]:
+    """The sum of squares that was found, whether it converged, and the evaluations it took."""
+    z, info = ti.minimize(
+        lambda z: problem.residuals(z).square().sum() / 2, problem.start, solver=solver, rtol=RTOL, on_failure="ignore"
+    )
+    return float(problem.residuals(z).square().sum()), bool(info.converged), int(info.evaluations)
+
+
+def cases() -> list[object]:
+    slow = pytest.mark.slow
+    return [
+        pytest.param(solver, problem, id=f"{solver}-{problem.name}", marks=[slow] if solver == "nonlinear_cg" else [])
+        for solver in METHODS
+        for problem in PROBLEMS
+    ]
+
+
+@pytest.mark.parametrize(("solver", "problem"), cases())
+def test_the_published_minimum_is_reached_or_the_failure_is_expected(solver: str, problem: LeastSquares) -> None:
+    value, converged, _ = solved(problem, solver)
+    assert (converged and reached(problem, value)) == (problem.name not in FAILURES[solver])
+
+
+def by_scipy(problem: LeastSquares, method: str) -> tuple[float, bool, int]:
+    """The same of a method of SciPy, with exact derivatives and its default tolerance divided by 1e3."""
+    from scipy.optimize import minimize
+
+    def phi(z: torch.Tensor) -> torch.Tensor:
+        return problem.residuals(z).square().sum() / 2
+
+    def of_array(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., object]:
+        return lambda z: f(torch.as_tensor(z).double().clone()).numpy()
+
+    gradient, hessian = of_array(torch.func.grad(phi)), of_array(torch.func.hessian(phi))
+    second = {"hess": hessian} if method in ("trust-exact", "Newton-CG") else {}
+    options = {
+        "L-BFGS-B": {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 2000, "maxfun": 5000},
+        "Newton-CG": {"xtol": 1e-11, "maxiter": 2000},
+    }
+    found = minimize(
+        lambda z: float(phi(torch.as_tensor(z))),
+        problem.start.numpy(),
+        jac=gradient,
+        method=method,
+        options=options.get(method, {"gtol": 1e-8, "maxiter": 2000}),
+        **second,
+    )
+    return 2 * float(found.fun), bool(found.success), int(found.nfev)
+
+
+def table() -> str:
+    """In each cell the evaluations; a dash where no published minimum was reached."""
+    columns = [(name, lambda p, name=name: solved(p, name)) for name in METHODS]
+    columns += [(f"SciPy {name}", lambda p, name=name: by_scipy(p, name)) for name in SCIPY]
+    lines = [
+        "# Minima of Moré, Garbow and Hillstrom",
+        "",
+        "Evaluations until the published minimum was reached to six digits; – where it was not. Ours must also say that they",
+        f"converged (rtol {RTOL:g}); SciPy's need not, for at its tightest tolerances it often reports a loss of precision.",
+        "Written by `python -m tests.problems.test_mgh_minima`.",
+        "",
+        "| problem | " + " | ".join(name for name, _ in columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    counts = [0] * len(columns)
+    for problem in PROBLEMS:
+        cells = []
+        for i, (name, run) in enumerate(columns):
+            try:
+                value, converged, evaluations = run(problem)
+            except Exception:
+                value, converged, evaluations = torch.nan, False, 0
+            good = reached(problem, value) and (converged or name.startswith("SciPy"))
+            counts[i] += good
+            cells.append(str(evaluations) if good else "–")
+        lines.append(f"| {problem.name} | " + " | ".join(cells) + " |")
+    lines.append(f"| reached, of {len(PROBLEMS)} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("mgh_minima.md").write_text(table())
