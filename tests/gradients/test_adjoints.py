@@ -167,6 +167,36 @@ def test_unrolled_steps_are_differentiated_inside_transforms(solver: str) -> Non
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x])), plain, atol=1e-10)
 
 
+@pytest.mark.parametrize("solver", GENERAL)
+def test_unrolled_steps_under_vmap_are_differentiated_outside(solver: str) -> None:
+    W, x = (t.detach() for t in system())
+    xs = torch.stack([x, 2 * x]).requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        return ti.fixed_point(f, ZERO, (W, x), solver=solver, adjoint=ti.Unrolled(6), on_failure="ignore").value @ V
+
+    (found,) = torch.autograd.grad(torch.vmap(loss)(xs).sum(), xs)
+    (expected,) = torch.autograd.grad(loss(xs[0]) + loss(xs[1]), xs)
+    assert torch.allclose(found, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", GENERAL)
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_checkpointed_steps_are_refused_inside_transforms(transform: str, solver: str) -> None:
+    W, x = (t.detach() for t in system())
+
+    def loss(x: Tensor) -> Tensor:
+        return ti.fixed_point(f, ZERO, (W, x), solver=solver, adjoint=ti.Unrolled(3, checkpoint=True)).value @ V
+
+    run = {
+        "grad": lambda: torch.func.grad(loss)(x),
+        "vmap": lambda: torch.vmap(loss)(torch.stack([x, x])),
+        "jvp": lambda: torch.func.jvp(loss, (x,), (x,)),
+    }
+    with pytest.raises(RuntimeError, match=r"checkpoint=True.*recomputes its steps"):
+        run[transform]()
+
+
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "vmap(grad)"])
 @pytest.mark.parametrize("steps", [5, None])
 def test_unrolled_inside_a_transform_runs_steps_or_else_max_steps(transform: str, steps: int | None) -> None:
