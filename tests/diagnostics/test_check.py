@@ -131,6 +131,11 @@ def test_without_anything_to_differentiate_in_that_is_noted():
     assert levels(report)["gradient"] == "note"
 
 
+def test_one_argument_without_a_tuple_is_refused():
+    with pytest.raises(TypeError, match=r"args=\(x,\)"):
+        check(tanh, ZEROS, X)
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="fixed_point"):
         check(tanh, ZEROS, (X,), "equation")

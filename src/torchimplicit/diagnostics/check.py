@@ -20,6 +20,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.minimize import minimize
+from torchimplicit.problems.pose import check_args
 from torchimplicit.problems.root import root
 from torchimplicit.solution import Solution
 from torchimplicit.state import Layout
@@ -109,11 +110,12 @@ def check(
     function theorem needs the smallest to be above 0); the implicit gradient, against central finite differences of
     the solution in random directions and against the explicit gradient; and what each of them costs.
 
-    Raises ValueError for an unknown kind, and whatever f and the solve raise. f is evaluated many times; float64
-    sees much smaller errors than float32.
+    Raises ValueError for an unknown kind, TypeError for args that are no tuple, and whatever f and the solve raise. f is
+    evaluated many times; float64 sees much smaller errors than float32.
     """
     if kind not in SOLVES:
         raise ValueError(f"kind must be one of {', '.join(map(repr, SOLVES))}; got {kind!r}.")
+    check_args(args)
     if keywords.pop("has_aux", False):
         with_aux = f
 
