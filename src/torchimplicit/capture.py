@@ -26,8 +26,8 @@ from torchimplicit.parametrised import State, cache_as_it_was, cache_now, left_a
 from torchimplicit.recording import (
     Call,
     CaptureError,
-    Record,
     Replay,
+    Tape,
     hidden,
     innermost,
     paused,
@@ -110,34 +110,34 @@ def capture(
     given = arguments.tensors(args)
     z_leaves, z_tree = pytree.tree_flatten(z)
 
-    def evaluate(record: Record) -> Any:
-        unknown = pytree.tree_unflatten([record.unknown(leaf) for leaf in z_leaves], z_tree)
-        rebuilt = arguments.rebuilt(record.explicit)
-        with record:
-            return record.returned(fn(unknown, *rebuilt))
+    def evaluate(tape: Tape) -> Any:
+        unknown = pytree.tree_unflatten([tape.unknown(leaf) for leaf in z_leaves], z_tree)
+        rebuilt = arguments.rebuilt(tape.explicit)
+        with tape:
+            return tape.returned(fn(unknown, *rebuilt))
 
     around = innermost()
     copies_can_be_made = not inside_transform() and around is None
 
-    def recorded(states: Collection[int]) -> tuple[Record, Any]:
+    def recorded(states: Collection[int]) -> tuple[Tape, Any]:
         with paused(), eager_cells():
             if not copies_can_be_made:
-                first = Record(given, states=states, around=around)
+                first = Tape(given, states=states, around=around)
                 evaluate(first)
-                record = Record(given, first=first, states=states, around=around)
-                return record, evaluate(record)
-            record = Record(given, copy=True, states=states)
+                tape = Tape(given, first=first, states=states, around=around)
+                return tape, evaluate(tape)
+            tape = Tape(given, copy=True, states=states)
             with torch.enable_grad():
-                out = evaluate(record)
+                out = evaluate(tape)
                 flat = output(out)
-            missed = record.hidden(flat)
+            missed = tape.hidden(flat)
             if missed is not None:
                 raise _hides(fn, missed, flat)
-            return record, out
+            return tape, out
 
-    record, out = recorded(())
+    tape, out = recorded(())
     states: list[State] = []
-    modified = record.modified()
+    modified = tape.modified()
     if modified:
         states = states_of(fn)
         harmless = {state.address for state in states} - {0}
@@ -150,10 +150,10 @@ def capture(
                 f"without state (GroupNorm, LayerNorm), or compute the state outside."
             )
         with left_as_they_are(states):
-            record, out = recorded(harmless)
+            tape, out = recorded(harmless)
     autocast = Autocast.now(z_leaves[0].device.type)
-    changing = frozenset(record.changing)
-    return Captured(fn, arguments, record.tensors, record.calls, autocast, states, changing, cache_now()), out
+    changing = frozenset(tape.changing)
+    return Captured(fn, arguments, tape.tensors, tape.calls, autocast, states, changing, cache_now()), out
 
 
 @dataclass(frozen=True)

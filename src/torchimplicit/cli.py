@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,28 +81,28 @@ def app() -> typer.Typer:
 
         - (f, z0, args, kind, keywords): the same, and keywords for the solve, such as {"batch_ndim": 1}.
 
-        Modules are looked for in the current directory too. Exit code: 1 if a check fails, 2 if there is no such layer.
+        Modules are looked for in the current directory too. Exit code: 1 if a check fails, 2 if there is no such layer or it
+        raises an error.
         """
         from rich.console import Console
 
         from torchimplicit.diagnostics import check as run_check
         from torchimplicit.recording import CaptureError
 
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
+        errors = Console(highlight=False, emoji=False, markup=False, style="red", stderr=True, soft_wrap=True)
         sys.path.insert(0, "")
         well = True
         for name in layers:
             try:
-                problem = problem_of(made_by(name))
-            except (ImportError, AttributeError, TypeError, ValueError) as error:
-                console.print(f"{name}: {error}", style="red", markup=False)
-                raise typer.Exit(2) from error
-            try:
-                report = run_check(**problem, seed=seed)
-            except CaptureError as error:
-                console.print(f"{name}: {error}", style="red", markup=False)
+                report = run_check(**problem_of(made_by(name)), seed=seed)
+            except CaptureError as error:  # its gradient would be lost: this layer fails, and the others are checked
+                errors.print(f"{name}: {in_one_line(error)}")
                 well = False
                 continue
+            except Exception as error:  # whatever the user's module, factory or layer raises
+                errors.print(f"{name}: {in_one_line(error)}")
+                raise typer.Exit(2) from error
             show(report, name, console)
             well = well and report.ok
         if not well:
@@ -128,7 +129,21 @@ def made_by(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise ValueError("expected MODULE:CALLABLE, such as my_package.layers:make_layer")
-    return getattr(importlib.import_module(module), attribute)()
+    factory = getattr(importlib.import_module(module), attribute)
+    if not callable(factory):
+        raise TypeError(f"expected a function that makes a layer; {attribute} is {factory!r}")
+    return factory()
+
+
+def in_one_line(error: Exception) -> str:
+    """An error with the last line of the user's own code that led to it."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    ours = Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and ours not in file.parents and not {"torch", "importlib"} & set(file.parts):
+            return f"{text} ({file.name}, line {frame.lineno})"
+    return text
 
 
 def problem_of(made: Any) -> dict[str, Any]:

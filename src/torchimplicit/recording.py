@@ -76,7 +76,7 @@ class Mode(TorchFunctionMode):
             return self.call(_returned, (out,), {})
 
 
-class Record(Mode):
+class Tape(Mode):
     """Notes the calls of a function and gives every tensor that it did not make itself a slot.
 
     tensors : the explicit tensors; first those given, then the others in the order met.
@@ -88,7 +88,7 @@ class Record(Mode):
         given: Sequence[Tensor],
         *,
         copy: bool = False,
-        first: Record | None = None,
+        first: Tape | None = None,
         states: Collection[int] = (),
         around: Mode | None = None,
     ) -> None:

@@ -36,8 +36,10 @@ class SolveInfo:
     status : int, a :class:`torchimplicit.Status`.
     steps : int. Steps taken by each system.
     residual : the final residual, in the norm that decided (see :mod:`torchimplicit.stopping`).
-    evaluations : calls of g over the whole batch (a 0-d tensor).
-    products : Jacobian products, each a vjp or a jvp over the whole batch (a 0-d tensor).
+    evaluations : of g by the search, each over the whole batch (a 0-d tensor). Where the search goes block by block, their sum
+        in proportion to the blocks. What is evaluated besides is not counted: g as it is recorded for the derivative, for
+        ``aux``, and in the steps of ``OneStep`` and ``Phantom``.
+    products : Jacobian products of the search, each a vjp or a jvp over the whole batch (a 0-d tensor).
     aux : auxiliary output of g at the returned z, detached (``has_aux=True``).
     """
 

@@ -61,6 +61,28 @@ def nonsense():
     return 3
 
 
+number = 5
+
+
+def makes_no_layer():
+    return {}["nothing"]
+
+
+def raises():
+    def f(z):
+        raise RuntimeError("shapes [red]3[/red] and 4\\ndo not fit :smile:")
+
+    return f, zeros
+
+
+def of_no_kind():
+    return torch.cos, zeros, (), "equation"
+
+
+def bare():
+    return torch.add, zeros, x
+
+
 def equation():
     return (lambda z, x: z + z**3 / 3 - x), zeros, (x,), "root"
 """
@@ -112,18 +134,35 @@ def test_a_layer_whose_tensors_cannot_be_seen_fails_in_a_line(check):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nonsense", "must return"), ("missing", "missing")],
+    [
+        ("nonsense", "must return"),
+        ("missing", "has no attribute 'missing'"),
+        ("number", "expected a function that makes a layer; number is 5"),
+        ("makes_no_layer", "KeyError: 'nothing' (my_layers.py, line"),
+        ("raises", "RuntimeError: shapes [red]3[/red] and 4 do not fit :smile: (my_layers.py, line"),
+        ("of_no_kind", "kind must be one of"),
+        ("bare", "args must be a tuple"),
+    ],
 )
-def test_what_is_no_layer_is_refused_in_a_line(check, name, said):
+def test_a_mistake_is_one_line_on_stderr(check, name, said):
     result = check(name)
     assert result.exit_code == 2
-    assert said in result.output
+    assert isinstance(result.exception, SystemExit)
+    assert said in result.stderr
+    assert result.stderr.startswith(f"my_layers:{name}: ")
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
 
 
-def test_a_name_without_a_colon_is_refused():
-    result = CliRunner().invoke(cli.app(), ["check", "just_a_module"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("just_a_module", "MODULE:CALLABLE"), ("no_such_module:layer", "No module named 'no_such_module'")],
+)
+def test_a_name_of_nothing_is_one_line_on_stderr(name, said):
+    result = CliRunner().invoke(cli.app(), ["check", name])
     assert result.exit_code == 2
-    assert "MODULE:CALLABLE" in result.output
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_help_says_what_a_factory_returns():

@@ -1,7 +1,10 @@
 """``check`` accepts what is right, and names what is wrong."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import torchimplicit as ti
 from torchimplicit.diagnostics import check
@@ -114,6 +117,40 @@ def test_a_singular_jacobian_fails():
     assert report.smallest_singular_value == 0
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_double_root_fails_though_the_jacobian_near_it_is_regular(n):
+    x = torch.zeros(n, dtype=torch.float64)
+    report = check(lambda z, x: z**2 - x, x + 0.5, (x,), "root")
+    assert report.info.converged
+    assert report.condition_number < 1e3
+    assert levels(report)["well-posedness"] == "fail"
+    assert "multiple root" in str(report)
+
+
+def energy(z, x):
+    return ((z - x) ** 2 + (z - x) ** 4 / 4).sum(-1) + (z[..., :-1] * z[..., 1:]).sum(-1) / 2
+
+
+def residuals(z, x):
+    return torch.cat([z - x, z[..., :2] * z[..., 2:4] / 5], -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "f", "objective"),
+    [("minimize", energy, energy), ("least_squares", residuals, lambda z, x: residuals(z, x).square().sum() / 2)],
+    ids=["minimize", "least_squares"],
+)
+def test_the_singular_values_are_those_of_the_hessian_whatever_the_function_uses(kind, f, objective):
+    """Activation checkpointing, for one, which torch.func does not take."""
+    recomputed = partial(checkpoint, f, use_reentrant=False)
+    report = check(recomputed, ZEROS, (X,), kind, batch_ndim=1)
+    assert report.ok, str(report)
+    zs = getattr(ti, kind)(f, ZEROS, (X,), batch_ndim=1, rtol=1e-12).value
+    sigma = torch.linalg.svdvals(torch.stack([torch.func.hessian(objective)(z, x) for z, x in zip(zs, X)]))
+    assert report.smallest_singular_value == pytest.approx(sigma.min().item(), rel=1e-5)
+    assert report.condition_number == pytest.approx((sigma[:, 0] / sigma[:, -1]).max().item(), rel=1e-5)
+
+
 def test_a_solution_that_is_not_finite_ends_the_check():
     report = check(lambda z, x: z.log() - 1 + 0 * x, -torch.ones(2), (torch.ones(2),), "root")
     assert not report.ok
@@ -129,6 +166,11 @@ def test_without_anything_to_differentiate_in_that_is_noted():
     report = check(lambda z: z.cos(), torch.tensor(0.5))
     assert report.ok
     assert levels(report)["gradient"] == "note"
+
+
+def test_one_argument_without_a_tuple_is_refused():
+    with pytest.raises(TypeError, match=r"args=\(x,\)"):
+        check(tanh, ZEROS, X)
 
 
 def test_an_unknown_kind_is_refused():

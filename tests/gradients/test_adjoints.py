@@ -10,12 +10,12 @@ from torch import Tensor
 
 import torchimplicit as ti
 
+from ..every_solver import GENERAL
 from .problems import randn
 
 N = 4
 EYE = torch.eye(N, dtype=torch.float64)
 ZERO = torch.zeros(N, dtype=torch.float64)
-SOLVERS = ["newton", "chord", "newton_krylov", "broyden", "anderson", "picard"]
 
 
 def system() -> tuple[Tensor, Tensor]:
@@ -62,13 +62,13 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...], atol: float = 1e-9) -> bo
     return all(torch.allclose(p, q, rtol=0, atol=atol) for p, q in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("problem", ["fixed_point", "root"])
 def test_every_solver_gives_the_exact_gradient(problem: str, solver: str) -> None:
     assert same(solved(problem, solver=solver), exact())
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_a_loose_forward_gives_the_gradient_of_its_own_tolerance(solver: str) -> None:
     assert same(solved(solver=solver, rtol=1e-4), exact(), atol=2e-3)
 
@@ -82,7 +82,7 @@ def test_every_linear_solver_gives_the_exact_gradient(problem: str, linear: str)
     assert same(solved(problem, adjoint=ti.Implicit(getattr(ti.linear, linear)())), exact())
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_unrolling_until_convergence_gives_the_exact_gradient(solver: str, checkpoint: bool) -> None:
     adjoint = ti.Unrolled(checkpoint=checkpoint)
@@ -90,7 +90,7 @@ def test_unrolling_until_convergence_gives_the_exact_gradient(solver: str, check
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_checkpointing_does_not_change_the_unrolled_gradient(solver: str, steps: int) -> None:
     plain = solved(solver=solver, adjoint=ti.Unrolled(steps), on_failure="ignore")
     assert same(solved(solver=solver, adjoint=ti.Unrolled(steps, checkpoint=True), on_failure="ignore"), plain, 1e-12)
@@ -153,7 +153,7 @@ def test_the_approximate_adjoints_are_the_same_inside_transforms(adjoint: object
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x]))[0], plain, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_unrolled_steps_are_differentiated_inside_transforms(solver: str) -> None:
     W, x = (t.detach() for t in system())
 
@@ -165,6 +165,36 @@ def test_unrolled_steps_are_differentiated_inside_transforms(solver: str) -> Non
     )
     assert torch.allclose(torch.func.grad(loss)(x), plain[0], atol=1e-10)
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x])), plain, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", GENERAL)
+def test_unrolled_steps_under_vmap_are_differentiated_outside(solver: str) -> None:
+    W, x = (t.detach() for t in system())
+    xs = torch.stack([x, 2 * x]).requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        return ti.fixed_point(f, ZERO, (W, x), solver=solver, adjoint=ti.Unrolled(6), on_failure="ignore").value @ V
+
+    (found,) = torch.autograd.grad(torch.vmap(loss)(xs).sum(), xs)
+    (expected,) = torch.autograd.grad(loss(xs[0]) + loss(xs[1]), xs)
+    assert torch.allclose(found, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", GENERAL)
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_checkpointed_steps_are_refused_inside_transforms(transform: str, solver: str) -> None:
+    W, x = (t.detach() for t in system())
+
+    def loss(x: Tensor) -> Tensor:
+        return ti.fixed_point(f, ZERO, (W, x), solver=solver, adjoint=ti.Unrolled(3, checkpoint=True)).value @ V
+
+    run = {
+        "grad": lambda: torch.func.grad(loss)(x),
+        "vmap": lambda: torch.vmap(loss)(torch.stack([x, x])),
+        "jvp": lambda: torch.func.jvp(loss, (x,), (x,)),
+    }
+    with pytest.raises(RuntimeError, match=r"checkpoint=True.*recomputes its steps"):
+        run[transform]()
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "vmap(grad)"])

@@ -42,8 +42,12 @@ def test_info_survives_vmap_and_is_each_samples_own(adjoint: Any) -> None:
         for name in ("converged", "status", "steps"):
             assert getattr(info, name).shape == (3,)
             assert torch.equal(getattr(info, name)[i], getattr(alone, name))
-        assert torch.allclose(info.residual[i], alone.residual, atol=1e-8)
-    assert isinstance(info.message, str)
+        assert torch.allclose(info.residual[i], alone.residual, rtol=1e-6, atol=1e-14)
+        if not isinstance(adjoint, ti.Phantom):  # which goes on from where the solve ended
+            rms = (W @ z + (z**3).flip(0) / 9 - x).square().mean().sqrt()
+            assert torch.allclose(info.residual[i], rms, rtol=1e-6, atol=1e-14)
+    happened = {ti.Status(int(code)).name.lower() for code in info.status}
+    assert {line.partition(":")[0] for line in info.message.splitlines()} == happened
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
@@ -68,8 +72,22 @@ def test_info_is_an_auxiliary_output_of_every_transform(adjoint: Any) -> None:
         assert isinstance(info, ti.SolveInfo)
         for name in ("converged", "status", "steps"):
             assert bool((getattr(info, name) == getattr(plain, name)).all())
+        assert torch.allclose(info.residual, plain.residual, rtol=1e-6, atol=1e-14)
+        assert bool((info.evaluations > 0).all())
         assert not any(torch._C._functorch.is_functorch_wrapped_tensor(getattr(info, name)) for name in LEAVES)
-        assert not any(getattr(info, name).requires_grad for name in LEAVES)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize("transform", ["none", "vmap"])
+def test_no_fact_is_differentiable(adjoint: Any, transform: str) -> None:
+    xs = randn(2, N, seed=1).requires_grad_()
+    options = {"adjoint": adjoint, "solver": "newton", "on_failure": "ignore", "max_steps": 12}
+    if transform == "vmap":
+        z, info = torch.vmap(lambda x: layer(x, **options))(xs)
+    else:
+        z, info = layer(xs[0], **options)
+    assert z.requires_grad
+    assert not any(getattr(info, name).requires_grad for name in LEAVES)
 
 
 @pytest.mark.parametrize("problem", ["minimize", "least_squares", "fixed_point", "linear_solve"])
@@ -104,7 +122,6 @@ def test_aux_is_that_at_the_solution_and_detached(adjoint: Any) -> None:
     assert info.aux["pair"][1] == "text"
     assert z.requires_grad
     assert not any(t.requires_grad for t in (info.aux["norm"], info.aux["pair"][0], info.aux["x"]))
-    assert info.aux is not None
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS[:3], ids=repr)
@@ -136,12 +153,13 @@ def test_the_facts_of_the_backward_appear_when_it_runs(solver: str) -> None:
     x = randn(N, seed=1).requires_grad_()
     z, info = layer(x, 1.0 if solver == "newton" else 0.3, solver=solver)
     assert info.adjoint is None
-    z.sum().backward()
+    (grad,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    assert grad.requires_grad
     assert bool(info.adjoint.converged)
     assert info.adjoint.converged.shape == ()
     assert float(info.adjoint.residual) < 1e-8
     assert int(info.adjoint.products) > 0
-    assert not info.adjoint.residual.requires_grad
+    assert not any(getattr(info.adjoint, name).requires_grad for name in LEAVES)
 
 
 def test_the_facts_of_the_backward_are_filled_in_by_transforms_and_are_plain_tensors() -> None:
@@ -156,6 +174,8 @@ def test_the_facts_of_the_backward_are_filled_in_by_transforms_and_are_plain_ten
     torch.vmap(torch.func.grad(f))(torch.stack([randn(N, seed=1), randn(N, seed=2)]))
     assert kept[0].adjoint.converged.tolist() is True
     assert kept[1].adjoint.converged.tolist() == [True, True]
+    for info in kept:
+        assert not any(torch._C._functorch.is_functorch_wrapped_tensor(getattr(info.adjoint, name)) for name in LEAVES)
 
 
 def test_trace_and_callback_inside_vmap_see_every_sample() -> None:

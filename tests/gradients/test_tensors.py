@@ -12,6 +12,7 @@ from torch import Tensor
 
 import torchimplicit as ti
 
+from ..every_solver import GENERAL
 from .problems import TIGHT, randn, well
 
 N = 3
@@ -235,7 +236,7 @@ def test_every_batch_ndim_gives_the_same_gradient(shape: tuple[int, ...], batch_
     n=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.complex64, torch.complex128]),
     problem=st.sampled_from(["root", "fixed_point"]),
-    solver=st.sampled_from(["newton", "anderson", "newton_krylov", "broyden"]),
+    solver=st.sampled_from(GENERAL),
     shared=st.booleans(),
     seed=st.integers(0, 99),
 )

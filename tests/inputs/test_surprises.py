@@ -68,15 +68,28 @@ def test_a_function_may_return_a_tensor_that_it_was_not_given() -> None:
     torch.testing.assert_close(x.grad, X)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, D])
-@pytest.mark.parametrize("scale", [1e-5, 1e-7, 1e-12])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-5), (D, 1e-5), (D, 1e-7), (D, 1e-12)])
 def test_a_small_scale_is_no_convergence(dtype: torch.dtype, scale: float) -> None:
-    if scale < torch.finfo(dtype).eps:
-        pytest.skip("below the default atol, as documented")
     z, info = ti.root(lambda z: scale * (z**3 + z - X.to(dtype)), ZERO.to(dtype))
     assert info.converged
     assert info.steps > 0
     torch.testing.assert_close(z**3 + z, X.to(dtype), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-8), (torch.float32, 1e-12), (D, 1e-17)])
+def test_a_scale_below_the_default_atol_is_a_root_as_it_stands_and_atol_0_sees_through_it(
+    dtype: torch.dtype, scale: float
+) -> None:
+    x, eps = X.to(dtype), torch.finfo(dtype).eps
+    g = lambda z: scale * (z**3 + z - x)  # noqa: E731
+    z, info = ti.root(g, ZERO.to(dtype))
+    assert info.converged
+    assert info.steps == 0
+    assert 0 < info.residual <= eps
+    assert (z == 0).all()
+    z, info = ti.root(g, ZERO.to(dtype), atol=0.0)
+    assert info.converged
+    torch.testing.assert_close(z**3 + z, x, rtol=eps**0.5, atol=0)
 
 
 def test_a_root_to_rounding_is_a_root_for_a_warm_start() -> None:

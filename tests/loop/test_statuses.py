@@ -9,8 +9,9 @@ from torch import Tensor
 import torchimplicit as ti
 from torchimplicit import Status
 
+from ..every_solver import GENERAL
+
 D = torch.float64
-SOLVERS = ["newton", "chord", "newton_krylov", "broyden", "anderson", "picard"]
 
 
 def scalar(x: float) -> Tensor:
@@ -78,7 +79,7 @@ def test_the_trace_holds_the_residual_of_every_step_and_the_callback_sees_it() -
     assert torch.allclose(info.trace, 0.5 ** torch.arange(len(info.trace), dtype=D))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_evaluations_are_counted_truly(solver: str) -> None:
     calls = 0
 
@@ -92,7 +93,7 @@ def test_evaluations_are_counted_truly(solver: str) -> None:
     assert int(info.evaluations) == calls
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_a_batch_is_solved_as_its_systems_are_one_by_one(solver: str) -> None:
     W = torch.randn(4, 4, dtype=D, generator=torch.Generator().manual_seed(1)) / 5
     xs = torch.randn(5, 4, dtype=D, generator=torch.Generator().manual_seed(2))

@@ -10,14 +10,15 @@ from torch import Tensor
 
 import torchimplicit as ti
 
+from ..every_solver import GENERAL
+
 D = torch.float64
-SOLVERS = ["newton", "chord", "newton_krylov", "broyden", "anderson", "picard"]
 BAD = [None, torch.nan, torch.inf, 1e200]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    solver=st.sampled_from(SOLVERS),
+    solver=st.sampled_from(GENERAL),
     batch=st.integers(1, 4),
     n=st.integers(1, 6),
     seed=st.integers(0, 10**6),
@@ -61,7 +62,7 @@ def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_no_systems_and_no_unknowns_are_solved_at_once(solver: str, shape: tuple[int, int]) -> None:
     x = torch.zeros(shape, dtype=D, requires_grad=True)
     z, info = ti.root(lambda z: z + z**3 - x, torch.ones_like(x), solver=solver, batch_ndim=1)

@@ -6,21 +6,17 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.solvers import choose, resolve
-
-NAMES = {
-    "newton": ti.solvers.Newton,
-    "chord": ti.solvers.Chord,
-    "newton_krylov": ti.solvers.NewtonKrylov,
-    "broyden": ti.solvers.Broyden,
-    "anderson": ti.solvers.Anderson,
-    "picard": ti.solvers.Picard,
-}
+from torchimplicit.solvers import NAMES, choose, resolve
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_stands_for_the_object_with_its_defaults(name: str) -> None:
-    assert resolve(name, False, 1, 3) == NAMES[name]()
+def test_a_name_stands_for_the_object_with_its_defaults_and_is_that_of_its_class(name: str) -> None:
+    solver = resolve(name, False, 1, 3)
+    kind = type(solver)
+    assert solver == kind()
+    assert kind.__name__.lower() == name.replace("_", "")
+    assert getattr(ti.solvers, kind.__name__) is kind
+    assert kind.__name__ in ti.solvers.__all__
 
 
 def test_auto_is_what_its_documentation_says() -> None:

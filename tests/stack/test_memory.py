@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchimplicit as ti
 
+from ..every_solver import GENERAL
 from .layers import batch, layer
 
 N = 30
@@ -63,7 +64,7 @@ def held(steps: int, solver: Any, adjoint: Any) -> int:
     return births.live_bytes()
 
 
-@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden", "newton", "chord", "newton_krylov"])
+@pytest.mark.parametrize("solver", GENERAL)
 def test_the_implicit_way_holds_as_much_after_10_steps_as_after_1000(solver: str) -> None:
     assert held(10, solver, ti.Implicit()) == held(1000, solver, ti.Implicit())
 
@@ -88,7 +89,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("solver", ["anderson", "newton", "newton_krylov", "broyden"])
+@pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize(
     "use", ["forward", "backward", "double backward", "failure", "func.grad", "checkpoint", "hooks"]
 )

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..every_solver import GENERAL
 from .layers import assert_same, batch, gradients, layer
 
-every_solver = pytest.mark.parametrize("solver", ["anderson", "broyden", "newton", "newton_krylov"])
+every_solver = pytest.mark.parametrize("solver", GENERAL)
 
 
 @every_solver

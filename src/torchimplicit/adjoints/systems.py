@@ -72,14 +72,14 @@ class ConditionSystem:
 
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
-    ) -> tuple[LinearSystem, list[Tensor]]:
+    ) -> tuple[JacobianSystem, list[Tensor]]:
         record = self.record if transpose else None
-        system = LinearSystem(self.condition, transpose, len(inverse), self.settings, self.batch_shape, record)
+        system = JacobianSystem(self.condition, transpose, len(inverse), self.settings, self.batch_shape, record)
         return system, [z, status, *inverse, *tensors]
 
 
 @dataclass(frozen=True)
-class LinearSystem:
+class JacobianSystem:
     """A w = b with A = ∂g/∂z at z*, or its transpose. Its tensors are (b, z*, status of z*, *inverse, *tensors of g)."""
 
     own_operator: ClassVar[bool] = False  # but that of the system that it was made for
@@ -104,7 +104,7 @@ class LinearSystem:
 
     def vmapped(
         self, size: int, dims: Sequence[int | None], w0: Tensor, tensors: Sequence[Tensor]
-    ) -> tuple[LinearSystem, Tensor, list[Tensor]]:
+    ) -> tuple[JacobianSystem, Tensor, list[Tensor]]:
         systems = w0.shape[1]
 
         def rows(t: Tensor, dim: int | None) -> Tensor:
@@ -124,7 +124,7 @@ class LinearSystem:
 
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
-    ) -> tuple[LinearSystem, list[Tensor]]:
+    ) -> tuple[JacobianSystem, list[Tensor]]:
         """The same operator again: this system's own solution plays no part in it."""
         return replace(self, transpose=self.transpose != transpose, record=None), list(tensors[1:])
 

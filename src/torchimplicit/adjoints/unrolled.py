@@ -12,6 +12,7 @@ from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Stopping
+from torchimplicit.transforms import inside_functorch
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Unrolled:
     steps : exactly so many steps, whatever the residual. None: until convergence, at most ``max_steps`` of the call. Inside a
         ``torch.func`` transform, where no value may decide what runs, ``max_steps`` steps are run then, with those systems
         masked that have converged: early stopping is for plain code only.
-    checkpoint : keep only each step's z and state, and recompute the rest in the backward.
+    checkpoint : keep only each step's z and state, and recompute the rest in the backward. Refused inside ``torch.func``
+        transforms: a step is recomputed after they have ended.
     """
 
     steps: int | None = None
@@ -32,7 +34,17 @@ class Unrolled:
             check_count("Unrolled: steps", self.steps)
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
-        """Solve with every step recorded."""
+        """Solve with every step recorded.
+
+        Raises:
+            RuntimeError: ``checkpoint=True`` inside a ``torch.func`` transform.
+        """
+        if self.checkpoint and inside_functorch():
+            raise RuntimeError(
+                "Unrolled(checkpoint=True) does not work inside torch.func transforms (grad, vjp, jacrev, jvp, vmap, ...): it "
+                "recomputes its steps in the backward, when the transform has ended. Use checkpoint=False there, or Implicit(), "
+                "which keeps no steps; or differentiate with autograd, in plain code."
+            )
         equations = Equations(problem.function, problem.kind)
         stopping = Stopping(
             problem.bound, problem.max_steps, problem.tolerance.floor, exactly=self.steps, at_least_one=True

@@ -84,7 +84,19 @@ class FixedPoint(_Layer):
         return self._solve(self.cell, args, z0)
 
 
-class Root(_Layer):
+class _OfModule(_Layer):
+    """A layer around a module that is no step of its own."""
+
+    def __init__(self, module: nn.Module, *, init: Callable[..., Any] | None = None, **options: Any) -> None:
+        super().__init__(module, init, options)
+        self.module = module
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, z0: Any = None) -> Any:
+        return self._solve(self.module, args, z0)
+
+
+class Root(_OfModule):
     """module(z*, *args) = 0.
 
     Args:
@@ -97,16 +109,8 @@ class Root(_Layer):
 
     solve = staticmethod(root)
 
-    def __init__(self, module: nn.Module, *, init: Callable[..., Any] | None = None, **options: Any) -> None:
-        super().__init__(module, init, options)
-        self.module = module
 
-    @torch.compiler.disable
-    def forward(self, *args: Any, z0: Any = None) -> Any:
-        return self._solve(self.module, args, z0)
-
-
-class ArgMin(_Layer):
+class ArgMin(_OfModule):
     """z* = argmin over z of module(z, *args).
 
     Args:
@@ -118,11 +122,3 @@ class ArgMin(_Layer):
     """
 
     solve = staticmethod(minimize)
-
-    def __init__(self, module: nn.Module, *, init: Callable[..., Any] | None = None, **options: Any) -> None:
-        super().__init__(module, init, options)
-        self.module = module
-
-    @torch.compiler.disable
-    def forward(self, *args: Any, z0: Any = None) -> Any:
-        return self._solve(self.module, args, z0)

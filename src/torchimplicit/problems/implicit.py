@@ -27,6 +27,8 @@ from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, rms
 from torchimplicit.transforms import inside_transform, outside_transforms
 
+NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
+
 
 @dataclass(frozen=True)
 class BlackBox:
@@ -57,9 +59,7 @@ class BlackBox:
         return torch.cat([row.to(self.layout.real_dtype) for row in rows])
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
-        raise TypeError(
-            "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
-        )
+        raise TypeError(NO_STEPS)
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         return ()
@@ -117,9 +117,7 @@ def implicit(
     if not callable(condition):
         raise TypeError(f"condition must be a function of (z, *args); got {type(condition).__name__}.")
     if isinstance(adjoint, Unrolled):
-        raise TypeError(
-            "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
-        )
+        raise TypeError(NO_STEPS)
     check_adjoint(adjoint)
     check_policy(on_failure)
 

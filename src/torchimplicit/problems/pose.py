@@ -48,8 +48,7 @@ def pose_and_solve(
     """Check what was passed, choose the solver, and hand the problem to its adjoint."""
     if not callable(fn):
         raise TypeError(f"{kind.name}: the first argument must be a function of (z, *args); got {type(fn).__name__}.")
-    if not isinstance(args, (tuple, list)):
-        raise TypeError(f"args must be a tuple; got {type(args).__name__}. For one argument write args=(x,).")
+    check_args(args)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of (step, z, residual), or None; got {describe(callback)}.")
     check_policy(on_failure)
@@ -82,6 +81,12 @@ def pose_and_solve(
         compile,
     )
     return adjoint.run(problem, start)
+
+
+def check_args(args: Any) -> None:
+    """Raise TypeError unless ``args`` is a tuple: a bare tensor would be taken apart."""
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple; got {type(args).__name__}. For one argument write args=(x,).")
 
 
 def check_adjoint(adjoint: Adjoint | None) -> None:

@@ -1,0 +1,22 @@
+"""The solvers by name, so that a new one is tested wherever it can be asked."""
+
+from __future__ import annotations
+
+import torchimplicit as ti
+
+ONE_UNKNOWN = "it shrinks an interval: each system is one equation in one unknown"
+DOWNHILL = "it goes down an objective, and a root or a fixed point has none"
+
+# Solvers that do not take just any system of n equations in n unknowns, and why.
+PARTICULAR = {
+    "bisection": ONE_UNKNOWN,
+    "chandrupatla": ONE_UNKNOWN,
+    "itp": ONE_UNKNOWN,
+    "lbfgs": DOWNHILL,
+    "bfgs": DOWNHILL,
+    "nonlinear_cg": DOWNHILL,
+    "trust_newton": DOWNHILL,
+    "newton_cg": DOWNHILL,
+}
+
+GENERAL = [name for name in ti.solvers.NAMES if name not in PARTICULAR]
