@@ -1,0 +1,132 @@
+"""What a solve costs, counted: operations on tensors, values that Python waits for, factorisations, evaluations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torchimplicit as ti
+
+SYNCHRONISATION = "aten._local_scalar_dense.default"  # bool(tensor), tensor.item(): the device has to finish first
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach the kernels, but not views of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+W = torch.tensor([[0.2, -0.4, 0.1], [0.3, 0.1, 0.2], [-0.1, 0.25, 0.3]], dtype=torch.float64)
+B = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+EVALUATION = 3  # operations of one evaluation: mm, add, tanh
+
+
+def cell(z: Tensor, b: Tensor) -> Tensor:
+    return torch.tanh(z @ W.T + b)
+
+
+def counted(steps: int, solver: Any) -> Counter[str]:
+    """The operations of a forward solve that takes so many steps and does not get there."""
+    with Operations() as operations, torch.no_grad():
+        _, info = ti.fixed_point(
+            cell,
+            torch.zeros_like(B),
+            (B,),
+            batch_ndim=1,
+            solver=solver,
+            rtol=0.0,
+            atol=1e-300,
+            max_steps=steps,
+            on_failure="ignore",
+        )
+    assert info.steps.tolist() == [steps] * 4
+    return operations.counts
+
+
+def of_one_step(solver: Any) -> Counter[str]:
+    """The operations of a step, as long as every system comes closer."""
+    counts = counted(3, solver)
+    counts.subtract(counted(2, solver))
+    return counts
+
+
+def total(counts: Counter[str]) -> int:
+    return sum(counts.values())
+
+
+@pytest.mark.parametrize(
+    ("solver", "of_method"),
+    [
+        ("picard", 1),  # z − r
+        (ti.solvers.Picard(damping=0.5), 2),
+        ("anderson", 30),
+    ],
+    ids=["picard", "damped", "anderson"],
+)
+def test_the_loop_adds_few_operations_to_those_of_a_step(solver: Any, of_method: int) -> None:
+    step = of_one_step(solver)
+    residual = EVALUATION + 1
+    assert total(step) <= residual + of_method + 16
+    assert step[SYNCHRONISATION] <= 4
+
+
+def test_newton_factorises_once_a_step_and_not_where_it_has_converged() -> None:
+    with Operations() as operations, torch.no_grad():
+        _, info = ti.root(lambda z: z**3 + z + z @ W.T - B, torch.zeros_like(B), batch_ndim=1, solver="newton")
+    assert info.converged.all()
+    steps = int(info.steps.max())
+    assert operations.counts["aten.linalg_lu_factor_ex.default"] == steps
+    assert info.evaluations == steps + 1
+    assert info.products == 3 * steps
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_jacobian_that_serves_several_steps_is_factorised_once_for_them(every: int) -> None:
+    solver = ti.solvers.Newton(every=every)
+    with Operations() as operations, torch.no_grad():
+        _, info = ti.root(lambda z: z**3 + z + z @ W.T - B, torch.zeros_like(B), batch_ndim=1, solver=solver)
+    steps = int(info.steps.max())
+    assert operations.counts["aten.linalg_lu_factor_ex.default"] == -(-steps // every)
+
+
+def test_the_backward_factorises_nothing_where_the_forward_left_its_factors() -> None:
+    b = B.clone().requires_grad_()
+    z, info = ti.root(lambda z: z**3 + z + z @ W.T - b, torch.zeros_like(B), batch_ndim=1, solver="newton")
+    with Operations() as operations:
+        z.sum().backward()
+    assert operations.counts["aten.linalg_lu_factor_ex.default"] == 0
+    assert info.adjoint is not None
+    assert info.adjoint.products <= 3
+    assert info.adjoint.evaluations == 1
+
+
+def test_one_jacobian_is_all_that_broyden_from_it_needs() -> None:
+    solver = ti.solvers.Broyden(start="jacobian")
+    with Operations() as operations, torch.no_grad():
+        _, info = ti.root(lambda z: z**3 + z + z @ W.T - B, torch.zeros_like(B), batch_ndim=1, solver=solver)
+    assert info.converged.all()
+    assert operations.counts["aten.linalg_lu_factor_ex.default"] == 1
+    assert info.products == 3
+    assert info.evaluations == int(info.steps.max()) + 1
+
+
+def test_what_does_not_depend_on_z_is_computed_once() -> None:
+    U = torch.randn(200, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 40
+    x = torch.linspace(-1, 1, 400, dtype=torch.float64).reshape(2, 200)
+    with Operations() as operations, torch.no_grad():
+        _, info = ti.fixed_point(
+            lambda z, x: torch.tanh(z @ U.T / 2 + x @ U), 0 * x, (x,), batch_ndim=1, solver="picard"
+        )
+    assert operations.counts["aten.mm.default"] == info.evaluations + 1
