@@ -134,7 +134,15 @@ class Problem:
         if found.trace is not None:
             self.record.trace = found.trace.reshape(len(found.trace), *batch_shape)
         if not inside_functorch():
-            report(self.kind.name, found.status, found.residual, found.bound, found.steps, self.on_failure)
+            report(
+                self.kind.name,
+                found.status,
+                found.residual,
+                found.bound,
+                found.steps,
+                self.on_failure,
+                equations.raised,
+            )
         device = found.status.device
         counts = [torch.tensor(k, device=device) for k in (equations.evaluations, equations.products)]
         return Facts(found.status, found.steps, found.residual, *counts)

@@ -5,6 +5,7 @@ from torchimplicit.solvers.auto import choose
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.line_search import Backtracking
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.picard import Picard
@@ -38,6 +39,7 @@ def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int
 
 __all__ = [
     "Anderson",
+    "Backtracking",
     "Broyden",
     "Chord",
     "Equations",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,12 @@ from torch import Tensor
 from torchimplicit.condition import Flat, Kind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.recording import CaptureError
+
+T = TypeVar("T")
+
+# What a function raises where it is not defined. An error of its own making (a shape, a type) shows at the start already.
+UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)
 
 
 class Solver(Protocol):
@@ -46,6 +52,7 @@ class Equations:
     f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
+    raised : what the function has raised last at a trial point.
     """
 
     def __init__(self, f: Flat, kind: Kind, part: Callable[[slice], Flat] | None = None) -> None:
@@ -54,6 +61,7 @@ class Equations:
         self.part = part
         self.evaluations = 0
         self.products = 0
+        self.raised = ""
 
     def of_rows(self, rows: slice) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
@@ -88,6 +96,17 @@ class Equations:
         self.evaluations += 1
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, objective.gradient(torch.ones_like(objective.value))
+
+    def attempt(self, evaluate: Callable[[Tensor], T], z: Tensor) -> T | None:
+        """``evaluate(z)``, of one of these methods, at a trial point; None where the function raises, so that the solver may
+        come nearer to the last point, where it did not."""
+        try:
+            return evaluate(z)
+        except UNDEFINED as error:
+            if isinstance(error, (CaptureError, torch.OutOfMemoryError)):
+                raise
+            self.raised = f"{type(error).__name__}: {error}"
+            return None
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1
