@@ -10,7 +10,7 @@ import torchimplicit as ti
 from torchimplicit import Status
 
 D = torch.float64
-SOLVERS = ["newton", "chord", "newton_krylov", "broyden", "anderson", "picard"]
+SOLVERS = ["newton", "chord", "newton_krylov", "dogleg", "pseudo_transient", "broyden", "anderson", "picard"]
 
 
 def scalar(x: float) -> Tensor:

@@ -12,6 +12,8 @@ NAMES = {
     "newton": ti.solvers.Newton,
     "chord": ti.solvers.Chord,
     "newton_krylov": ti.solvers.NewtonKrylov,
+    "dogleg": ti.solvers.Dogleg,
+    "pseudo_transient": ti.solvers.PseudoTransient,
     "broyden": ti.solvers.Broyden,
     "anderson": ti.solvers.Anderson,
     "picard": ti.solvers.Picard,

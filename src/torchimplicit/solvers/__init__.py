@@ -4,16 +4,20 @@ from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
+from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.line_search import Backtracking
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.picard import Picard
+from torchimplicit.solvers.pseudo_transient import PseudoTransient
 
 NAMES: dict[str, type] = {
     "newton": Newton,
     "chord": Chord,
     "newton_krylov": NewtonKrylov,
+    "dogleg": Dogleg,
+    "pseudo_transient": PseudoTransient,
     "broyden": Broyden,
     "anderson": Anderson,
     "picard": Picard,
@@ -42,10 +46,12 @@ __all__ = [
     "Backtracking",
     "Broyden",
     "Chord",
+    "Dogleg",
     "Equations",
     "Newton",
     "NewtonKrylov",
     "Picard",
+    "PseudoTransient",
     "Solver",
     "choose",
     "resolve",
