@@ -2,11 +2,11 @@
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
+from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.solvers.line_search import Backtracking
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.picard import Picard

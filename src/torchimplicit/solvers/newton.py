@@ -12,8 +12,8 @@ from torchimplicit.linear import LU
 from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
+from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.line_search import Backtracking, SearchState
 
 
 class NewtonState(NamedTuple):
