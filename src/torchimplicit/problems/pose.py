@@ -58,7 +58,7 @@ def pose_and_solve(
     if adjoint is None:
         adjoint = Implicit()
     layout = Layout.of(z0, batch_ndim)
-    method = resolve(solver, kind.near_identity, layout.batch, layout.size)
+    method = resolve(solver, kind.near_identity, layout.batch, layout.size, kind.minimised)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
     if compile:

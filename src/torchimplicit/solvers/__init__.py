@@ -10,6 +10,7 @@ from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.picard import Picard
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm
 from torchimplicit.solvers.pseudo_transient import PseudoTransient
 
 NAMES: dict[str, type] = {
@@ -24,10 +25,10 @@ NAMES: dict[str, type] = {
 }
 
 
-def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int) -> Solver:
+def resolve(solver: str | Solver | None, near_identity: bool, batch: int, n: int, minimised: bool = False) -> Solver:
     """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
     if solver is None or solver == "auto":
-        return choose(near_identity, batch, n)
+        return choose(near_identity, batch, n, minimised)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
@@ -51,6 +52,7 @@ __all__ = [
     "Newton",
     "NewtonKrylov",
     "Picard",
+    "Polyalgorithm",
     "PseudoTransient",
     "Solver",
     "choose",

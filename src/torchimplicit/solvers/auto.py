@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from torchimplicit.solvers.anderson import Anderson
+from torchimplicit.solvers.backtracking import Backtracking
+from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm
+from torchimplicit.solvers.pseudo_transient import PseudoTransient
 
 DENSE_LIMIT = 256  # largest n for which n × n Jacobians are formed
 DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
 FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 
 
-def choose(near_identity: bool, batch: int, n: int) -> Solver:
+def choose(near_identity: bool, batch: int, n: int, minimised: bool = False) -> Solver:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
-    (Newton–Krylov) beyond. A failure is reported like any other.
+    (Newton–Krylov) beyond. The systems of a root that Newton's method does not solve are tried again (:class:`Polyalgorithm`):
+    dense by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
+    line search. A failure of all is reported like any other.
     """
     if near_identity:
         return Anderson(plain_below=FAST)
-    if n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES:
-        return Newton()
-    return NewtonKrylov()
+    dense = n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
+    if minimised:
+        return Newton() if dense else NewtonKrylov()
+    if dense:
+        return Polyalgorithm((Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-1.0)))
+    return Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

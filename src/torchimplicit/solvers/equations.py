@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,8 +32,11 @@ class Solver(Protocol):
     checkpointed.
     """
 
-    max_steps: ClassVar[int]
-    patience: ClassVar[int]
+    @property
+    def max_steps(self) -> int: ...
+
+    @property
+    def patience(self) -> int: ...
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
         """The residual at the start, and the method's state."""
@@ -55,7 +59,7 @@ class Equations:
     raised : what the function has raised last at a trial point.
     """
 
-    def __init__(self, f: Flat, kind: Kind, part: Callable[[slice], Flat] | None = None) -> None:
+    def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
         self._f = f
         self.kind = kind
         self.part = part
@@ -63,10 +67,16 @@ class Equations:
         self.products = 0
         self.raised = ""
 
-    def of_rows(self, rows: slice) -> Equations:
+    def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
         assert self.part is not None
         return Equations(self.part(rows), self.kind)
+
+    def add(self, counted: Sequence[tuple[Equations, int]], batch: int) -> None:
+        """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
+        self.evaluations += math.ceil(sum(rows * part.evaluations for part, rows in counted) / batch)
+        self.products += math.ceil(sum(rows * part.products for part, rows in counted) / batch)
+        self.raised = next((part.raised for part, _ in counted if part.raised), self.raised)
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""
@@ -97,11 +107,11 @@ class Equations:
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, objective.gradient(torch.ones_like(objective.value))
 
-    def attempt(self, evaluate: Callable[[Tensor], T], z: Tensor) -> T | None:
-        """``evaluate(z)``, of one of these methods, at a trial point; None where the function raises, so that the solver may
-        come nearer to the last point, where it did not."""
+    def attempt(self, evaluate: Callable[..., T], *at: Any) -> T | None:
+        """``evaluate(*at)``, of one of these methods, say, at a trial point; None where the function raises, so that the solver
+        may come nearer to the last point, where it did not."""
         try:
-            return evaluate(z)
+            return evaluate(*at)
         except UNDEFINED as error:
             if isinstance(error, (CaptureError, torch.OutOfMemoryError)):
                 raise
