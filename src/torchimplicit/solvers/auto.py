@@ -29,5 +29,5 @@ def choose(near_identity: bool, batch: int, n: int, minimised: bool = False) -> 
     if minimised:
         return Newton() if dense else NewtonKrylov()
     if dense:
-        return Polyalgorithm((Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-1.0)))
+        return Polyalgorithm((Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0)))
     return Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

@@ -34,7 +34,7 @@ class PseudoTransient:
     Source: Kelley and Keyes, Convergence analysis of pseudo-transient continuation, SIAM J. Numer. Anal. 35 (1998), eq. 1.4.
     """
 
-    first: float = 1.0
+    first: float = 10.0
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 100
 
