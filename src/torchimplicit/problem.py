@@ -74,7 +74,7 @@ class Problem:
         """The user's function for the evaluations of one solve: what does not depend on z is computed once."""
         return replace(self, fn=Hoisted(self.fn)).function
 
-    def part(self, rows: slice) -> Flat:
+    def part(self, rows: slice | Tensor) -> Flat:
         """The user's function for some systems of the batch, given the rows of those arguments that carry it."""
         assert self.batched is not None
         leaves, tree = pytree.tree_flatten(self.args)
@@ -140,8 +140,18 @@ class Problem:
         )
         if found.trace is not None:
             self.record.trace = found.trace.reshape(len(found.trace), *batch_shape)
+        self.record.tried = found.tried
+        self.record.solved_by = None if found.solved_by is None else found.solved_by.reshape(batch_shape)
         if not inside_functorch():
-            report(self.kind.name, found.status, found.residual, found.bound, found.steps, self.on_failure)
+            report(
+                self.kind.name,
+                found.status,
+                found.residual,
+                found.bound,
+                found.steps,
+                self.on_failure,
+                equations.raised,
+            )
         device = found.status.device
         counts = [torch.tensor(k, device=device) for k in (equations.evaluations, equations.products)]
         return Facts(found.status, found.steps, found.residual, *counts)

@@ -25,6 +25,8 @@ class Record:
         return hash(Record)
 
     trace: Tensor | None = None
+    tried: tuple[str, ...] = ()
+    solved_by: Tensor | None = None
     adjoint: SolveInfo | None = None
 
 
@@ -56,6 +58,16 @@ class SolveInfo:
     def trace(self) -> Tensor | None:
         """Residual before the first and after every step, (steps + 1, *batch), detached (``trace=True``)."""
         return self.record.trace
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """The methods that ran one after the other, where no single one was named."""
+        return self.record.tried
+
+    @property
+    def solved_by(self) -> Tensor | None:
+        """Which of them (its place in ``tried``) has solved each system; -1 where none has."""
+        return self.record.solved_by
 
     @property
     def adjoint(self) -> SolveInfo | None:

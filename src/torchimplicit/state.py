@@ -88,9 +88,9 @@ class Layout:
         shapes = tuple(leaf.shape for leaf in leaves)
         return Layout(tree, shapes, first.shape[:batch_ndim], first.dtype, evaluate_in, first.device)
 
-    def of_rows(self, rows: slice) -> Layout:
+    def of_rows(self, rows: slice | Tensor) -> Layout:
         """The layout of some systems of a single batch dimension."""
-        size = len(range(self.batch)[rows])
+        size = len(rows) if isinstance(rows, Tensor) else len(range(self.batch)[rows])
         return replace(
             self, shapes=tuple(torch.Size((size, *s[1:])) for s in self.shapes), batch_shape=torch.Size((size,))
         )

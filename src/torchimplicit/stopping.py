@@ -168,8 +168,16 @@ def check_steps(max_steps: int | None) -> None:
         raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")
 
 
-def report(what: str, status: Tensor, residual: Tensor, bound: Tensor, steps: Tensor, on_failure: OnFailure) -> None:
-    """Warn or raise when a system failed, naming how many did, the worst of them and why."""
+def report(
+    what: str,
+    status: Tensor,
+    residual: Tensor,
+    bound: Tensor,
+    steps: Tensor,
+    on_failure: OnFailure,
+    raised: str = "",
+) -> None:
+    """Warn or raise when a system failed, naming how many did, the worst of them and why, and what the function has raised."""
     if on_failure in ("ignore", "nan"):
         return
     failed = status != Status.CONVERGED
@@ -183,6 +191,8 @@ def report(what: str, status: Tensor, residual: Tensor, bound: Tensor, steps: Te
             f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, residual "
             f"{float(residual[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
         )
+    if raised:
+        lines.append(f"At a trial point the function raised {raised}")
     message = f"The {what} was not found. " + " ".join(lines)
     if on_failure == "raise":
         raise ConvergenceError(message)

@@ -62,7 +62,7 @@ def test_automatic_linear_solvers_at_both_limits(
 @pytest.mark.parametrize("limit", [N - 1, N, N + 1])
 def test_dense_and_matrix_free_newton(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "DENSE_LIMIT", limit)
-    assert (type(auto.choose(False, 2, N)) is ti.solvers.Newton) == (limit >= N)
+    assert (type(auto.choose(False, 2, N).stages[0]) is ti.solvers.Newton) == (limit >= N)
     assert same(gradients(), exact())
 
 

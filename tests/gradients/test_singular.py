@@ -201,6 +201,23 @@ def test_a_failed_forward_is_reported_before_any_gradient(policy: str) -> None:
         assert bool(z.isnan()) == (policy == "nan")
 
 
+def test_a_curve_of_roots_is_reported_also_where_newton_converges_fast_to_it() -> None:
+    def solve(g: Callable[[Tensor, Tensor], Tensor], p: Tensor) -> ti.Solution:
+        z, info = ti.root(g, torch.ones(2, dtype=torch.float64), (p,), on_failure="warn")
+        z.sum().backward()
+        return info
+
+    p = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(ti.ConvergenceWarning, match="singular"):  # every (0, z₂) is a root
+        solve(lambda z, p: torch.stack([z[0].exp() - 1 - p, z[0] * (z[1] + 2)]), p)
+    p.grad = None
+    solve(
+        lambda z, p: torch.stack([z[0].exp() - 1 - p, z[0] + z[1] + 2]), p
+    )  # an unknown that is zero is nothing unusual
+    assert p.grad is not None
+    assert abs(p.grad) < 1e-9
+
+
 # Plain steps diverge here.
 @pytest.mark.parametrize("solver", [name for name in GENERAL if name != "picard"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

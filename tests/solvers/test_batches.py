@@ -13,12 +13,16 @@ import torchimplicit as ti
 from ..every_solver import GENERAL
 
 D = torch.float64
+SOLVERS = {name: name for name in (*GENERAL, "auto")} | {
+    "armijo": ti.solvers.Newton(line_search=ti.solvers.Backtracking()),
+    "nonmonotone": ti.solvers.Newton(line_search=ti.solvers.Backtracking(memory=5)),
+}
 BAD = [None, torch.nan, torch.inf, 1e200]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    solver=st.sampled_from(GENERAL),
+    solver=st.sampled_from(sorted(SOLVERS)),
     batch=st.integers(1, 4),
     n=st.integers(1, 6),
     seed=st.integers(0, 10**6),
@@ -43,7 +47,9 @@ def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(
         def g(z: Tensor) -> Tensor:
             return z + 0.1 * z**3 - torch.tanh(z @ W.T + x)
 
-        return ti.root(g, z0, solver=solver, batch_ndim=batch_ndim, rtol=1e-11, max_steps=400, on_failure="ignore")
+        return ti.root(
+            g, z0, solver=SOLVERS[solver], batch_ndim=batch_ndim, rtol=1e-11, max_steps=400, on_failure="ignore"
+        )
 
     together, info = solve(x, z0, 1)
     alone = [solve(x[i], z0[i], 0) for i in range(batch)]
@@ -65,7 +71,7 @@ def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(
 @pytest.mark.parametrize("solver", GENERAL)
 def test_no_systems_and_no_unknowns_are_solved_at_once(solver: str, shape: tuple[int, int]) -> None:
     x = torch.zeros(shape, dtype=D, requires_grad=True)
-    z, info = ti.root(lambda z: z + z**3 - x, torch.ones_like(x), solver=solver, batch_ndim=1)
+    z, info = ti.root(lambda z: z + z**3 - x, torch.ones_like(x), solver=SOLVERS[solver], batch_ndim=1)
     z.sum().backward()
     assert x.grad.shape == shape
     assert info.converged.shape == shape[:1]

@@ -19,11 +19,22 @@ def test_a_name_stands_for_the_object_with_its_defaults_and_is_that_of_its_class
     assert kind.__name__ in ti.solvers.__all__
 
 
+def stages(batch: int, n: int) -> tuple[ti.solvers.Solver, ...]:
+    chosen = choose(False, batch, n)
+    assert isinstance(chosen, ti.solvers.Polyalgorithm)
+    return tuple(chosen.stages)
+
+
 def test_auto_is_what_its_documentation_says() -> None:
     assert isinstance(choose(True, 1, 1), ti.solvers.Anderson)
-    assert isinstance(choose(False, 1, 256), ti.solvers.Newton)
-    assert isinstance(choose(False, 1, 257), ti.solvers.NewtonKrylov)
-    assert isinstance(choose(False, 2**26 // 128**2 + 1, 128), ti.solvers.NewtonKrylov)
+    assert [type(stage).__name__ for stage in stages(1, 256)] == [
+        "Newton",
+        "Dogleg",
+        "PseudoTransient",
+        "PseudoTransient",
+    ]
+    assert [type(stage).__name__ for stage in stages(1, 257)] == ["NewtonKrylov", "NewtonKrylov"]
+    assert stages(2**26 // 128**2 + 1, 128) == stages(1, 257)
     assert resolve("auto", False, 1, 3) == resolve(None, False, 1, 3)
 
 

@@ -2,9 +2,11 @@
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
+from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.bfgs import BFGS
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
+from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.newton import Newton
@@ -12,13 +14,17 @@ from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
 from torchimplicit.solvers.nonlinear_cg import NonlinearCG
 from torchimplicit.solvers.picard import Picard
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm
 from torchimplicit.solvers.projected_newton import ProjectedNewton
+from torchimplicit.solvers.pseudo_transient import PseudoTransient
 from torchimplicit.solvers.trust_newton import TrustNewton
 
 NAMES: dict[str, type] = {
     "newton": Newton,
     "chord": Chord,
     "newton_krylov": NewtonKrylov,
+    "dogleg": Dogleg,
+    "pseudo_transient": PseudoTransient,
     "broyden": Broyden,
     "anderson": Anderson,
     "picard": Picard,
@@ -54,15 +60,19 @@ __all__ = [
     "BFGS",
     "LBFGS",
     "Anderson",
+    "Backtracking",
     "Broyden",
     "Chord",
+    "Dogleg",
     "Equations",
     "Newton",
     "NewtonCG",
     "NewtonKrylov",
     "NonlinearCG",
     "Picard",
+    "Polyalgorithm",
     "ProjectedNewton",
+    "PseudoTransient",
     "Solver",
     "TrustNewton",
     "choose",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from torchimplicit.solvers.anderson import Anderson
+from torchimplicit.solvers.backtracking import Backtracking
+from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm
 from torchimplicit.solvers.projected_newton import ProjectedNewton
+from torchimplicit.solvers.pseudo_transient import PseudoTransient
 from torchimplicit.solvers.trust_newton import TrustNewton
 
 DENSE_LIMIT = 256  # largest n for which n × n Jacobians are formed
@@ -18,8 +22,10 @@ FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 def choose(near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False) -> Solver:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
-    (Newton–Krylov) beyond; a minimum (``minimised``) likewise, by Newton's method in a trust region, which goes downhill and past
-    saddle points, and by Newton-CG; within bounds by projected Newton steps. A failure is reported like any other.
+    (Newton–Krylov) beyond. The systems of a root that Newton's method does not solve are tried again (:class:`Polyalgorithm`):
+    dense by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
+    line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
+    points, or by Newton-CG; within bounds by projected Newton steps. A failure of all is reported like any other.
     """
     if near_identity:
         return Anderson(plain_below=FAST)
@@ -28,4 +34,6 @@ def choose(near_identity: bool, batch: int, n: int, minimised: bool = False, bou
         return ProjectedNewton(max_inner=None if dense else 200)
     if minimised:
         return TrustNewton() if dense else NewtonCG()
-    return Newton() if dense else NewtonKrylov()
+    if dense:
+        return Polyalgorithm((Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0)))
+    return Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +28,13 @@ def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: S
     if batch <= rows:
         return solve(solver, equations, z, stopping)
     found: list[Found] = []
-    evaluations = products = 0
+    counted = []
     for start in range(0, batch, rows):
         block = slice(start, min(start + rows, batch))
         part = equations.of_rows(block)
         found.append(solve(solver, part, z[block], stopping))
-        evaluations += part.evaluations * (block.stop - block.start)
-        products += part.products * (block.stop - block.start)
-    equations.evaluations += math.ceil(evaluations / batch)
-    equations.products += math.ceil(products / batch)
+        counted.append((part, block.stop - block.start))
+    equations.add(counted, batch)
 
     def whole(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in found])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,13 @@ from torch import Tensor
 from torchimplicit.condition import Flat, Kind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.recording import CaptureError
 from torchimplicit.transforms import alive
+
+T = TypeVar("T")
+
+# What a function raises where it is not defined. An error of its own making (a shape, a type) shows at the start already.
+UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)
 
 
 class Solver(Protocol):
@@ -27,8 +34,11 @@ class Solver(Protocol):
     checkpointed.
     """
 
-    max_steps: ClassVar[int]
-    patience: ClassVar[int]
+    @property
+    def max_steps(self) -> int: ...
+
+    @property
+    def patience(self) -> int: ...
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
         """The residual at the start, and the method's state."""
@@ -48,19 +58,27 @@ class Equations:
     f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
+    raised : what the function has raised last at a trial point.
     """
 
-    def __init__(self, f: Flat, kind: Kind, part: Callable[[slice], Flat] | None = None) -> None:
+    def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
         self._f = f
         self.kind = kind
         self.part = part
         self.evaluations = 0
         self.products = 0
+        self.raised = ""
 
-    def of_rows(self, rows: slice) -> Equations:
+    def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
         assert self.part is not None
         return Equations(self.part(rows), self.kind)
+
+    def add(self, counted: Sequence[tuple[Equations, int]], batch: int) -> None:
+        """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
+        self.evaluations += math.ceil(sum(rows * part.evaluations for part, rows in counted) / batch)
+        self.products += math.ceil(sum(rows * part.products for part, rows in counted) / batch)
+        self.raised = next((part.raised for part, _ in counted if part.raised), self.raised)
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""
@@ -110,6 +128,17 @@ class Equations:
         jacobian = self._linearised(part, z, self.kind.minimised)
         (out,) = alive(seen[:1])
         return self.kind.objective(lambda z: out.detach(), z), jacobian
+
+    def attempt(self, evaluate: Callable[..., T], *at: Any) -> T | None:
+        """``evaluate(*at)``, of one of these methods, say, at a trial point; None where the function raises, so that the solver
+        may come nearer to the last point, where it did not."""
+        try:
+            return evaluate(*at)
+        except UNDEFINED as error:
+            if isinstance(error, (CaptureError, torch.OutOfMemoryError)):
+                raise
+            self.raised = f"{type(error).__name__}: {error}"
+            return None
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1

@@ -31,6 +31,7 @@ class Stopping:
     floor : a residual below it that has stopped to fall counts as converged too: it is rounding error.
     exactly : take this many steps whatever happens (the explicit way).
     at_least_one : also from a start that is a root (the explicit way has no gradient without a step).
+    forgiving : a step in which the function raises is the last one, not an error: those that still run have failed.
     """
 
     bound: Callable[[Tensor, Tensor], Tensor]
@@ -38,11 +39,16 @@ class Stopping:
     floor: float = 0.0
     exactly: int | None = None
     at_least_one: bool = False
+    forgiving: bool = False
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where the loop ended; per system: status, steps, residual and the bound it was held against."""
+    """Where the loop ended; per system: status, steps, residual and the bound it was held against.
+
+    tried : the methods that ran, where there were several.
+    solved_by : which of them has solved each system; -1 where none.
+    """
 
     z: Tensor
     status: Tensor
@@ -51,6 +57,8 @@ class Found:
     bound: Tensor
     state: Any
     trace: Tensor | None = None
+    tried: tuple[str, ...] = ()
+    solved_by: Tensor | None = None
 
 
 Watch = Callable[[int, Tensor, Tensor], None]
@@ -66,13 +74,16 @@ def solve(
     watch: Watch | None = None,
     keep_trace: bool = False,
     advance: Advance | None = None,
+    allowed: Tensor | None = None,
 ) -> Found:
     """Run ``solver`` from z, (B, n), until every system has a status.
 
     What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on.
     Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
-    ``advance`` replaces ``solver.step`` (to checkpoint it, say).
+    ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
+    allowed none is left alone, and counts as converged.
     """
+    z0 = z
     step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
@@ -100,6 +111,8 @@ def solve(
     status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
     if stopping.at_least_one:
         status = torch.where(status == Status.CONVERGED, Status.RUNNING, status)
+    if allowed is not None:
+        status = torch.where(allowed > 0, status, Status.CONVERGED)
     running = status == Status.RUNNING
     none_ended, none_left = finished(running), finished(~running)
     steps = stuck = torch.zeros_like(status)  # stuck: for how many steps a system has made no progress
@@ -109,7 +122,14 @@ def solve(
     for k in range(1, stopping.max_steps + 1):
         if none_left:
             break
-        z_new, r_new, state = step(z, r, state)
+        if stopping.forgiving:
+            taken = equations.attempt(step, z, r, state)
+            if taken is None:
+                status = torch.where(running, Status.NONFINITE, status)
+                break
+            z_new, r_new, state = taken
+        else:
+            z_new, r_new, state = step(z, r, state)
         norm_new = rms(r_new.detach())
         steps = steps + running
         if keep_trace:
@@ -142,6 +162,9 @@ def solve(
             ends = done | (running & ((stuck >= solver.patience) | grown | ~valid))
             verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
             verdict = torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
+        if allowed is not None:
+            verdict = torch.where(ends, verdict, Status.MAX_STEPS)
+            ends = ends | (running & (steps >= allowed))
         if watch is not None:
             watch(k, _where(running, z, best_z), torch.where(running, norm, best))
         if not finished(~ends):
@@ -152,6 +175,7 @@ def solve(
     failed = not finished(status == Status.CONVERGED)
     if failed:
         status = _singular(equations, best_z.detach(), best, status)
+        status = _local_minimum(equations, z0.detach(), best_z.detach(), status)
     if failed or not torch.equal(noise, random_state(z.device)):
         status = _stochastic(equations, best_z.detach(), best, status)
     status = _second_order(equations, best_z.detach(), status)
@@ -183,6 +207,24 @@ def _singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> 
             singular = LU().factorize(equations.jacobian(z)).singular
             status = torch.where(stuck & singular, Status.SINGULAR, status)
     return status
+
+
+def _local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -> Tensor:
+    """Of roots that came no nearer, those at whose best z the norm of g has a local minimum.
+
+    There Jᵀg is nothing beside ‖J‖ ‖g‖, with the larger ‖J‖ of those at z and at the start: a single equation has J = 0.
+    """
+    kind = equations.kind
+    stuck = status == Status.STAGNATED
+    if kind.minimised or kind.near_identity or z.shape[-1] > DIAGNOSE_LIMIT or finished(~stuck):
+        return status
+    with torch.no_grad():
+        linearised = equations.jacobian(z)
+        size = torch.linalg.matrix_norm(linearised.to_dense())
+        size = size.maximum(torch.linalg.matrix_norm(equations.jacobian(z0).to_dense()).nan_to_num())
+        g = linearised.value / torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
+        flat = torch.linalg.vector_norm(linearised.rmatvec(g), dim=-1) <= (1 - PROGRESS) * size
+    return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 
 def _second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:

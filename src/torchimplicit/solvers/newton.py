@@ -12,6 +12,7 @@ from torchimplicit.linear import LU
 from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
+from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations
 
 
@@ -21,18 +22,21 @@ class NewtonState(NamedTuple):
     jacobian : at z, linearised and not yet factorised; None where the step uses the factors again.
     factors : of the latest Jacobian that was factorised.
     age : the steps taken with them.
+    search : the memory of the line search, if there is one.
     """
 
     jacobian: Jacobian | None
     factors: Factors | None
     age: int
+    search: SearchState | None
 
 
 class NewtonMemory(NamedTuple):
     """The part of a state that is no graph."""
 
-    factors: tuple[Tensor, ...]
+    factors: tuple[Tensor, ...] | None
     age: int
+    search: SearchState | None
 
 
 PLAIN_LU = LU(equilibrate=False)
@@ -58,12 +62,14 @@ class Newton:
 
     The factors of the last step stay behind for the backward pass. One evaluation of g a step: it gives the residual and
     the Jacobian of the next. With ``every`` = m > 1 a Jacobian serves m steps (Shamanskii's method, of order m + 1 for every
-    factorisation): cheaper where a Jacobian costs more than a few evaluations.
-    Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.3.
+    factorisation): cheaper where a Jacobian costs more than a few evaluations. With a ``line_search`` a step that does not
+    bring the residual down is shortened (:class:`Backtracking`).
+    Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), sections 5.4.3 and 8.2.
     """
 
     damping: float = 1.0
     every: int = 1
+    line_search: Backtracking | None = None
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
@@ -75,34 +81,43 @@ class Newton:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonState]:
         jacobian = equations.jacobian(z)
-        return jacobian.value, NewtonState(jacobian, None, 0)
+        search = None if self.line_search is None else self.line_search.start(jacobian.value)
+        return jacobian.value, NewtonState(jacobian, None, 0, search)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonState
     ) -> tuple[Tensor, Tensor, NewtonState]:
-        factors, age = state.factors, state.age + 1
+        factors, age, search = state.factors, state.age + 1, state.search
         if state.jacobian is not None or factors is None:
             assert state.jacobian is not None
             factors, age = self.linear_solver.factorize(state.jacobian), 1
         step = factors.solve(r)
-        z = z - step if self.damping == 1 else z - self.damping * step
-        if age < self.every:
-            return z, equations.residual(z), NewtonState(None, factors, age)
+        if self.damping != 1:
+            step = self.damping * step
+        again = age < self.every  # these factors serve the next step too
+        if self.line_search is not None and search is not None:
+            z, jacobian, search = self.line_search.along(equations, z, -step, search)
+            return z, jacobian.value, NewtonState(None if again else jacobian, factors, age, search)
+        z = z - step
+        if again:
+            return z, equations.residual(z), NewtonState(None, factors, age, None)
         jacobian = equations.jacobian(z)
-        return z, jacobian.value, NewtonState(jacobian, factors, age)
+        return z, jacobian.value, NewtonState(jacobian, factors, age, None)
 
-    def restart(self, equations: Equations, z: Tensor, memory: NewtonMemory | None) -> tuple[Tensor, NewtonState]:
+    def restart(self, equations: Equations, z: Tensor, memory: NewtonMemory) -> tuple[Tensor, NewtonState]:
         """The residual and the state at z."""
-        if memory is None:
-            return self.init(equations, z)
+        if memory.factors is None:
+            r, state = self.init(equations, z)
+            return r, state._replace(search=memory.search)
         factors = self.linear_solver.from_tensors(memory.factors)
-        return equations.residual(z), NewtonState(None, factors, memory.age)
+        return equations.residual(z), NewtonState(None, factors, memory.age, memory.search)
 
-    def memory(self, state: NewtonState) -> NewtonMemory | None:
-        """What a restart needs beside z: the factors, if they will be used again."""
-        if state.jacobian is not None or state.factors is None:
-            return None
-        return NewtonMemory(state.factors.tensors, state.age)
+    def memory(self, state: NewtonState) -> NewtonMemory:
+        """What a restart needs beside z: the factors, if they will be used again, and the memory of the line search."""
+        again = state.jacobian is None and state.factors is not None
+        return NewtonMemory(
+            state.factors.tensors if again and state.factors is not None else None, state.age, state.search
+        )
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""

@@ -11,15 +11,24 @@ from torch import Tensor
 from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
+from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.stopping import rms
 
 
 class NewtonKrylovState(NamedTuple):
-    """The Jacobian at z, and the relative tolerance (B,) of the next linear solve."""
+    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, and the memory of the line search."""
 
     jacobian: Jacobian
     forcing: Tensor
+    search: SearchState | None
+
+
+class NewtonKrylovMemory(NamedTuple):
+    """The part of a state that is no graph."""
+
+    forcing: Tensor
+    search: SearchState | None
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,14 @@ class NewtonKrylov:
 
     η = 0.9 (‖g(z)‖ / ‖g(z previous)‖)², safeguarded, between 1e-4 and ``loosest``: choice 2 of Eisenstat and Walker,
     Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17 (1996).
+    With a ``line_search`` a step that does not bring the residual down is shortened (:class:`Backtracking`).
     Nothing of size n² is formed.
     """
 
     linear_solver: Any = field(default_factory=GMRES)
     loosest: float = 0.1
     max_inner: int = 200
+    line_search: Backtracking | None = None
     max_steps: ClassVar[int] = 100
     patience: ClassVar[int] = 15
 
@@ -50,27 +61,32 @@ class NewtonKrylov:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonKrylovState]:
         jacobian = equations.jacobian(z)
         forcing = torch.full_like(rms(jacobian.value.detach()), self.loosest)
-        return jacobian.value, NewtonKrylovState(jacobian, forcing)
+        search = None if self.line_search is None else self.line_search.start(jacobian.value)
+        return jacobian.value, NewtonKrylovState(jacobian, forcing, search)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonKrylovState
     ) -> tuple[Tensor, Tensor, NewtonKrylovState]:
         linear = self.linear_solver.factorize(state.jacobian)
         s = linear.iterate(r, rtol=state.forcing, max_steps=self.max_inner).x
-        z = z - s
-        jacobian = equations.jacobian(z)
+        search = state.search
+        if self.line_search is not None and search is not None:
+            z, jacobian, search = self.line_search.along(equations, z, -s, search)
+        else:
+            z = z - s
+            jacobian = equations.jacobian(z)
         ratio = rms(jacobian.value.detach()) / rms(r.detach())
         forcing = 0.9 * ratio**2
         safeguard = 0.9 * state.forcing**2
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
-        return z, jacobian.value, NewtonKrylovState(jacobian, forcing)
+        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search)
 
-    def restart(self, equations: Equations, z: Tensor, memory: Tensor) -> tuple[Tensor, NewtonKrylovState]:
+    def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""
         r, state = self.init(equations, z)
-        return r, state._replace(forcing=memory)
+        return r, state._replace(forcing=memory.forcing, search=memory.search)
 
-    def memory(self, state: NewtonKrylovState) -> Tensor:
+    def memory(self, state: NewtonKrylovState) -> NewtonKrylovMemory:
         """What a restart needs beside z."""
-        return state.forcing
+        return NewtonKrylovMemory(state.forcing, state.search)

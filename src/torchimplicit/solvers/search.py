@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torchimplicit.condition import Vmap
 from torchimplicit.solvers.blocks import Blocks, solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Advance, Found, Stopping, Watch, solve
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm, solve_in_stages
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,25 @@ class Iterate:
     watch: Watch | None = None
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        if isinstance(self.solver, Polyalgorithm):
+            return solve_in_stages(self.solver.stages, equations, z0, stopping, self.watch, self.trace)
         if equations.part is not None and self.watch is None and not self.trace:
             return solve_in_blocks(self.solver, equations, z0, stopping)
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
         advance = self._checkpointed(equations) if checkpoint else None
-        return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)
+        stopping = replace(stopping, max_steps=min(stopping.max_steps, self._first.max_steps))
+        return solve(self._first, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)
+
+    @property
+    def _first(self) -> Any:
+        """The solver, or the first of several."""
+        return self.solver.stages[0] if isinstance(self.solver, Polyalgorithm) else self.solver
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
-        inverse = getattr(self.solver, "inverse", None)
-        if inverse is None:
+        inverse = getattr(self._first, "inverse", None)
+        if inverse is None or found.state is None:
             return ()
         if not isinstance(found.state, Blocks):
             return inverse(found.state)
@@ -71,11 +80,11 @@ class Iterate:
         return tuple(torch.cat(part) for part in zip(*parts, strict=True)) if all(parts) else ()
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        return self.solver.from_tensors(tensors)  # type: ignore[attr-defined]  # only asked of solvers with an inverse
+        return self._first.from_tensors(tensors)  # only asked of solvers with an inverse
 
     def _checkpointed(self, equations: Equations) -> Advance:
         """Steps that keep their inputs only. A state that holds a graph is made anew from z and what its solver remembers."""
-        solver: Any = self.solver
+        solver = self._first
 
         def restarted(z: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
             r, state = solver.restart(equations, z, memory)
