@@ -17,6 +17,7 @@ PARTICULAR = {
     "nonlinear_cg": DOWNHILL,
     "trust_newton": DOWNHILL,
     "newton_cg": DOWNHILL,
+    "projected_newton": DOWNHILL,
 }
 
 GENERAL = [name for name in ti.solvers.NAMES if name not in PARTICULAR]

@@ -13,6 +13,7 @@ from torchimplicit import Status
 
 D = torch.float64
 METHODS = ["trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg"]
+PROJECTED = "projected_newton"  # which takes bounds too
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor:
@@ -134,7 +135,23 @@ def test_steps_out_of_the_domain_are_shortened(solver: str) -> None:
     torch.testing.assert_close(z, torch.full((2, 2), 3.0, dtype=D), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize(
+    ("solver", "bounds"), [*((name, None) for name in METHODS), *((PROJECTED, b) for b in (None, (-1, 1)))]
+)
+def test_evaluations_are_counted_truly(solver: str, bounds: tuple[float, float] | None) -> None:
+    calls = 0
+
+    def phi(z: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return (z**4 / 4 + (z - 2) ** 2).sum()
+
+    with torch.no_grad():
+        info = ti.minimize(phi, torch.zeros(3, dtype=D), solver=solver, bounds=bounds).info
+    assert int(info.evaluations) == calls
+
+
+@pytest.mark.parametrize("solver", [*METHODS, PROJECTED])
 @pytest.mark.parametrize("solve", [ti.root, ti.fixed_point])
 def test_equations_have_nothing_to_go_down_on(solver: str, solve: Callable[..., object]) -> None:
     with pytest.raises(TypeError, match=r"goes downhill.*Use minimize or least_squares.*Newton"):

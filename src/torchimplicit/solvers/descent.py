@@ -14,6 +14,11 @@ def check_minimised(equations: Equations, method: str) -> None:
         raise TypeError(
             f"{method} does not know of bounds. Use 'projected_newton', the default, or interop.SciPy('L-BFGS-B')."
         )
+    check_objective(equations, method)
+
+
+def check_objective(equations: Equations, method: str) -> None:
+    """Raise TypeError unless an objective is minimised."""
     if not equations.kind.minimised:
         raise TypeError(
             f"{method} goes downhill on an objective, and a {equations.kind.name} has none. Use minimize or least_squares, or a "

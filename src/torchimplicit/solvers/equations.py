@@ -111,7 +111,7 @@ class Equations:
 
     def bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The lower and the upper bounds of the unknowns, (B, n); infinite where there are none."""
-        self.evaluations += 1
+        self.evaluations += self.kind.bounded  # which the user's function is asked for
         return self.kind.bounds(self._f, z)
 
     def objective_and_jacobian(self, z: Tensor) -> tuple[Tensor, Jacobian]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.solvers.descent import dot
+from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.trust_region import steihaug
 from torchimplicit.stopping import rounding
@@ -50,6 +50,7 @@ class ProjectedNewton:
     patience: ClassVar[int] = 60
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, ProjectedState]:
+        check_objective(equations, "ProjectedNewton")
         lower, upper = equations.bounds(z)
         value, jacobian = equations.objective_and_jacobian(z)
         state = ProjectedState(value, jacobian.value, self._model(jacobian), torch.ones_like(value), lower, upper)
