@@ -13,7 +13,7 @@ from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Stopping, Watch, solve
 from torchimplicit.stopping import Status
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import finished, inside_functorch
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def solve_in_stages(
         found = solve_in_blocks(stages[0], equations, z0, first)
     else:
         found = solve(stages[0], equations, z0, first, watch=watch, keep_trace=keep_trace)
-    solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     tried = 1
+    if finished(found.status == Status.CONVERGED):
+        return replace(found, tried=_names(stages[:1]), solved_by=found.status.new_zeros(()).expand(found.status.shape))
+    solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     for stage in () if inside_functorch() else stages[1:]:
         hopeless = (found.status == Status.STOCHASTIC) | ~found.residual.isfinite()
         allowed = (stopping.max_steps - found.steps).clamp(max=stage.max_steps)
@@ -92,7 +94,11 @@ def solve_in_stages(
         found = _better(found, later, rows)
         solved_by[rows] = torch.where(found.status[rows] == Status.CONVERGED, tried, -1)
         tried += 1
-    return replace(found, tried=tuple(type(stage).__name__ for stage in stages[:tried]), solved_by=solved_by)
+    return replace(found, tried=_names(stages[:tried]), solved_by=solved_by)
+
+
+def _names(stages: Sequence[Solver]) -> tuple[str, ...]:
+    return tuple(type(stage).__name__ for stage in stages)
 
 
 def _after(watch: Watch, steps: int) -> Watch:
