@@ -75,6 +75,7 @@ def solve_in_stages(
     if finished(found.status == Status.CONVERGED):
         return replace(found, tried=_names(stages[:1]), solved_by=found.status.new_zeros(()).expand(found.status.shape))
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
+    length = found.steps.max()
     for stage in () if inside_functorch() else stages[1:]:
         hopeless = (found.status == Status.STOCHASTIC) | ~found.residual.isfinite()
         allowed = (stopping.max_steps - found.steps).clamp(max=stage.max_steps)
@@ -89,8 +90,9 @@ def solve_in_stages(
             equations.add([(part, len(rows))], len(z0))
         else:
             z = torch.where((allowed > 0).unsqueeze(-1), z0, found.z)
-            after = None if watch is None else _after(watch, int(found.steps.max()))
+            after = None if watch is None else _after(watch, int(length))
             later = solve(stage, equations, z, limited, watch=after, keep_trace=keep_trace, allowed=allowed)
+        length = length + later.steps.max()
         found = _better(found, later, rows)
         solved_by[rows] = torch.where(found.status[rows] == Status.CONVERGED, tried, -1)
         tried += 1
