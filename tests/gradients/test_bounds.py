@@ -72,7 +72,7 @@ def test_fits_are_those_of_scipy() -> None:
         torch.testing.assert_close(z[i], torch.as_tensor(found.x), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.name != "20 Watson 12"], ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_boxes_around_the_starts_of_the_standard_problems(problem: object) -> None:
     """Nowhere is the objective higher than where SciPy's L-BFGS-B ends."""
     part = torch.rand(2, problem.n, dtype=D, generator=torch.Generator().manual_seed(3))
@@ -209,6 +209,20 @@ def test_methods_that_do_not_know_of_bounds_say_so() -> None:
         ti.minimize(lambda z: (z**2).sum(), torch.ones(3), bounds=(0, 1), solver="lbfgs")
     with pytest.raises(TypeError, match="real unknowns"):
         ti.minimize(lambda z: z.abs().square().sum(), torch.ones(3, dtype=torch.complex64), bounds=(0, 1))
+
+
+@pytest.mark.parametrize("start", [1e-3, 1.0, 50.0])
+def test_a_bound_at_the_edge_of_the_domain(start: float) -> None:
+    """z − 3 log z on z ≥ 0: at the bound there is no value, and a trial there is refused."""
+    z, info = ti.minimize(
+        lambda z: (z - 3 * z.log()).sum(-1),
+        torch.full((2, 1), start, dtype=D),
+        bounds=(0, None),
+        batch_ndim=1,
+        rtol=1e-10,
+    )
+    assert info.converged.all()
+    torch.testing.assert_close(z, torch.full((2, 1), 3.0, dtype=D), rtol=1e-6, atol=0)
 
 
 def test_without_matrices_the_minimum_is_the_same() -> None:
