@@ -158,6 +158,24 @@ def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
                 torch.testing.assert_close(z[i], alone, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("max_inner", [None, 50])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_unrolled_steps_have_the_same_derivatives(max_inner: int | None, checkpoint: bool) -> None:
+    arguments = [t.requires_grad_() for t in limits()]
+    b, lower, upper = arguments
+    z = ti.minimize(
+        phi,
+        torch.zeros(5, dtype=D),
+        (b,),
+        bounds=(lower, upper),
+        solver=ti.solvers.ProjectedNewton(max_inner=max_inner),
+        adjoint=ti.Unrolled(steps=12, checkpoint=checkpoint),
+    ).value
+    explicit, exact = (torch.autograd.grad(v.square().sum(), arguments) for v in (z, solution(b, lower, upper)))
+    for one, other in zip(explicit, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_without_active_bounds_nothing_changes() -> None:
     b = random(5).requires_grad_()
     z = ti.minimize(phi, torch.zeros(5, dtype=D), (b,), bounds=(None, 1e3)).value

@@ -114,6 +114,15 @@ class ProjectedNewton:
         product = lambda p: torch.where(held, 0, hessian.rmatvec(p) + damping.unsqueeze(-1) * p)  # noqa: E731
         return steihaug(product, r, torch.full_like(eta, torch.inf), eta, z, self.max_inner)[0]
 
+    def restart(self, equations: Equations, z: Tensor, memory: Tensor) -> tuple[Tensor, ProjectedState]:
+        """The residual and the state at z, with the damping that was reached."""
+        r, state = self.init(equations, z)
+        return r, state._replace(damping=memory)
+
+    def memory(self, state: ProjectedState) -> Tensor:
+        """What a restart needs beside z."""
+        return state.damping
+
     def merit(self, state: ProjectedState) -> Tensor:
         """The objective at z, (B,)."""
         return state.value
