@@ -72,7 +72,7 @@ def test_fits_are_those_of_scipy() -> None:
         torch.testing.assert_close(z[i], torch.as_tensor(found.x), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.name != "20 Watson 12"], ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_boxes_around_the_starts_of_the_standard_problems(problem: object) -> None:
     """Nowhere is the objective higher than where SciPy's L-BFGS-B ends."""
     part = torch.rand(2, problem.n, dtype=D, generator=torch.Generator().manual_seed(3))
@@ -158,6 +158,24 @@ def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
                 torch.testing.assert_close(z[i], alone, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("max_inner", [None, 50])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_unrolled_steps_have_the_same_derivatives(max_inner: int | None, checkpoint: bool) -> None:
+    arguments = [t.requires_grad_() for t in limits()]
+    b, lower, upper = arguments
+    z = ti.minimize(
+        phi,
+        torch.zeros(5, dtype=D),
+        (b,),
+        bounds=(lower, upper),
+        solver=ti.solvers.ProjectedNewton(max_inner=max_inner),
+        adjoint=ti.Unrolled(steps=12, checkpoint=checkpoint),
+    ).value
+    explicit, exact = (torch.autograd.grad(v.square().sum(), arguments) for v in (z, solution(b, lower, upper)))
+    for one, other in zip(explicit, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_without_active_bounds_nothing_changes() -> None:
     b = random(5).requires_grad_()
     z = ti.minimize(phi, torch.zeros(5, dtype=D), (b,), bounds=(None, 1e3)).value
@@ -209,6 +227,20 @@ def test_methods_that_do_not_know_of_bounds_say_so() -> None:
         ti.minimize(lambda z: (z**2).sum(), torch.ones(3), bounds=(0, 1), solver="lbfgs")
     with pytest.raises(TypeError, match="real unknowns"):
         ti.minimize(lambda z: z.abs().square().sum(), torch.ones(3, dtype=torch.complex64), bounds=(0, 1))
+
+
+@pytest.mark.parametrize("start", [1e-3, 1.0, 50.0])
+def test_a_bound_at_the_edge_of_the_domain(start: float) -> None:
+    """z − 3 log z on z ≥ 0: at the bound there is no value, and a trial there is refused."""
+    z, info = ti.minimize(
+        lambda z: (z - 3 * z.log()).sum(-1),
+        torch.full((2, 1), start, dtype=D),
+        bounds=(0, None),
+        batch_ndim=1,
+        rtol=1e-10,
+    )
+    assert info.converged.all()
+    torch.testing.assert_close(z, torch.full((2, 1), 3.0, dtype=D), rtol=1e-6, atol=0)
 
 
 def test_without_matrices_the_minimum_is_the_same() -> None:

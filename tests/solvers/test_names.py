@@ -35,6 +35,9 @@ def test_auto_is_what_its_documentation_says() -> None:
     ]
     assert [type(stage).__name__ for stage in stages(1, 257)] == ["NewtonKrylov", "NewtonKrylov"]
     assert stages(2**26 // 128**2 + 1, 128) == stages(1, 257)
+    assert isinstance(choose(False, 1, 256, minimised=True), ti.solvers.TrustNewton)
+    assert isinstance(choose(False, 1, 257, minimised=True), ti.solvers.NewtonCG)
+    assert choose(False, 1, 256, minimised=True, bounded=True) == ti.solvers.ProjectedNewton()
     assert resolve("auto", False, 1, 3) == resolve(None, False, 1, 3)
 
 

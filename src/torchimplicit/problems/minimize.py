@@ -93,9 +93,9 @@ def minimize(
         CaptureError: the function uses a tensor in a way whose gradient would be lost.
         ConvergenceError: a system failed under ``on_failure="raise"``.
 
-    Converged when rms(∇phi(z)) ≤ atol + rtol · rms(∇phi(z0)): a stationary point near z0. Up to n = 64 its Hessian is
-    looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is
-    that of the stationary point, with the exact Hessian.
+    Converged when rms(∇phi(z)) ≤ atol + rtol · rms(∇phi(z0)), with bounds of z − P(z − ∇phi(z)), the projected gradient. Up to
+    n = 64 the Hessian is looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point
+    counts. The derivative is that of the stationary point, with the exact Hessian.
 
     Example::
 

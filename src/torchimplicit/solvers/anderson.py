@@ -36,7 +36,8 @@ class Anderson:
 
     γ minimises ‖r − ΔR γ‖² + ε ‖ΔR‖² ‖γ‖²;  z ← (z − ΔZ γ) − damping · (r − ΔR γ).
     A system whose mixing problem cannot be solved (zero or non-finite differences) takes a plain step, and so does one as long
-    as plain steps reduce its residual to less than ``plain_below`` times what it was: then there is little to gain.
+    as plain steps reduce its residual to less than ``plain_below`` times what it was: then there is little to gain. Where mixing has
+    made the residual larger (or NaN) the plain step is evaluated too, and taken where it does better.
     Source: Walker and Ni, Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49 (2011), eq. 2.2.
     """
 
@@ -65,6 +66,8 @@ class Anderson:
             gamma = torch.where(mixing.unsqueeze(-1), self._mix(dr[:, :m], r), 0)
             z_new = plain - (gamma.unsqueeze(1) @ de[:, :m]).squeeze(1)
         r_new = equations.residual(z_new)
+        if dr is not None:
+            z_new, r_new = self._safeguarded(equations, plain, r, z_new, r_new)
         mixing = mixing | ~(rms(r_new.detach()) < self.plain_below * rms(r.detach()))
         if dr is None and finished(~mixing):
             return z_new, r_new, state
@@ -74,6 +77,19 @@ class Anderson:
         change = r_new - r
         de = store(de, k, z_new - z - self.damping * change)
         return z_new, r_new, AndersonState(store(dr, k, change), de, k + 1, mixing)
+
+    def _safeguarded(
+        self, equations: Equations, plain: Tensor, r: Tensor, z_new: Tensor, r_new: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mixed step, or the plain one of a system where mixing has made the residual larger and that does better."""
+        norm = rms(r_new.detach())
+        floor = torch.finfo(norm.dtype).eps ** 0.75 * rms(z_new.detach())  # below it the residual is rounding error
+        suspects = ~(norm <= rms(r.detach()).maximum(floor))
+        if finished(~suspects):
+            return z_new, r_new
+        r_plain = equations.residual(plain)
+        worse = (suspects & ~(norm <= rms(r_plain.detach()))).unsqueeze(-1)
+        return torch.where(worse, plain, z_new), torch.where(worse, r_plain, r_new)
 
     def _mix(self, dr: Tensor, r: Tensor) -> Tensor:
         """γ (B, m) from the normal equations, scaled to a unit diagonal; 0 where they have no finite solution."""

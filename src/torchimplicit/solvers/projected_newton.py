@@ -16,32 +16,34 @@ from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
 SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
+NEGLIGIBLE = 1e-3  # damping, over ‖∇φ‖ / ‖s‖, that is given up
 LOOSEST = 0.1  # what conjugate gradients leave of the gradient
-SHORTER = 0.3  # the factor by which a refused step is shortened
 
 
 class ProjectedState(NamedTuple):
-    """What the next step needs: at z the objective, its gradient and Hessian (or how its products are formed); the length of the step
-    to be tried, (B,); the bounds."""
+    """What the next step needs: at z the objective, its gradient and Hessian (or how its products are formed); the damping λ, (B,);
+    the bounds."""
 
     value: Tensor
     gradient: Tensor
     hessian: Any
-    length: Tensor
+    damping: Tensor
     lower: Tensor
     upper: Tensor
 
 
 @dataclass(frozen=True)
 class ProjectedNewton:
-    """z ← P(z + α d), P the projection on the bounds, d Newton's step in the free unknowns; one evaluation a step.
+    """z ← P(z + d), P the projection on the bounds, d = −(H + λI)⁻¹∇φ in the free unknowns; one evaluation a step.
 
     An unknown is held when it lies at a bound (nearer than the residual is large) and ∂φ/∂zᵢ presses it there: it goes to the bound,
     and the Newton system of the others does not know it. A Hessian of those that is not positive definite takes its eigenvalues'
-    absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system only, and α falls.
+    absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system only; then λ, 0
+    at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one along Newton's
+    direction need not where H is ill-conditioned. λ falls with every step that is taken.
     With ``max_inner`` nothing of size n² is formed: d comes from conjugate gradients, up to a tenth of the gradient.
     Source: Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM J. Control Optim. 20 (1982),
-    eq. 32 to 38.
+    eq. 32 (what is held); the damping is Levenberg's.
     """
 
     nearest: float = 1e-3  # an unknown this near to its bound may be held
@@ -53,34 +55,41 @@ class ProjectedNewton:
         check_objective(equations, "ProjectedNewton")
         lower, upper = equations.bounds(z)
         value, jacobian = equations.objective_and_jacobian(z)
-        state = ProjectedState(value, jacobian.value, self._model(jacobian), torch.ones_like(value), lower, upper)
+        state = ProjectedState(value, jacobian.value, self._model(jacobian), torch.zeros_like(value), lower, upper)
         return _residual(z, state), state
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: ProjectedState
     ) -> tuple[Tensor, Tensor, ProjectedState]:
-        value, gradient, hessian, length, lower, upper = state
+        value, gradient, hessian, damping, lower, upper = state
         near = r.detach().abs().amax(-1, keepdim=True).clamp(max=self.nearest)
         held = ((z <= lower + near) & (gradient > 0)) | ((z >= upper - near) & (gradient < 0))
-        d = torch.where(held, torch.where(gradient > 0, lower, upper) - z, self._newton(hessian, gradient, held, z))
-        trial = torch.minimum(torch.maximum(z + length.unsqueeze(-1) * d, lower), upper)
+        d = torch.where(
+            held, torch.where(gradient > 0, lower, upper) - z, self._newton(hessian, gradient, held, z, damping)
+        )
+        trial = torch.minimum(torch.maximum(z + d, lower), upper)
         value_new, jacobian = equations.objective_and_jacobian(trial)
         gradient_new = jacobian.value
         s = trial - z
-        promised = length * dot(torch.where(held, 0, -gradient), d) - dot(torch.where(held, gradient, 0), s)
+        promised = -dot(gradient, s)
         decrease = value - value_new
         hidden = decrease.abs() <= rounding(value)
         decrease = torch.where(hidden, -dot(gradient + gradient_new, s) / 2, decrease)
-        accepted = (decrease >= SUFFICIENT * promised) & gradient_new.isfinite().all(-1)
+        accepted = (promised > 0) & (decrease >= SUFFICIENT * promised) & gradient_new.isfinite().all(-1)
+        scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.linalg.vector_norm(s, dim=-1)
+        scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
+        less = torch.where(damping > NEGLIGIBLE * scale, damping / 10, 0)
+        more = torch.where(damping > 0, 10 * damping, scale)
+        damping = torch.where(accepted, less, more)
         if finished(~accepted):
-            return z, r, state._replace(length=SHORTER * length)
+            return z, r, state._replace(damping=damping)
         moved = accepted.unsqueeze(-1)
         z = torch.where(moved, trial, z)
         state = ProjectedState(
             torch.where(accepted, value_new, value),
             torch.where(moved, gradient_new, gradient),
             self._chosen(accepted, jacobian, hessian, equations, z),
-            torch.where(accepted, 1, SHORTER * length),
+            damping,
             lower,
             upper,
         )
@@ -97,14 +106,23 @@ class ProjectedNewton:
             return torch.where(accepted[:, None, None], new.to_dense(), old)
         return equations.objective_and_jacobian(z)[1]
 
-    def _newton(self, hessian: Any, gradient: Tensor, held: Tensor, z: Tensor) -> Tensor:
+    def _newton(self, hessian: Any, gradient: Tensor, held: Tensor, z: Tensor, damping: Tensor) -> Tensor:
         """The Newton step of the free unknowns, 0 for the held ones."""
         if self.max_inner is None:
-            return _newton(hessian, gradient, held)
+            return _newton(hessian, gradient, held, damping)
         r = torch.where(held, 0, gradient)
         eta = torch.full_like(r[:, 0], LOOSEST)
-        product = lambda p: torch.where(held, 0, hessian.rmatvec(p))  # noqa: E731
+        product = lambda p: torch.where(held, 0, hessian.rmatvec(p) + damping.unsqueeze(-1) * p)  # noqa: E731
         return steihaug(product, r, torch.full_like(eta, torch.inf), eta, z, self.max_inner)[0]
+
+    def restart(self, equations: Equations, z: Tensor, memory: Tensor) -> tuple[Tensor, ProjectedState]:
+        """The residual and the state at z, with the damping that was reached."""
+        r, state = self.init(equations, z)
+        return r, state._replace(damping=memory)
+
+    def memory(self, state: ProjectedState) -> Tensor:
+        """What a restart needs beside z."""
+        return state.damping
 
     def merit(self, state: ProjectedState) -> Tensor:
         """The objective at z, (B,)."""
@@ -115,10 +133,10 @@ def _residual(z: Tensor, state: ProjectedState) -> Tensor:
     return z - torch.minimum(torch.maximum(z - state.gradient, state.lower), state.upper)
 
 
-def _newton(hessian: Tensor, gradient: Tensor, held: Tensor) -> Tensor:
+def _newton(hessian: Tensor, gradient: Tensor, held: Tensor, damping: Tensor) -> Tensor:
     """The step −|H|⁻¹∇φ of the free unknowns, 0 for the held ones."""
     eye = torch.eye(held.shape[-1], dtype=gradient.dtype, device=gradient.device)
-    H = torch.where(held.unsqueeze(-1) | held.unsqueeze(-2), eye, hessian)
+    H = torch.where(held.unsqueeze(-1) | held.unsqueeze(-2), eye, hessian + damping[:, None, None] * eye)
     r = torch.where(held, 0, gradient)
     L, info = torch.linalg.cholesky_ex(H)
     d = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
