@@ -246,7 +246,7 @@ def _between(z: Tensor, lower: Tensor | None, upper: Tensor | None) -> Tensor:
     low = torch.full_like(z, -torch.inf) if lower is None else lower
     high = torch.full_like(z, torch.inf) if upper is None else upper
     middle = low / 2 + high / 2
-    within = torch.where(z > low, high - _first_step(high), low + _first_step(low))
+    within = torch.where(high.isfinite(), high - _first_step(high), low + _first_step(low))
     return torch.where((low < z) & (z < high), z, torch.where(middle.isfinite(), middle, within))
 
 
