@@ -2,6 +2,7 @@
 
 from torchimplicit import diagnostics, interop, linear, nn, solvers
 from torchimplicit.adjoints import Implicit, OneStep, Phantom, Unrolled
+from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
 from torchimplicit.problems.least_squares import least_squares
@@ -13,7 +14,9 @@ from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.stopping import ConvergenceError, ConvergenceWarning, Status
 
 __all__ = [
+    "Branch",
     "CaptureError",
+    "Continuation",
     "ConvergenceError",
     "ConvergenceWarning",
     "Implicit",
@@ -23,6 +26,7 @@ __all__ = [
     "SolveInfo",
     "Status",
     "Unrolled",
+    "continuation",
     "diagnostics",
     "fixed_point",
     "implicit",
