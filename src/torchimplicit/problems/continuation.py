@@ -215,15 +215,15 @@ def _follow(curve: Curve, z: Tensor, folds: int, max_points: int) -> Path:
         if not info.converged or not float(direction @ t) > STRAIGHT:
             h = h / 4
             continue
-        ends = [0.0, h]
+        passed = [(0.0, y), (h, new)]
         if float(direction[-1] * t[-1]) < 0:
-            turn = _length(lambda length: curve.tangent(curve.along(y, t, length), t)[-1], 0.0, h, y)  # noqa: B023
-            ends.insert(1, turn)
-        for i, (a, b) in enumerate(pairwise(ends)):
+            length = _length(lambda length: curve.tangent(curve.along(y, t, length), t)[-1], 0.0, h, y)  # noqa: B023
+            fold = curve.corrected(curve.along(y, t, length), t)[0]
+            passed.insert(1, (length, fold))
+        for i, ((a, before), (b, after)) in enumerate(pairwise(passed)):
             if i > 0:
-                turns.append(curve.s(curve.corrected(curve.along(y, t, a), t)[0]))
-            beyond = [float(curve.along(y, t, length)[-1]) - 1 for length in (a, b)]
-            if len(turns) >= folds and beyond[0] * beyond[1] <= 0:
+                turns.append(curve.s(before))
+            if len(turns) >= folds and float((before[-1] - 1) * (after[-1] - 1)) <= 0:
                 length = _length(lambda length: curve.along(y, t, length)[-1] - 1, a, b, y)  # noqa: B023
                 return Path(points, turns, curve.z(curve.along(y, t, length)), info)
         h = h * min(2.0, max(0.5, 2 ** ((PLANNED - int(info.steps)) / 2)))
