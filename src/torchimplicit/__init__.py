@@ -8,6 +8,7 @@ from torchimplicit.problems.implicit import implicit
 from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.linear_solve import linear_solve
 from torchimplicit.problems.minimize import minimize
+from torchimplicit.problems.multi_start import multi_start
 from torchimplicit.problems.root import root
 from torchimplicit.recording import CaptureError
 from torchimplicit.solution import Solution, SolveInfo
@@ -35,6 +36,7 @@ __all__ = [
     "linear",
     "linear_solve",
     "minimize",
+    "multi_start",
     "nn",
     "root",
     "solvers",
