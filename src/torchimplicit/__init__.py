@@ -2,18 +2,22 @@
 
 from torchimplicit import diagnostics, interop, linear, nn, solvers
 from torchimplicit.adjoints import Implicit, OneStep, Phantom, Unrolled
+from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
 from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.linear_solve import linear_solve
 from torchimplicit.problems.minimize import minimize
+from torchimplicit.problems.multi_start import multi_start
 from torchimplicit.problems.root import root
 from torchimplicit.recording import CaptureError
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.stopping import ConvergenceError, ConvergenceWarning, Status
 
 __all__ = [
+    "Branch",
     "CaptureError",
+    "Continuation",
     "ConvergenceError",
     "ConvergenceWarning",
     "Implicit",
@@ -23,6 +27,7 @@ __all__ = [
     "SolveInfo",
     "Status",
     "Unrolled",
+    "continuation",
     "diagnostics",
     "fixed_point",
     "implicit",
@@ -31,6 +36,7 @@ __all__ = [
     "linear",
     "linear_solve",
     "minimize",
+    "multi_start",
     "nn",
     "root",
     "solvers",

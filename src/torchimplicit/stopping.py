@@ -55,8 +55,8 @@ _PROSE = {
     ),
     Status.STAGNATED: (
         "the residual stopped falling above the tolerance. Likely causes: (a) the tolerance lies below the rounding floor of "
-        "this dtype; (b) a local minimum of the residual that is no root; (c) a cycle. Try a looser rtol/atol, float64, "
-        "another z0 or solver."
+        "this dtype; (b) a local minimum of the residual that is no root; (c) a cycle; (d) a jump or a pole of g, where it "
+        "changes its sign without a root. Try a looser rtol/atol, float64, another z0 or solver."
     ),
     Status.DIVERGED: (
         "the residual grew without bound. Likely causes: (a) a fixed-point map that is not a contraction (plain steps need a "
@@ -193,10 +193,15 @@ def report(
         )
     if raised:
         lines.append(f"At a trial point the function raised {raised}")
-    message = f"The {what} was not found. " + " ".join(lines)
+    tell(f"The {what} was not found. " + " ".join(lines), on_failure)
+
+
+def tell(message: str, on_failure: OnFailure) -> None:
+    """Warn or raise, where that is what the user wants."""
     if on_failure == "raise":
         raise ConvergenceError(message)
-    warnings.warn(message, ConvergenceWarning, stacklevel=_users_frame())
+    if on_failure == "warn":
+        warnings.warn(message, ConvergenceWarning, stacklevel=_users_frame())
 
 
 def _users_frame() -> int:

@@ -64,6 +64,8 @@ def pose_and_solve(
         start = layout.flatten(z0)
         if layout.dtype in HALF:
             layout = _precision_of(layout, fn, start, args)
+        if hasattr(method, "fitted"):
+            method, start = method.fitted(layout, start)
     problem = Problem(
         kind,
         fn,

@@ -4,10 +4,13 @@ from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.auto import choose
 from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.bfgs import BFGS
+from torchimplicit.solvers.bisection import Bisection
 from torchimplicit.solvers.broyden import Broyden
+from torchimplicit.solvers.chandrupatla import Chandrupatla
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.itp import ITP
 from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
@@ -34,6 +37,9 @@ NAMES: dict[str, type] = {
     "trust_newton": TrustNewton,
     "newton_cg": NewtonCG,
     "projected_newton": ProjectedNewton,
+    "bisection": Bisection,
+    "chandrupatla": Chandrupatla,
+    "itp": ITP,
 }
 
 
@@ -58,10 +64,13 @@ def resolve(
 
 __all__ = [
     "BFGS",
+    "ITP",
     "LBFGS",
     "Anderson",
     "Backtracking",
+    "Bisection",
     "Broyden",
+    "Chandrupatla",
     "Chord",
     "Dogleg",
     "Equations",

@@ -32,7 +32,8 @@ def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: S
     for start in range(0, batch, rows):
         block = slice(start, min(start + rows, batch))
         part = equations.of_rows(block)
-        found.append(solve(solver, part, z[block], stopping))
+        own = solver.of_rows(block) if hasattr(solver, "of_rows") else solver
+        found.append(solve(own, part, z[block], stopping))
         counted.append((part, block.stop - block.start))
     equations.add(counted, batch)
 

@@ -119,6 +119,7 @@ def solve(
     best_z, best, mark = z, norm, norm
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     lowest = None if merit is None else merit(state)
+    verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
     for k in range(1, stopping.max_steps + 1):
         if none_left:
             break
@@ -162,6 +163,10 @@ def solve(
             ends = done | (running & ((stuck >= solver.patience) | grown | ~valid))
             verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
             verdict = torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
+        if verdict_of is not None:
+            said = verdict_of(state)
+            ended = running & ~ends & (said != Status.RUNNING)
+            ends, verdict = ends | ended, torch.where(ended, said, verdict)
         if allowed is not None:
             verdict = torch.where(ends, verdict, Status.MAX_STEPS)
             ends = ends | (running & (steps >= allowed))

@@ -61,6 +61,11 @@ class Iterate:
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        if not getattr(self.solver, "unrolls", True):
+            raise TypeError(
+                f"the steps of {type(self.solver).__name__} have no derivative that tells how its result moves: Unrolled() "
+                f"cannot differentiate them. Use adjoint=Implicit(), which needs no steps, or another solver."
+            )
         advance = self._checkpointed(equations) if checkpoint else None
         stopping = replace(stopping, max_steps=min(stopping.max_steps, self._first.max_steps))
         return solve(self._first, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)

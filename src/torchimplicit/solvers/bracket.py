@@ -1,0 +1,270 @@
+"""What the bracketing methods share: two points between which g changes its sign, and the search for them from the start."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.state import Layout, describe
+from torchimplicit.stopping import Status
+from torchimplicit.transforms import finished, level, outside_transforms
+
+End = Tensor | float | None
+Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
+Self = TypeVar("Self", bound="Bracketing")
+
+FIRST_STEP = 1 / 16  # of the search, in units of 1 + |z0|
+DOUBLINGS = 64  # of that step, in each direction
+
+
+class Bracket(NamedTuple):
+    """Where the systems stand, all (B, 1).
+
+    a, fa : the end that was found last, and g there.
+    b, fb : the other end, where g has the other sign.
+    c, fc : the point that was an end before.
+    """
+
+    a: Tensor
+    fa: Tensor
+    b: Tensor
+    fb: Tensor
+    c: Tensor
+    fc: Tensor
+
+    @property
+    def middle(self) -> Tensor:
+        """(a + b) / 2, which does not overflow."""
+        return self.a / 2 + self.b / 2
+
+    def shrunk(self, x: Tensor, f: Tensor) -> Bracket:
+        """The part of it that has x, where g is f, as an end."""
+        same = (f < 0) == (self.fa < 0)
+        c, fc = torch.where(same, self.a, self.b), torch.where(same, self.fa, self.fb)
+        b, fb = torch.where(same, self.b, self.a), torch.where(same, self.fb, self.fa)
+        return Bracket(x, f, b, fb, c, fc)
+
+    def where(self, rows: Tensor, other: Bracket) -> Bracket:
+        """This one in some rows, ``other`` in the rest."""
+        return Bracket(*(torch.where(rows, ours, theirs) for ours, theirs in zip(self, other, strict=True)))
+
+
+class Outward(NamedTuple):
+    """A search from the start to both sides, in steps that double, one side at a time.
+
+    left, right : the interval seen so far; g has one sign at all of its points. f_left, f_right : g there.
+    wall_left, wall_right : where g is NaN, or an end that was given: nothing is sought beyond.
+    step : the length of the next steps, (B, 1). k : how many were taken.
+    """
+
+    left: Tensor
+    f_left: Tensor
+    right: Tensor
+    f_right: Tensor
+    wall_left: Tensor
+    wall_right: Tensor
+    step: Tensor
+    k: int
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The next point, whether it lies to the right, and whether there is any."""
+        largest = torch.finfo(self.step.dtype).max
+        left, right = (self.left - self.step).clamp(min=-largest), (self.right + self.step).clamp(max=largest)
+        left = torch.where(left > self.wall_left, left, self.left / 2 + self.wall_left / 2)
+        right = torch.where(right < self.wall_right, right, self.right / 2 + self.wall_right / 2)
+        room_left = (self.wall_left < left) & (left < self.left)
+        room_right = (self.right < right) & (right < self.wall_right)
+        to_right = room_right if self.k % 2 == 0 else room_right & ~room_left
+        x = torch.where(to_right, right, left)
+        # An end that was given may be the root: it becomes the next iterate.
+        x = torch.where(self.f_left == 0, self.left, torch.where(self.f_right == 0, self.right, x))
+        return x, to_right, (room_left | room_right) & (self.k < 2 * DOUBLINGS)
+
+    def after(self, x: Tensor, f: Tensor, to_right: Tensor) -> Outward:
+        """The search goes on beyond x, or short of it where g is NaN."""
+        nan = f.isnan()
+        left, right = ~to_right & ~nan, to_right & ~nan
+        return Outward(
+            torch.where(left, x, self.left),
+            torch.where(left, f, self.f_left),
+            torch.where(right, x, self.right),
+            torch.where(right, f, self.f_right),
+            torch.where(~to_right & nan, x, self.wall_left),
+            torch.where(to_right & nan, x, self.wall_right),
+            self.step * 2 if self.k % 2 else self.step,
+            self.k + 1,
+        )
+
+
+class BracketState(NamedTuple):
+    """What the next step needs.
+
+    bracket : of the systems that have one. found : which those are, (B, 1).
+    search : of the others; None when there are none.
+    exhausted : which systems have nowhere left to search, (B, 1); None with the search.
+    own : what the method remembers.
+    """
+
+    bracket: Bracket
+    found: Tensor
+    search: Outward | None
+    exhausted: Tensor | None
+    own: Own
+
+
+@dataclass(frozen=True)
+class Bracketing(ABC):
+    """The root of one equation in one unknown, between two points where g has different signs.
+
+    lower, upper : the ends of the bracket: numbers, or tensors that broadcast to z. None, or an infinite end: sought from z0,
+        in steps of (1 + |z0|)/16 that double, to both sides in turn and short of where g is NaN. A start outside is
+        replaced by the middle (or by a point next to the only end).
+
+    Every entry of z is an equation of its own (``batch_ndim=z.ndim``). A system for which no bracket is found ends with the
+    status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, at the best that floats give, as STAGNATED if the
+    residual is still too large: a jump or a pole is no root.
+    """
+
+    lower: End = None
+    upper: End = None
+    max_steps: ClassVar[int] = 2 * DOUBLINGS + 200
+    patience: ClassVar[int] = max_steps  # the bracket shows when there is no more progress
+    unrolls: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, end in (("lower", self.lower), ("upper", self.upper)):
+            number = isinstance(end, (int, float)) and not isinstance(end, bool)
+            if not (end is None or number or (isinstance(end, Tensor) and end.is_floating_point())):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} must be a number, a floating tensor or None; got {describe(end)}."
+                )
+
+    @abstractmethod
+    def propose(self, bracket: Bracket, own: Own) -> tuple[Tensor, Own]:
+        """The next point, (B, 1), and what is remembered. A point that is not between the ends is replaced by the middle."""
+
+    def begin(self, bracket: Bracket) -> Own:
+        """What is remembered of a new bracket."""
+        return ()
+
+    def fitted(self: Self, layout: Layout, z: Tensor) -> tuple[Self, Tensor]:
+        """The method with its ends like z, (B, 1), and the start between them.
+
+        Raises ValueError or TypeError unless there is one unknown and the ends fit.
+        """
+        name = type(self).__name__
+        if layout.size != 1:
+            raise ValueError(
+                f"{name} finds the root of one equation in one unknown; a system here has {layout.size}. If every entry of z "
+                f"has an equation of its own, set batch_ndim=z.ndim."
+            )
+        lower, upper = (
+            None if end is None else _like(z, end, layout.batch_shape, f"{name}: {which}")
+            for which, end in (("lower", self.lower), ("upper", self.upper))
+        )
+        if lower is not None and upper is not None and not bool((lower <= upper).all()):
+            raise ValueError(f"{name}: lower must not exceed upper.")
+        return replace(self, lower=lower, upper=upper), _between(z, lower, upper)
+
+    def of_rows(self: Self, rows: slice) -> Self:
+        """The method for some systems of the batch."""
+        lower, upper = (end[rows] if isinstance(end, Tensor) else end for end in (self.lower, self.upper))
+        return replace(self, lower=lower, upper=upper)
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BracketState]:
+        r = equations.residual(z)
+        left, f_left, wall_left = _end(equations, self.lower, z, r, -torch.inf)
+        right, f_right, wall_right = _end(equations, self.upper, z, r, torch.inf)
+        below, above = _opposite(f_left, r), _opposite(f_right, r)
+        b, fb = torch.where(below, left, right), torch.where(below, f_left, f_right)
+        bracket = Bracket(z, r, b, fb, b, fb)
+        search = Outward(left, f_left, right, f_right, wall_left, wall_right, _first_step(z), 0)
+        return r, self._state(bracket, below | above, search, self.begin(bracket))
+
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: BracketState
+    ) -> tuple[Tensor, Tensor, BracketState]:
+        bracket, found, search, _, own = state
+        x, own = self.propose(bracket, own)
+        inside = ((bracket.a < x) & (x < bracket.b)) | ((bracket.b < x) & (x < bracket.a))
+        x = torch.where(inside, x, bracket.middle)
+        if search is None:
+            f = equations.residual(x)
+            bracket = bracket.shrunk(x, f)
+        else:
+            outside, to_right, _ = search.next()
+            x = torch.where(found, x, outside)
+            f = equations.residual(x)
+            end = torch.where(to_right, search.right, search.left)
+            f_end = torch.where(to_right, search.f_right, search.f_left)
+            hit = ~found & _opposite(f, f_end)
+            new = Bracket(x, f, end, f_end, end, f_end)
+            bracket = bracket.shrunk(x, f).where(found, new)
+            own = tuple(torch.where(found, *pair) for pair in zip(own, self.begin(new), strict=True))
+            found, search = found | hit, search.after(x, f, to_right)
+        nan = f.isnan() & found  # within a bracket there is no side to turn to
+        closer = (f.abs() < r.abs()) | nan
+        return torch.where(closer, x, z), torch.where(closer, f, r), self._state(bracket, found, search, own)
+
+    def verdict(self, state: BracketState) -> Tensor:
+        """The status of the systems that have come to an end, (B,); RUNNING for the others."""
+        closed = state.found & (torch.nextafter(state.bracket.a, state.bracket.b) == state.bracket.b)
+        status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
+        if state.exhausted is not None:
+            status = torch.where(state.exhausted, Status.NO_BRACKET, status)
+        return status.squeeze(-1)
+
+    def _state(self, bracket: Bracket, found: Tensor, search: Outward | None, own: Own) -> BracketState:
+        if search is None or finished(found):
+            return BracketState(bracket, found, None, None, own)
+        known = (search.f_left == 0) | (search.f_right == 0)
+        return BracketState(bracket, found, search, ~found & ~known & ~search.next()[2], own)
+
+
+def _like(z: Tensor, end: Tensor | float, shape: torch.Size, name: str) -> Tensor:
+    """An end that was given, as a tensor like z."""
+    if isinstance(end, Tensor) and level(end) >= 0:
+        raise TypeError(
+            f"{name} is a tensor of a torch.func transform, in which each sample has a bracket of its own. Solve the samples as "
+            f"one batch with batch_ndim instead, or leave the end None."
+        )
+    try:
+        with outside_transforms():
+            found = torch.as_tensor(end, dtype=z.dtype, device=z.device).detach().expand(shape).reshape(-1, 1)
+    except RuntimeError:
+        raise ValueError(f"{name} must broadcast to z, of shape {tuple(shape)}; got a {describe(end)}.") from None
+    return found
+
+
+def _between(z: Tensor, lower: Tensor | None, upper: Tensor | None) -> Tensor:
+    """The start, if it is between the ends; else the middle, or a point within the one end that is finite."""
+    low = torch.full_like(z, -torch.inf) if lower is None else lower
+    high = torch.full_like(z, torch.inf) if upper is None else upper
+    middle = low / 2 + high / 2
+    within = torch.where(high.isfinite(), high - _first_step(high), low + _first_step(low))
+    return torch.where((low < z) & (z < high), z, torch.where(middle.isfinite(), middle, within))
+
+
+def _first_step(z: Tensor) -> Tensor:
+    return (1 + z.abs()) * FIRST_STEP
+
+
+def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) -> tuple[Tensor, Tensor, Tensor]:
+    """An end as far as it is known, g there, and how far it may be moved."""
+    if end is None:
+        return z, r, torch.full_like(z, infinite)
+    if len(end) != len(z):  # the samples of a vmap share it
+        end = end.repeat(len(z) // len(end), 1)
+    given = end.isfinite()
+    f = equations.residual(torch.where(given, end, z))
+    known = given & ~f.isnan()
+    return torch.where(known, end, z), torch.where(known, f, r), torch.where(given, end, infinite)
+
+
+def _opposite(f: Tensor, g: Tensor) -> Tensor:
+    return ((f < 0) & (g > 0)) | ((f > 0) & (g < 0))

@@ -1,0 +1,83 @@
+"""Of many starts each problem keeps the best: the global minimum, a root that most starts miss; and its gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+import torchimplicit as ti
+
+D = torch.float64
+
+
+def rastrigin(z: Tensor, x: Tensor) -> Tensor:
+    return ((z - x) ** 2 + 3 - 3 * torch.cos(4 * math.pi * z)).sum(-1)
+
+
+def test_every_problem_of_a_batch_finds_its_global_minimum() -> None:
+    x = torch.tensor([[0.1, -0.7], [1.3, 0.4], [-1.6, 0.9]], dtype=D, requires_grad=True)
+    draw = torch.Generator().manual_seed(0)
+    starts = 4 * torch.rand(200, 3, 2, dtype=D, generator=draw) - 2
+    z, info = ti.multi_start(ti.minimize, rastrigin, starts, (x,), batch_ndim=1, rtol=1e-10)
+    assert info.converged.all()
+    for i in range(3):
+        for j in range(2):  # the objective is separable, and each part has a minimum in every half
+            a = float(x[i, j].detach())
+            best = min(
+                (
+                    minimize_scalar(
+                        lambda z, a=a: (z - a) ** 2 + 3 - 3 * math.cos(4 * math.pi * z),
+                        bounds=(k / 2 - 0.25, k / 2 + 0.25),
+                        method="bounded",
+                        options={"xatol": 1e-12},
+                    )
+                    for k in range(-5, 6)
+                ),
+                key=lambda found: found.fun,
+            )
+            assert z[i, j].item() == pytest.approx(best.x, abs=1e-6)
+    (grad,) = torch.autograd.grad(z.sum(), x)
+    curvature = 2 + 3 * (4 * math.pi) ** 2 * torch.cos(4 * math.pi * z.detach())
+    torch.testing.assert_close(grad, 2 / curvature, rtol=1e-7, atol=0.0)
+
+
+def test_a_root_that_one_start_in_ten_reaches() -> None:
+    # Outside of the narrow well at 3 there is no slope that leads Newton's method to it.
+    def g(z: Tensor, depth: Tensor) -> Tensor:
+        return 1 - depth * torch.exp(-25 * (z - 3) ** 2)
+
+    starts = torch.linspace(-6, 6, 60, dtype=D).unsqueeze(1).expand(60, 2)
+    depth = torch.tensor([2.0, 3.0], dtype=D, requires_grad=True)
+    z, info = ti.multi_start(ti.root, g, starts, (depth,), batch_ndim=1, solver="newton", max_steps=20)
+    assert info.converged.all()
+    assert (g(z, depth).abs() < 1e-7).all()
+    alone = ti.root(g, starts[0], (depth,), batch_ndim=1, solver="newton", max_steps=20, on_failure="ignore").info
+    assert not alone.converged.any()
+    assert torch.autograd.grad(z.sum(), depth)[0].isfinite().all()
+
+
+def test_a_fit_with_local_minima_in_a_tree() -> None:
+    t = torch.linspace(0, 4, 60, dtype=D)
+    y = torch.sin(3.1 * t)
+
+    def r(z: dict[str, Tensor], y: Tensor) -> Tensor:
+        return torch.sin(z["frequency"] * t) - y
+
+    starts = {"frequency": torch.linspace(0.5, 6, 12, dtype=D)}
+    z, info = ti.multi_start(ti.least_squares, r, starts, (y,))
+    assert info.converged
+    assert z["frequency"].item() == pytest.approx(3.1, abs=1e-7)
+    stuck = ti.least_squares(r, {"frequency": torch.tensor(0.5, dtype=D)}, (y,), on_failure="ignore").value
+    assert abs(stuck["frequency"].item() - 3.1) > 0.1
+
+
+def test_where_none_converges_the_nearest_is_reported() -> None:
+    starts = torch.tensor([5.0, 0.5, -4.0], dtype=D)
+    with pytest.warns(ti.ConvergenceWarning):
+        _, info = ti.multi_start(ti.root, lambda z: z**2 + 1, starts, solver="newton", max_steps=1)
+    assert not info.converged
+    assert float(info.residual) <= 1 + 0.5**2

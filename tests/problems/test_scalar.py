@@ -1,0 +1,227 @@
+"""Equations in one unknown, each entry of a tensor its own: SciPy's roots, poles and jumps that are none, brackets that are sought."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+import torchimplicit as ti
+from torchimplicit.solvers import ITP, Bisection, Chandrupatla
+
+D = torch.float64
+EPS = torch.finfo(D).eps
+METHODS = [Bisection, Chandrupatla, ITP]
+Method = type[Bisection] | type[Chandrupatla] | type[ITP]
+
+# Name: (g, lower, upper), on each of which g changes its sign once. Alefeld, Potra and Shi (1995), table I, and others.
+EQUATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+    "sine": (lambda z: torch.sin(z) - z / 2, math.pi / 2, math.pi),
+    "exponential": (lambda z: z * torch.exp(-z) - 0.1, 1.0, 20.0),
+    "power": (lambda z: z**9 - 0.2, 0.0, 5.0),
+    "steep": (lambda z: -2 * z * torch.exp(torch.tensor(-20.0, dtype=D)) + 1 - torch.exp(-20 * z) * 2, 0.0, 1.0),
+    "flat": (lambda z: (z - 1) ** 7, 0.0, 5.0),
+    "logarithm": (lambda z: torch.log(z) + 1, 1e-300, 100.0),
+    "arctangent": (lambda z: torch.atan(1e3 * (z - 0.123)), -1e6, 2e6),
+    "large": (lambda z: z / 1e200 - 3, -1e200, 1e201),
+    "small": (lambda z: z * 1e200 - 3, -1e-199, 1e-199),
+}
+
+
+def all_of_them(functions: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    return lambda z: torch.stack([g(z[i]) for i, g in enumerate(functions)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_entry_of_one_batch_is_where_brentq_finds_it(method: Method) -> None:
+    functions, lower, upper = (list(column) for column in zip(*EQUATIONS.values(), strict=True))
+    g = all_of_them(functions)
+    lower, upper = torch.tensor(lower, dtype=D), torch.tensor(upper, dtype=D)
+    # To a tolerance of nothing, an entry ends where no float is left between the ends.
+    z, info = ti.root(
+        g, lower, solver=method(lower, upper), batch_ndim=1, rtol=0.0, atol=0.0, max_steps=2000, on_failure="ignore"
+    )
+    assert set(info.status.tolist()) <= {ti.Status.CONVERGED, ti.Status.STAGNATED}
+    for i, (name, (f, a, b)) in enumerate(EQUATIONS.items()):
+        expected = brentq(
+            lambda x, f=f: float(f(torch.tensor(x, dtype=D))), a, b, xtol=1e-300, rtol=4 * EPS, maxiter=500
+        )
+        # (z − 1)⁷ underflows to nothing near its root, and any z there is one.
+        assert abs(float(z[i]) - expected) <= (1e-40 ** (1 / 7) if name == "flat" else 1e-14 * abs(expected)), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_a_bracket_is_sought_on_both_sides_and_short_of_what_is_not_defined(method: Method, dtype: torch.dtype) -> None:
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+        "right": (lambda z: z - 100, 0.0, 100.0),
+        "left": (lambda z: z + 100, 0.0, -100.0),
+        "far": (lambda z: z - 1e12, 0.0, 1e12),
+        "overflow": (lambda z: torch.exp(z) - 1e3, -20.0, math.log(1e3)),
+        "edge of the domain": (lambda z: torch.log(z) + 5, 1.0, math.exp(-5)),
+        "within the domain": (lambda z: torch.sqrt(1 - z) - 0.1, 0.0, 0.99),
+        "falling": (lambda z: z * torch.exp(-z), 2.0, 0.0),  # downhill is away from the root
+    }
+    start = torch.tensor([z0 for _, z0, _ in functions.values()], dtype=dtype)
+    g = all_of_them([f for f, _, _ in functions.values()])
+    z, info = ti.root(g, start, solver=method(), batch_ndim=1)
+    assert info.converged.all()
+    expected = torch.tensor([root for _, _, root in functions.values()], dtype=dtype)
+    slope = torch.func.vjp(g, expected)[1](torch.ones_like(z))[0].abs()
+    bound = torch.finfo(dtype).eps ** 0.5 * g(start).abs() / slope
+    assert ((z - expected).abs() <= 2 * bound + 4 * torch.finfo(dtype).eps * expected.abs()).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_no_root_is_not_called_one(method: Method) -> None:
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], ti.Status]] = {
+        "pole": (lambda z: 1 / (z - 0.3), ti.Status.STAGNATED),
+        "root beside a pole": (lambda z: (z - 0.9) / (z - 0.3), ti.Status.CONVERGED),
+        "jump": (lambda z: torch.where(z > 0.3, 1.0, -1.0), ti.Status.STAGNATED),
+        "no root": (lambda z: z**2 + 1, ti.Status.NO_BRACKET),
+        "double root": (lambda z: (z - 0.3) ** 2, ti.Status.NO_BRACKET),
+        "nan": (lambda z: z * torch.nan, ti.Status.NONFINITE),
+        "nan within": (lambda z: torch.where((z - 0.3).abs() < 0.1, torch.nan, z - 0.3), ti.Status.NONFINITE),
+        "root": (lambda z: z - 0.3, ti.Status.CONVERGED),
+    }
+    start = torch.ones(len(functions), dtype=D)
+    z, info = ti.root(
+        all_of_them([f for f, _ in functions.values()]), start, solver=method(), batch_ndim=1, on_failure="ignore"
+    )
+    assert [ti.Status(s) for s in info.status.tolist()] == [status for _, status in functions.values()]
+    assert float(z[-1]) == pytest.approx(0.3, abs=1e-8)
+    with pytest.warns(ti.ConvergenceWarning, match="no_bracket.*opposite signs"):
+        ti.root(lambda z: z - 2, torch.tensor(0.0), solver=method(0, 1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_end_that_is_the_root_or_infinite_or_not_defined(method: Method) -> None:
+    def g(z: Tensor) -> Tensor:
+        return torch.stack([z[0] - 1, z[1] - 2, torch.log(z[2]), torch.log(z[3]), 1 / z[4] - 2, z[5] - 9, z[6] + 9])
+
+    inf = math.inf
+    lower = torch.tensor([1.0, 0.0, 0.0, -1.0, 0.0, 0.0, -inf], dtype=D)
+    upper = torch.tensor([2.0, 2.0, 5.0, 5.0, 7.0, inf, 0.0], dtype=D)
+    z, info = ti.root(g, lower, solver=method(lower, upper), batch_ndim=1, rtol=1e-14, on_failure="ignore")
+    assert info.converged.all()
+    torch.testing.assert_close(z, torch.tensor([1.0, 2.0, 1.0, 1.0, 0.5, 9.0, -9.0], dtype=D), rtol=1e-12, atol=0.0)
+
+
+def kepler(E: Tensor, M: Tensor, e: Tensor) -> Tensor:
+    return E - e * torch.sin(E) - M
+
+
+def orbits(count: int, largest: float) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    M = 2 * math.pi * torch.rand(count, dtype=D, generator=draw)
+    return M, largest * torch.rand(count, dtype=D, generator=draw)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_batch_is_solved_as_its_entries_one_by_one(method: Method, given: bool) -> None:
+    M, e = orbits(12, 0.999)
+    lower, upper = (M - e, M + e) if given else (M - torch.inf, M + torch.inf)
+    together, info = ti.root(kepler, M, (M, e), solver=method(lower, upper), batch_ndim=1, rtol=0.0, atol=1e-12)
+    in_parts, parts = ti.root(
+        kepler, M, (M, e), solver=method(lower, upper), batch_ndim=1, rtol=0.0, atol=1e-12, batched=(True, True)
+    )
+    alone = [
+        ti.root(kepler, M[i], (M[i], e[i]), solver=method(lower[i], upper[i]), rtol=0.0, atol=1e-12) for i in range(12)
+    ]
+    assert torch.equal(together, torch.stack([solution.value for solution in alone]))
+    assert torch.equal(together, in_parts)
+    assert info.steps.tolist() == parts.steps.tolist() == [int(solution.info.steps) for solution in alone]
+    assert len(set(info.steps.tolist())) > 1  # they do not all take the same number of steps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keplers_equation_and_the_closed_form_of_its_derivatives(method: Method) -> None:
+    M, e = orbits(2000, 0.999)
+    M.requires_grad_()
+    e.requires_grad_()
+    E, info = ti.root(
+        kepler, M, (M, e), solver=method(M - e, M + e), batch_ndim=1, rtol=0.0, atol=1e-12, batched=(True, True)
+    )
+    assert info.converged.all()
+    assert (kepler(E, M, e).abs() <= 1e-12).all()
+    dM, de = torch.autograd.grad(E.sum(), (M, e))
+    slope = 1 - e * torch.cos(E)
+    torch.testing.assert_close(dM, 1 / slope, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(de, torch.sin(E) / slope, rtol=1e-12, atol=1e-15)
+
+
+def test_evaluations_are_few_where_the_method_promises_it() -> None:
+    M, e = orbits(1000, 0.95)
+    steps = {
+        method: ti.root(kepler, M, (M, e), solver=method(M - e, M + e), batch_ndim=1, rtol=0.0, atol=1e-12).info.steps
+        for method in METHODS
+    }
+    assert steps[Chandrupatla].max() <= 12
+    assert (steps[ITP] <= steps[Bisection] + 1).all()
+    assert steps[ITP].double().mean() < steps[Bisection].double().mean() / 3
+
+
+def test_itp_is_never_much_slower_than_bisection() -> None:
+    # So flat that a secant always proposes a point next to an end.
+    stubborn = {"flat": lambda z: z**201 - 1e-60, "step": lambda z: torch.tanh(1e8 * (z - 0.7)) + 0.5 * z**99}
+    for g in stubborn.values():
+        steps = [
+            int(ti.root(g, torch.tensor(0.1, dtype=D), solver=m(-1, 2), rtol=0.0, atol=1e-13).info.steps)
+            for m in (ITP, Bisection)
+        ]
+        assert steps[0] <= steps[1] + 54
+
+
+@pytest.mark.slow
+def test_a_million_orbits_of_high_eccentricity() -> None:
+    M, _ = orbits(1_000_000, 1.0)
+    e = torch.full_like(M, 0.999)
+    E, info = ti.root(
+        kepler, M, (M, e), solver=Chandrupatla(M - e, M + e), batch_ndim=1, rtol=0.0, atol=1e-12, batched=(True, True)
+    )
+    assert info.converged.all()
+    x = E.numpy()
+    for _ in range(2):  # Newton's method to rounding, from the other side
+        x = x - (x - 0.999 * np.sin(x) - M.numpy()) / (1 - 0.999 * np.cos(x))
+    # A residual of 1e-12 leaves an error of 1e-12 / (1 − e cos E) ≤ 1e-9.
+    assert np.abs(E.numpy() - x).max() <= 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inside_transforms(method: Method) -> None:
+    M, e = orbits(15, 0.9)
+    M, e = M.reshape(5, 3), e.reshape(5, 3)
+    lower = torch.tensor([-9.0, -8.0, -7.0], dtype=D)
+
+    def solve(M: Tensor, e: Tensor, solver: ti.solvers.Solver) -> Tensor:
+        return ti.root(kepler, torch.zeros_like(M), (M, e), solver=solver, batch_ndim=1, rtol=1e-13).value
+
+    whole, _ = ti.root(kepler, M, (M, e), batch_ndim=2, rtol=1e-13)
+    for solver in (method(lower, 9), method()):
+        torch.testing.assert_close(torch.vmap(lambda M, e: solve(M, e, solver))(M, e), whole)  # noqa: B023
+    jacobian = torch.func.jacrev(lambda M: solve(M, e[0], method(lower, 9)))(M[0])
+    torch.testing.assert_close(jacobian, torch.diag(1 / (1 - e[0] * torch.cos(whole[0]))))
+    with pytest.raises(TypeError, match=r"lower is a tensor of a torch.func transform.*batch_ndim"):
+        torch.vmap(lambda M, e: solve(M, e, method(M - 1, 9)))(M, e)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    z0 = torch.zeros(2, 3)
+    for solver in ("bisection", "chandrupatla", "itp"):
+        with pytest.raises(ValueError, match=r"one unknown; a system here has 3\..*batch_ndim=z.ndim"):
+            ti.root(lambda z: z, z0, solver=solver, batch_ndim=1)
+    with pytest.raises(ValueError, match=r"lower must broadcast to z, of shape \(2, 3\); got a .* shape \(2,\)"):
+        ti.root(lambda z: z, z0, solver=Bisection(torch.zeros(2), 1), batch_ndim=2)
+    with pytest.raises(ValueError, match="lower must not exceed upper"):
+        ti.root(lambda z: z, z0, solver=ITP(1, torch.zeros(3)), batch_ndim=2)
+    with pytest.raises(TypeError, match=r"upper must be a number.*got str"):
+        Chandrupatla(0, "1")
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"steps of ITP have no derivative.*Implicit\(\)"):
+        ti.root(lambda z: z**3 - x, torch.zeros(2), solver="itp", batch_ndim=1, adjoint=ti.Unrolled())
