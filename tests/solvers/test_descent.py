@@ -194,3 +194,14 @@ def test_the_factors_of_the_last_step_serve_in_the_backward() -> None:
 def test_parameters_that_do_not_fit_are_refused(parameter: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="memory >= 1"):
         ti.solvers.LBFGS(**parameter)
+
+
+def test_without_bounds_projected_newton_finds_the_same_minimum() -> None:
+    b, z0 = random(3, 4), torch.zeros(3, 4, dtype=D)
+
+    def phi(z: Tensor) -> Tensor:
+        return (z - b).cosh().sum(-1) + z.square().sum(-1)
+
+    z, info = ti.minimize(phi, z0, batch_ndim=1, solver="projected_newton", rtol=1e-11)
+    assert info.converged.all()
+    torch.testing.assert_close(z, ti.minimize(phi, z0, batch_ndim=1, rtol=1e-11).value, rtol=1e-9, atol=1e-10)
