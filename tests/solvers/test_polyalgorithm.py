@@ -151,6 +151,14 @@ def test_unrolled_is_the_first_stage() -> None:
     torch.testing.assert_close(grad, 1 / (3 * z.detach() ** 2 + 1))
 
 
+def test_without_dense_jacobians_a_line_search_comes_second() -> None:
+    start = torch.full((300,), 5.0, dtype=D)
+    z, info = ti.root(lambda z: torch.atan(z) + 0.1 * torch.atan(z.roll(1)), start)
+    assert info.tried == ("NewtonKrylov", "NewtonKrylov")
+    assert info.solved_by == 1
+    assert torch.allclose(z, torch.zeros_like(z), atol=1e-6)
+
+
 def test_stages_of_ones_own() -> None:
     own = Polyalgorithm((Picard(), Anderson(), PseudoTransient()))
     z, info = ti.root(lambda z: z**3 - 2 * z + 2, tensor(0.0), solver=own)
