@@ -7,6 +7,7 @@ from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.lbfgs import LBFGS
+from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
@@ -28,6 +29,7 @@ NAMES: dict[str, type] = {
     "trust_newton": TrustNewton,
     "newton_cg": NewtonCG,
     "projected_newton": ProjectedNewton,
+    "levenberg_marquardt": LevenbergMarquardt,
 }
 
 
@@ -57,6 +59,7 @@ __all__ = [
     "Broyden",
     "Chord",
     "Equations",
+    "LevenbergMarquardt",
     "Newton",
     "NewtonCG",
     "NewtonKrylov",
