@@ -21,11 +21,11 @@ class Solver(Protocol):
     patience : steps without progress after which a system counts as stagnated.
 
     A few methods are optional. ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the
-    objective of one that goes downhill. ``scale(equations, start)``, (B,), is what the tolerance is relative to, where that is not
-    the problem's own measure of the start: a method that knows J judges a fit by angles, relative to 1. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an
-    approximate inverse of the last Jacobian, with ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose
-    state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so that steps can be
-    checkpointed.
+    objective of one that goes downhill. ``scale(equations, start)``, (B,), is what rtol is relative to in place of the norm of
+    the residual at the start: a method that knows J judges a fit by angles, which are relative already. ``inverse(state) ->
+    tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last Jacobian, with
+    ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose state holds a graph has ``memory(state)`` and
+    ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed.
     """
 
     max_steps: ClassVar[int]
