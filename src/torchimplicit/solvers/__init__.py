@@ -6,6 +6,7 @@ from torchimplicit.solvers.bfgs import BFGS
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.gauss_newton import GaussNewton
 from torchimplicit.solvers.lbfgs import LBFGS
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
 from torchimplicit.solvers.newton import Newton
@@ -29,16 +30,23 @@ NAMES: dict[str, type] = {
     "trust_newton": TrustNewton,
     "newton_cg": NewtonCG,
     "projected_newton": ProjectedNewton,
+    "gauss_newton": GaussNewton,
     "levenberg_marquardt": LevenbergMarquardt,
 }
 
 
 def resolve(
-    solver: str | Solver | None, near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False
+    solver: str | Solver | None,
+    near_identity: bool,
+    batch: int,
+    n: int,
+    minimised: bool = False,
+    bounded: bool = False,
+    sums_squares: bool = False,
 ) -> Solver:
     """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
     if solver is None or solver == "auto":
-        return choose(near_identity, batch, n, minimised, bounded)
+        return choose(near_identity, batch, n, minimised, bounded, sums_squares)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
@@ -59,6 +67,7 @@ __all__ = [
     "Broyden",
     "Chord",
     "Equations",
+    "GaussNewton",
     "LevenbergMarquardt",
     "Newton",
     "NewtonCG",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
@@ -15,17 +16,27 @@ DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
 FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 
 
-def choose(near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False) -> Solver:
+def choose(
+    near_identity: bool,
+    batch: int,
+    n: int,
+    minimised: bool = False,
+    bounded: bool = False,
+    sums_squares: bool = False,
+) -> Solver:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
     (Newton–Krylov) beyond; a minimum (``minimised``) likewise, by Newton's method in a trust region, which goes downhill and past
-    saddle points, and by Newton-CG; within bounds by projected Newton steps. A failure is reported like any other.
+    saddle points, and by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, beyond that size by Newton-CG as well; within
+    bounds by projected Newton steps. A failure is reported like any other.
     """
     if near_identity:
         return Anderson(plain_below=FAST)
     dense = n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
     if bounded:
         return ProjectedNewton(max_inner=None if dense else 200)
+    if sums_squares and dense:
+        return LevenbergMarquardt()
     if minimised:
         return TrustNewton() if dense else NewtonCG()
     return Newton() if dense else NewtonKrylov()

@@ -11,12 +11,10 @@ from torch import Tensor
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.tangent import Tangent, condition
-from torchimplicit.stopping import rounding
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
 from torchimplicit.transforms import finished
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
-ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -51,13 +49,14 @@ class LevenbergMarquardt:
 
     factor: float = 100.0
     geodesic: bool = False
-    max_steps: ClassVar[int] = 500
+    max_steps: ClassVar[int] = 1000
     patience: ClassVar[int] = 30
 
     def __post_init__(self) -> None:
         check_positive("LevenbergMarquardt: factor", self.factor)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
+        check_squares(equations, "LevenbergMarquardt")
         tangent = Tangent.of(equations.jacobian_of_squares(z))
         columns = tangent.columns.detach()
         scale = torch.where(columns > 0, columns, 1)
@@ -77,19 +76,11 @@ class LevenbergMarquardt:
         p = _damped(tangent.R, tangent.c, scale, damping)
         length = torch.linalg.vector_norm(scale * p.detach(), dim=-1)
         radius = torch.where(fresh, radius.minimum(length), radius)
-        trial = z + (p + self._bend(equations, z, p, state, damping) if self.geodesic else p)
-        linearised = equations.jacobian_of_squares(trial)
-
+        step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
+        linearised = equations.jacobian_of_squares(z + step)
+        new, actual = compare(tangent, linearised, step)
         with torch.no_grad():
-            norm = tangent.norm
-            norm_new = torch.linalg.vector_norm(linearised.value, dim=-1)
-            lower = ~(norm_new > norm * (1 + torch.finfo(norm.dtype).eps ** (2 / 3)))
-        if finished(~(lower & norm_new.isfinite())):
-            new, actual = tangent, torch.where(norm_new.isfinite(), 1 - (norm_new / norm).square(), -torch.inf)
-        else:
-            new = Tangent.of(linearised)
-            actual = _decrease(tangent, new, p)
-        with torch.no_grad():
+            norm, norm_new = tangent.norm, torch.linalg.vector_norm(linearised.value, dim=-1)
             modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()
             damped = damping * (length / norm).square()
             ratio = actual / (modelled + 2 * damped)
@@ -102,7 +93,7 @@ class LevenbergMarquardt:
             damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, 1))
         if finished(~taken):
             return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
-        z = torch.where(taken.unsqueeze(-1), trial, z)
+        z = torch.where(taken.unsqueeze(-1), z + step, z)
         tangent = new.where(taken, tangent)
         scale = scale.maximum(tangent.columns.detach())
         state = LevenbergMarquardtState(tangent, scale, radius, damping, fresh & ~taken)
@@ -114,7 +105,7 @@ class LevenbergMarquardt:
 
     def scale(self, equations: Equations, start: Tensor) -> Tensor:
         """What the tolerance is relative to: nothing for the angles of a fit."""
-        return torch.ones_like(start) if equations.kind.minimised else start
+        return torch.ones_like(start) if equations.kind.sums_squares else start
 
     def _bend(
         self, equations: Equations, z: Tensor, p: Tensor, state: LevenbergMarquardtState, damping: Tensor
@@ -128,19 +119,6 @@ class LevenbergMarquardt:
         bend = _damped(R, c, scale, damping) / 2
         small = torch.linalg.vector_norm(scale * bend, dim=-1) <= 0.375 * torch.linalg.vector_norm(scale * p, dim=-1)
         return torch.where((small & second.isfinite().all(-1)).unsqueeze(-1), bend, 0)
-
-
-def _decrease(old: Tangent, new: Tangent, p: Tensor) -> Tensor:
-    """How much smaller ‖r‖² has become, relative to it; −∞ where it is no longer finite.
-
-    Where rounding hides the difference, it is read off the slopes at both ends.
-    """
-    with torch.no_grad():
-        norm = old.norm
-        decrease = 1 - (new.norm / norm).square()
-        slopes = -((old.gradient + new.gradient) / norm.unsqueeze(-1) * (p / norm.unsqueeze(-1))).sum(-1)
-        decrease = torch.where(decrease.abs() <= rounding(torch.ones_like(norm)), slopes, decrease)
-        return torch.where(new.gradient.isfinite().all(-1) & new.norm.isfinite(), decrease, -torch.inf)
 
 
 def _damped(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> Tensor:

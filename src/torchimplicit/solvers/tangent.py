@@ -10,6 +10,10 @@ from torch import Tensor
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.triangular import apply, triangularise
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.stopping import rounding
+from torchimplicit.transforms import finished
+
+ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
 
 
 class Tangent(NamedTuple):
@@ -54,7 +58,7 @@ class Tangent(NamedTuple):
 
 def condition(equations: Equations, tangent: Tangent, z: Tensor) -> Tensor:
     """What vanishes at the solution, (B, n): r itself for a root, the angles for a fit."""
-    return angle(tangent, z) if equations.kind.minimised else tangent.value
+    return angle(tangent, z) if equations.kind.sums_squares else tangent.value
 
 
 def angle(tangent: Tangent, z: Tensor) -> Tensor:
@@ -69,3 +73,26 @@ def angle(tangent: Tangent, z: Tensor) -> Tensor:
     rounding = torch.finfo(z.dtype).eps * torch.linalg.vector_norm((size * z).detach(), dim=-1, keepdim=True)
     projection = projection.sign() * (projection.abs() - rounding).clamp(min=0)
     return projection / torch.where(norm == 0, 1, norm)
+
+
+def compare(old: Tangent, linearised: Jacobian, step: Tensor) -> tuple[Tangent, Tensor]:
+    """The model at the end of a step, and the decrease of ‖r‖², relative to it, (B,): −∞ where r or J is not finite there.
+
+    Where rounding hides the decrease, it is read off the slopes at both ends. J is not looked at where no system has come lower.
+    """
+    norm, norm_new = (torch.linalg.vector_norm(value.detach(), dim=-1) for value in (old.value, linearised.value))
+    decrease = 1 - (norm_new / norm).square()
+    hidden = rounding(torch.ones_like(norm))
+    if finished(~(decrease >= -hidden)):
+        return old, torch.where(decrease.isfinite(), decrease, -torch.inf)
+    new = Tangent.of(linearised)
+    with torch.no_grad():
+        slopes = (old.gradient + new.gradient) / norm.unsqueeze(-1) * (step / norm.unsqueeze(-1))
+        decrease = torch.where(decrease.abs() <= hidden, -slopes.sum(-1), decrease)
+        return new, torch.where(new.gradient.isfinite().all(-1) & decrease.isfinite(), decrease, -torch.inf)
+
+
+def check_squares(equations: Equations, method: str) -> None:
+    """Raise TypeError where there are bounds. (An objective that is no sum of squares is refused where it is evaluated.)"""
+    if equations.kind.bounded:
+        raise TypeError(f"{method} does not know of bounds. Use 'projected_newton', the default.")
