@@ -44,7 +44,7 @@ class GaussNewton:
         tangent, fraction = state
         p = _direction(tangent)
         step = fraction.unsqueeze(-1) * p
-        new, decrease = compare(tangent, equations.jacobian_of_squares(z + step), step)
+        new, decrease = compare(tangent, equations.jacobian_of_squares(z + step), z, step)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
             taken = decrease >= ACCEPTED * slope  # not where NaN

@@ -78,7 +78,7 @@ class LevenbergMarquardt:
         radius = torch.where(fresh, radius.minimum(length), radius)
         step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
         linearised = equations.jacobian_of_squares(z + step)
-        new, actual = compare(tangent, linearised, step)
+        new, actual = compare(tangent, linearised, z, step)
         with torch.no_grad():
             norm, norm_new = tangent.norm, torch.linalg.vector_norm(linearised.value, dim=-1)
             modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()

@@ -64,31 +64,40 @@ def condition(equations: Equations, tangent: Tangent, z: Tensor) -> Tensor:
 def angle(tangent: Tangent, z: Tensor) -> Tensor:
     """What vanishes at a fit, (B, n): the cosines of the angles between r and the columns of J, gⱼ / (‖Jⱼ‖ ‖r‖) with g = Jᵀr.
 
-    Neither the units of r nor those of z matter. As much of ‖r‖ as rounding alone brings about, eps · ‖(‖Jⱼ‖ zⱼ)ⱼ‖, is taken off
-    the lengths gⱼ / ‖Jⱼ‖ of the projections first, so that a residual that is nothing but rounding has converged.
+    Neither the units of r nor those of z matter. What rounding alone may bring about (:func:`uncertainty`) is taken off the lengths
+    gⱼ / ‖Jⱼ‖ of the projections first, so that a residual that is nothing but rounding has converged.
     Source: Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations (1983), section 10.4.
     """
     size, norm = tangent.columns, tangent.norm.unsqueeze(-1)
     projection = tangent.gradient / torch.where(size == 0, 1, size)
-    rounding = torch.finfo(z.dtype).eps * torch.linalg.vector_norm((size * z).detach(), dim=-1, keepdim=True)
-    projection = projection.sign() * (projection.abs() - rounding).clamp(min=0)
+    projection = projection.sign() * (projection.abs() - uncertainty(tangent, z).unsqueeze(-1)).clamp(min=0)
     return projection / torch.where(norm == 0, 1, norm)
 
 
-def compare(old: Tangent, linearised: Jacobian, step: Tensor) -> tuple[Tangent, Tensor]:
-    """The model at the end of a step, and the decrease of ‖r‖², relative to it, (B,): −∞ where r or J is not finite there.
+def uncertainty(tangent: Tangent, z: Tensor) -> Tensor:
+    """The part of ‖r‖ that rounding the unknowns brings about, eps · ‖(‖Jⱼ‖ zⱼ)ⱼ‖, (B,)."""
+    with torch.no_grad():
+        return torch.finfo(z.dtype).eps * torch.linalg.vector_norm(tangent.columns * z, dim=-1)
 
-    Where rounding hides the decrease, it is read off the slopes at both ends. J is not looked at where no system has come lower.
+
+def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tuple[Tangent, Tensor]:
+    """The model at z + step, and the decrease of ‖r‖², relative to it, (B,): −∞ where r or J is not finite there.
+
+    Where rounding hides the decrease, it is read off the slopes at both ends, to which rounding may have done no more than it
+    can. J is not looked at where no system has come lower.
     """
     norm, norm_new = (torch.linalg.vector_norm(value.detach(), dim=-1) for value in (old.value, linearised.value))
     decrease = 1 - (norm_new / norm).square()
-    hidden = rounding(torch.ones_like(norm))
+    doubt = 2 * uncertainty(old, z) / norm
+    hidden = rounding(torch.ones_like(norm)) + doubt
     if finished(~(decrease >= -hidden)):
         return old, torch.where(decrease.isfinite(), decrease, -torch.inf)
     new = Tangent.of(linearised)
     with torch.no_grad():
-        slopes = (old.gradient + new.gradient) / norm.unsqueeze(-1) * (step / norm.unsqueeze(-1))
-        decrease = torch.where(decrease.abs() <= hidden, -slopes.sum(-1), decrease)
+        scaled = step / norm.unsqueeze(-1)
+        slopes = -((old.gradient + new.gradient) / norm.unsqueeze(-1) * scaled).sum(-1)
+        doubt = doubt * (old.columns * scaled.abs()).sum(-1)
+        decrease = torch.where(decrease.abs() <= hidden, slopes + doubt, decrease)
         return new, torch.where(new.gradient.isfinite().all(-1) & decrease.isfinite(), decrease, -torch.inf)
 
 
