@@ -65,9 +65,7 @@ class GaussNewton:
 
 def _direction(tangent: Tangent) -> Tensor:
     R, c, columns = tangent.R, tangent.c, tangent.columns
-    with torch.no_grad():
-        pivots = R.diagonal(dim1=-2, dim2=-1).abs()
-        regular = (pivots > torch.finfo(R.dtype).eps * columns).all(-1)
+    regular = tangent.regular
     R = torch.where(regular[:, None, None], R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
     downhill = -tangent.gradient / torch.where(columns > 0, columns, 1).square()
     return torch.where(regular.unsqueeze(-1), -solve_triangle(R, c), downhill)

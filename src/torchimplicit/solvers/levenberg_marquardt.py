@@ -75,7 +75,7 @@ class LevenbergMarquardt:
             damping = _damping(tangent, scale, radius, damping)
         p = _damped(tangent.R, tangent.c, scale, damping)
         length = torch.linalg.vector_norm(scale * p.detach(), dim=-1)
-        radius = torch.where(fresh, radius.minimum(length), radius)
+        radius = torch.where(fresh, radius.fmin(length), radius)
         step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
         linearised = equations.jacobian_of_squares(z + step)
         new, actual = compare(tangent, linearised, z, step)
@@ -89,7 +89,7 @@ class LevenbergMarquardt:
             shrink = torch.where(actual >= 0, 0.5, 0.5 * slope / (slope - 0.5 * actual))
             shrink = torch.where((norm_new >= 10 * norm) | ~(shrink >= 0.1), 0.1, shrink)
             shorter, longer = ~(ratio > 0.25), (ratio >= 0.75) | (damping == 0)
-            radius = torch.where(shorter, shrink * radius.minimum(10 * length), torch.where(longer, 2 * length, radius))
+            radius = torch.where(shorter, shrink * radius.fmin(10 * length), torch.where(longer, 2 * length, radius))
             damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, 1))
         if finished(~taken):
             return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
@@ -146,22 +146,21 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
         w = _solve_transposed(R_damped, scale * (scaled / length.unsqueeze(-1)))
         return length - radius, (length - radius) / radius / w.square().sum(-1)
 
+    regular = tangent.regular
     phi, newton = excess(torch.zeros_like(radius))
-    inside = phi <= 0.1 * radius
+    inside = regular & (phi <= 0.1 * radius)
     if finished(inside):
         return torch.zeros_like(radius)
-    regular = phi.isfinite() & newton.isfinite()
-    low = torch.where(regular & (newton > 0), newton, 0)
     steepest = torch.linalg.vector_norm(tangent.gradient / scale, dim=-1)
-    high = steepest / radius
-    high = torch.where(high > 0, high, torch.finfo(high.dtype).tiny / radius.clamp(max=0.1))
-    damping = last.maximum(low).minimum(high)
-    damping = torch.where(damping > 0, damping, steepest / (phi + radius))
-    damping = torch.where(damping > 0, damping, 0.001 * high)
+    high = (steepest / radius).clamp(min=torch.finfo(radius.dtype).tiny)
+    low = torch.where(regular, newton.clamp(min=0), 0).minimum(high)
+    guess = torch.where(last > 0, last, torch.where(regular, steepest / (phi + radius), 0))
+    damping = guess.maximum(low).maximum(0.001 * high).minimum(high)
     done = inside
     for _ in range(SECULAR_STEPS):
         phi, newton = excess(torch.where(inside, 0, damping))
-        done = done | (phi.abs() <= 0.1 * radius) | ~newton.isfinite()
+        # Without full rank the shortest of the best steps may lie within: then any small λ will do.
+        done = done | (phi.abs() <= 0.1 * radius) | ((phi < 0) & ~regular) | ~newton.isfinite()
         if finished(done):
             break
         low = torch.where(phi > 0, low.maximum(damping), low)

@@ -50,6 +50,13 @@ class Tangent(NamedTuple):
         """Jᵀr, (B, n)."""
         return apply(self.R.mT, self.c)
 
+    @property
+    def regular(self) -> Tensor:
+        """Whether J has full rank beyond rounding, (B,)."""
+        pivots = self.R.diagonal(dim1=-2, dim2=-1).detach().abs()
+        level = 16 * self.R.shape[-1] * torch.finfo(self.R.dtype).eps
+        return (pivots > level * self.columns.detach()).all(-1)
+
     def where(self, rows: Tensor, other: Tangent) -> Tangent:
         """This model in those rows, the other in the rest."""
         pairs = zip(self, other, strict=True)
