@@ -90,4 +90,4 @@ def test_the_derivative_in_every_observation_is_that_of_differences(problem: Reg
     fits = ti.least_squares(problem.residuals, start, (moved,), batch_ndim=1, batched=(True,), rtol=RTOL).value
     differences = (fits[:m] - fits[m:]).mT / (2 * h)
     scale = differences.abs().amax(-1)
-    assert ((exact - differences).abs().amax(-1) <= 2e-6 * scale).all()
+    assert ((exact - differences).abs().amax(-1) <= 5e-6 * scale).all()
