@@ -64,8 +64,9 @@ def least_squares(
         args: further arguments, any pytree; what is no tensor passes through.
         bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
             none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
-        solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
-            go downhill; "newton", "chord", "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
+        solver: a name ("levenberg_marquardt", "gauss_newton", which know the Jacobian of r; "trust_newton", "newton_cg", "bfgs",
+            "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which go downhill; "newton", "chord",
+            "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
             "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
@@ -88,9 +89,12 @@ def least_squares(
         CaptureError: the function uses a tensor in a way whose gradient would be lost.
         ConvergenceError: a system failed under ``on_failure="raise"``.
 
-    Converged when rms(Jᵀr) ≤ atol + rtol · rms(Jᵀr at z0): a stationary point near z0. Up to n = 64 its Hessian is looked at:
-    a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is exact: it
-    is that of Jᵀr = 0 with the full Hessian, not the Gauss–Newton approximation.
+    Converged when the residual is orthogonal to the columns of its Jacobian: with Levenberg–Marquardt, the default, and
+    Gauss–Newton, rms(cos ∠(r, Jⱼ)) ≤ atol + rtol, which no unit of r or z changes and which is what ``info.residual`` holds; a
+    residual that vanishes up to rounding has converged too (:func:`torchimplicit.solvers.tangent.angle`). Other solvers, who do
+    not know J, stop at rms(Jᵀr) ≤ atol + rtol · rms(Jᵀr at z0). Both are stationary points near z0. Up to n = 64 the Hessian is
+    looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is
+    exact: it is that of Jᵀr = 0 with the full Hessian, not the Gauss–Newton approximation.
 
     Example::
 

@@ -57,7 +57,9 @@ def pose_and_solve(
     if adjoint is None:
         adjoint = Implicit()
     layout = Layout.of(z0, batch_ndim)
-    method = resolve(solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded)
+    method = resolve(
+        solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares
+    )
     args = tuple(args)
     rows = check_batched(batched, args, layout)
     with torch.no_grad():

@@ -10,8 +10,10 @@ from torchimplicit.solvers.chandrupatla import Chandrupatla
 from torchimplicit.solvers.chord import Chord
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.gauss_newton import GaussNewton
 from torchimplicit.solvers.itp import ITP
 from torchimplicit.solvers.lbfgs import LBFGS
+from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
@@ -40,15 +42,23 @@ NAMES: dict[str, type] = {
     "bisection": Bisection,
     "chandrupatla": Chandrupatla,
     "itp": ITP,
+    "gauss_newton": GaussNewton,
+    "levenberg_marquardt": LevenbergMarquardt,
 }
 
 
 def resolve(
-    solver: str | Solver | None, near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False
+    solver: str | Solver | None,
+    near_identity: bool,
+    batch: int,
+    n: int,
+    minimised: bool = False,
+    bounded: bool = False,
+    sums_squares: bool = False,
 ) -> Solver:
     """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
     if solver is None or solver == "auto":
-        return choose(near_identity, batch, n, minimised, bounded)
+        return choose(near_identity, batch, n, minimised, bounded, sums_squares)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
@@ -74,6 +84,8 @@ __all__ = [
     "Chord",
     "Dogleg",
     "Equations",
+    "GaussNewton",
+    "LevenbergMarquardt",
     "Newton",
     "NewtonCG",
     "NewtonKrylov",

@@ -6,6 +6,7 @@ from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
@@ -19,19 +20,29 @@ DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
 FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 
 
-def choose(near_identity: bool, batch: int, n: int, minimised: bool = False, bounded: bool = False) -> Solver:
+def choose(
+    near_identity: bool,
+    batch: int,
+    n: int,
+    minimised: bool = False,
+    bounded: bool = False,
+    sums_squares: bool = False,
+) -> Solver:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
     (Newton–Krylov) beyond. The systems of a root that Newton's method does not solve are tried again (:class:`Polyalgorithm`):
     dense by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
-    points, or by Newton-CG; within bounds by projected Newton steps. A failure of all is reported like any other.
+    points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, beyond that size by Newton-CG as well; within
+    bounds by projected Newton steps. A failure of all is reported like any other.
     """
     if near_identity:
         return Anderson(plain_below=FAST)
     dense = n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
     if bounded:
         return ProjectedNewton(max_inner=None if dense else 200)
+    if sums_squares and dense:
+        return LevenbergMarquardt()
     if minimised:
         return TrustNewton() if dense else NewtonCG()
     if dense:

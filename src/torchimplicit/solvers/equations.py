@@ -28,10 +28,11 @@ class Solver(Protocol):
     patience : steps without progress after which a system counts as stagnated.
 
     A few methods are optional. ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the
-    objective of one that goes downhill. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an
-    approximate inverse of the last Jacobian, with ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose
-    state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so that steps can be
-    checkpointed.
+    objective of one that goes downhill. ``scale(equations, start)``, (B,), is what rtol is relative to in place of the norm of
+    the residual at the start: a method that knows J judges a fit by angles, which are relative already. ``inverse(state) ->
+    tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last Jacobian, with
+    ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose state holds a graph has ``memory(state)`` and
+    ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed.
 
     A solver with parameters for each system, or for some problems only, has ``fitted(layout, z) -> (solver, z)``, itself with
     those parameters as (B, 1) and the start as it wants it, and ``of_rows(rows)``, itself for some systems. One that knows

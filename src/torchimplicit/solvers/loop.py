@@ -88,7 +88,8 @@ def solve(
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
     norm = rms(r.detach())
-    start = norm
+    scale: Callable[[Equations, Tensor], Tensor] | None = getattr(solver, "scale", None)
+    start = norm if scale is None else scale(equations, norm)
     trace = [norm] if keep_trace else []
     if watch is not None:
         watch(0, z, norm)
@@ -185,7 +186,7 @@ def solve(
         ):  # a method that judges for itself knows better: a jump between two signs looks like a minimum
             status = _local_minimum(equations, z0.detach(), best_z.detach(), status)
     if failed or not torch.equal(noise, random_state(z.device)):
-        status = _stochastic(equations, best_z.detach(), best, status)
+        status = _stochastic(solver, equations, best_z.detach(), best, status)
     status = _second_order(equations, best_z.detach(), status)
     return Found(best_z, status, steps, best, bound, state, torch.stack(trace) if trace else None)
 
@@ -199,10 +200,10 @@ def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(rows.unsqueeze(-1), new, old)
 
 
-def _stochastic(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+def _stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
     """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
     with torch.no_grad():
-        again = rms(equations.residual(z))
+        again = rms(solver.init(equations, z)[0])
     differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z))
     return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
 

@@ -1,0 +1,71 @@
+"""The Gauss–Newton method with halved steps, for fits and for square systems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.triangular import solve_triangle
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
+from torchimplicit.transforms import finished
+
+
+class GaussNewtonState(NamedTuple):
+    """The linear model at z, and the fraction of its step that is tried next, (B,)."""
+
+    tangent: Tangent
+    fraction: Tensor
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """z ← z + t p, where p makes ‖r + J p‖ smallest, by a QR factorisation of J; t is halved until ‖r‖² falls by enough.
+
+    One t is tried in each step of the loop. Where J has not full rank, p is the steepest descent in scaled unknowns, −D⁻²Jᵀr with
+    the norms of J's columns for D. Fast on fits that are good or nearly linear; Levenberg–Marquardt is safer.
+    Source: Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations (1983), section 10.2.
+    """
+
+    max_steps: ClassVar[int] = 500
+    patience: ClassVar[int] = 30
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
+        check_squares(equations, "GaussNewton")
+        tangent = Tangent.of(equations.jacobian_of_squares(z))
+        return condition(equations, tangent, z), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
+
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: GaussNewtonState
+    ) -> tuple[Tensor, Tensor, GaussNewtonState]:
+        tangent, fraction = state
+        p = _direction(tangent)
+        step = fraction.unsqueeze(-1) * p
+        new, decrease = compare(tangent, equations.jacobian_of_squares(z + step), z, step)
+        with torch.no_grad():
+            slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
+            taken = decrease >= ACCEPTED * slope  # not where NaN
+            fraction = torch.where(taken, 1, fraction / 2)
+        if finished(~taken):
+            return z, r, GaussNewtonState(tangent, fraction)
+        z, tangent = torch.where(taken.unsqueeze(-1), z + step, z), new.where(taken, tangent)
+        return z, condition(equations, tangent, z), GaussNewtonState(tangent, fraction)
+
+    def merit(self, state: GaussNewtonState) -> Tensor:
+        """Half of the sum of squares at z, (B,)."""
+        return state.tangent.norm.detach().square() / 2
+
+    def scale(self, equations: Equations, start: Tensor) -> Tensor:
+        """What the tolerance is relative to: 1 for the angles of a fit."""
+        return torch.ones_like(start) if equations.kind.sums_squares else start
+
+
+def _direction(tangent: Tangent) -> Tensor:
+    R, c, columns = tangent.R, tangent.c, tangent.columns
+    regular = tangent.regular
+    R = torch.where(regular[:, None, None], R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
+    downhill = -tangent.gradient / torch.where(columns > 0, columns, 1).square()
+    return torch.where(regular.unsqueeze(-1), -solve_triangle(R, c), downhill)

@@ -1,0 +1,174 @@
+"""The Levenberg–Marquardt method, for fits and for square systems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
+from torchimplicit.parameters import check_positive
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
+from torchimplicit.transforms import finished
+
+SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
+
+
+class LevenbergMarquardtState(NamedTuple):
+    """What the method remembers.
+
+    tangent : the linear model at z.
+    scale : D, the largest norm that each column of J has had, (B, n).
+    radius : Δ of the trust region in scaled unknowns, (B,).
+    damping : the last λ, (B,).
+    fresh : the systems that have not taken a step, (B,).
+    """
+
+    tangent: Tangent
+    scale: Tensor
+    radius: Tensor
+    damping: Tensor
+    fresh: Tensor
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt:
+    """The step p that makes ‖r + J p‖ smallest within ‖D p‖ ≤ Δ: (JᵀJ + λD²) p = −Jᵀr, with λ = 0 where that lies within.
+
+    Solved by QR factorisation of J and of (R, √λ D), never through JᵀJ. D holds the largest norms that the columns of J have
+    had, so that the units of the unknowns do not matter. Δ starts at ``factor`` · ‖D z0‖ and follows the ratio of the actual to
+    the predicted decrease of ‖r‖²; λ comes from Newton's method for 1/‖D p‖ = 1/Δ. A step with (nearly) no decrease, or to
+    where r is not finite, is not taken. ``geodesic``: half of the second-order term is added to the step where it is small, at
+    the price of one evaluation; it follows the bends of narrow valleys.
+    Sources: Moré, The Levenberg–Marquardt algorithm: implementation and theory (1978), whose constants these are; Transtrum and
+    Sethna, Improvements to the Levenberg–Marquardt algorithm for nonlinear least-squares minimization (2012), eq. 15.
+    """
+
+    factor: float = 100.0
+    geodesic: bool = False
+    max_steps: ClassVar[int] = 1000
+    patience: ClassVar[int] = 30
+
+    def __post_init__(self) -> None:
+        check_positive("LevenbergMarquardt: factor", self.factor)
+
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
+        check_squares(equations, "LevenbergMarquardt")
+        tangent = Tangent.of(equations.jacobian_of_squares(z))
+        columns = tangent.columns.detach()
+        scale = torch.where(columns > 0, columns, 1)
+        length = torch.linalg.vector_norm(scale * z.detach(), dim=-1)
+        radius = self.factor * torch.where(length > 0, length, 1)
+        state = LevenbergMarquardtState(
+            tangent, scale, radius, torch.zeros_like(radius), torch.ones_like(radius, dtype=torch.bool)
+        )
+        return condition(equations, tangent, z), state
+
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, state: LevenbergMarquardtState
+    ) -> tuple[Tensor, Tensor, LevenbergMarquardtState]:
+        tangent, scale, radius, damping, fresh = state
+        with torch.no_grad():
+            damping = _damping(tangent, scale, radius, damping)
+        p = _damped(tangent.R, tangent.c, scale, damping)
+        length = torch.linalg.vector_norm(scale * p.detach(), dim=-1)
+        radius = torch.where(fresh, radius.fmin(length), radius)
+        step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
+        linearised = equations.jacobian_of_squares(z + step)
+        new, actual = compare(tangent, linearised, z, step)
+        with torch.no_grad():
+            norm, norm_new = tangent.norm, torch.linalg.vector_norm(linearised.value, dim=-1)
+            modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()
+            damped = damping * (length / norm).square()
+            ratio = actual / (modelled + 2 * damped)
+            taken = ratio >= ACCEPTED  # not where NaN
+            slope = modelled + damped
+            shrink = torch.where(actual >= 0, 0.5, 0.5 * slope / (slope - 0.5 * actual))
+            shrink = torch.where((norm_new >= 10 * norm) | ~(shrink >= 0.1), 0.1, shrink)
+            shorter, longer = ~(ratio > 0.25), (ratio >= 0.75) | (damping == 0)
+            radius = torch.where(shorter, shrink * radius.fmin(10 * length), torch.where(longer, 2 * length, radius))
+            damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, 1))
+        if finished(~taken):
+            return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
+        z = torch.where(taken.unsqueeze(-1), z + step, z)
+        tangent = new.where(taken, tangent)
+        scale = scale.maximum(tangent.columns.detach())
+        state = LevenbergMarquardtState(tangent, scale, radius, damping, fresh & ~taken)
+        return z, condition(equations, tangent, z), state
+
+    def merit(self, state: LevenbergMarquardtState) -> Tensor:
+        """Half of the sum of squares at z, (B,)."""
+        return state.tangent.norm.detach().square() / 2
+
+    def scale(self, equations: Equations, start: Tensor) -> Tensor:
+        """What the tolerance is relative to: nothing for the angles of a fit."""
+        return torch.ones_like(start) if equations.kind.sums_squares else start
+
+    def _bend(
+        self, equations: Equations, z: Tensor, p: Tensor, state: LevenbergMarquardtState, damping: Tensor
+    ) -> Tensor:
+        """Half of the geodesic acceleration a, (JᵀJ + λD²) a = −Jᵀ r_pp; 0 where a is more than 3/8 of p."""
+        tangent, scale = state.tangent, state.scale
+        h = 0.1
+        ahead = equations.squares(z + h * p)
+        second = 2 / h * ((ahead - tangent.value) / h - apply(tangent.jacobian, p))
+        R, c = triangularise(tangent.jacobian, torch.where(second.isfinite(), second, 0))
+        bend = _damped(R, c, scale, damping) / 2
+        small = torch.linalg.vector_norm(scale * bend, dim=-1) <= 0.375 * torch.linalg.vector_norm(scale * p, dim=-1)
+        return torch.where((small & second.isfinite().all(-1)).unsqueeze(-1), bend, 0)
+
+
+def _damped(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> Tensor:
+    """p that makes ‖R p + c‖² + λ ‖D p‖² smallest."""
+    return -solve_triangle(*_stacked(R, c, scale, damping))
+
+
+def _stacked(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    if finished(damping == 0):
+        return R, c
+    tall = torch.cat([R, torch.diag_embed(damping.sqrt().unsqueeze(-1) * scale)], dim=-2)
+    return triangularise(tall, torch.cat([c, torch.zeros_like(c)], dim=-1))
+
+
+def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
+    """λ with ‖D p(λ)‖ = Δ up to a tenth, (B,), or 0 where ‖D p(0)‖ ≤ 1.1 Δ."""
+    R, c = tangent.R, tangent.c
+
+    def excess(damping: Tensor) -> tuple[Tensor, Tensor]:
+        """φ = ‖D p‖ − Δ, and Newton's correction of λ for the root of 1/Δ − 1/‖D p‖."""
+        R_damped, c_damped = _stacked(R, c, scale, damping)
+        p = -solve_triangle(R_damped, c_damped)
+        scaled = scale * p
+        length = torch.linalg.vector_norm(scaled, dim=-1)
+        w = _solve_transposed(R_damped, scale * (scaled / length.unsqueeze(-1)))
+        return length - radius, (length - radius) / radius / w.square().sum(-1)
+
+    regular = tangent.regular
+    phi, newton = excess(torch.zeros_like(radius))
+    inside = regular & (phi <= 0.1 * radius)
+    if finished(inside):
+        return torch.zeros_like(radius)
+    steepest = torch.linalg.vector_norm(tangent.gradient / scale, dim=-1)
+    high = (steepest / radius).clamp(min=torch.finfo(radius.dtype).tiny)
+    low = torch.where(regular, newton.clamp(min=0), 0).minimum(high)
+    guess = torch.where(last > 0, last, torch.where(regular, steepest / (phi + radius), 0))
+    damping = guess.maximum(low).maximum(0.001 * high).minimum(high)
+    done = inside
+    for _ in range(SECULAR_STEPS):
+        phi, newton = excess(torch.where(inside, 0, damping))
+        # Without full rank the shortest of the best steps may lie within: then any small λ will do.
+        done = done | (phi.abs() <= 0.1 * radius) | ((phi < 0) & ~regular) | ~newton.isfinite()
+        if finished(done):
+            break
+        low = torch.where(phi > 0, low.maximum(damping), low)
+        high = torch.where(phi < 0, high.minimum(damping), high)
+        damping = torch.where(done, damping, low.maximum(damping + newton).minimum(high))
+    return torch.where(inside, 0, damping)
+
+
+def _solve_transposed(R: Tensor, b: Tensor) -> Tensor:
+    """x with Rᵀx = b."""
+    return solve_triangle(R.mT.flip(-1, -2), b.flip(-1)).flip(-1)
