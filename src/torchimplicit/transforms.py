@@ -58,3 +58,8 @@ def finished(mask: Tensor) -> bool:
     every sample at once. There loops run to their limit, with finished systems masked.
     """
     return not inside_functorch() and bool(mask.all())
+
+
+def occurs(mask: Tensor) -> bool:
+    """Whether some entry of ``mask`` is True, so that something is to be done; inside a functorch transform always."""
+    return inside_functorch() or bool(mask.any())

@@ -71,7 +71,7 @@ def total(counts: Counter[str]) -> int:
     [
         ("picard", 1),  # z − r
         (ti.solvers.Picard(damping=0.5), 2),
-        ("anderson", 30),
+        ("anderson", 70),
     ],
     ids=["picard", "damped", "anderson"],
 )

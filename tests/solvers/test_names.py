@@ -27,7 +27,9 @@ def stages(batch: int, n: int) -> tuple[ti.solvers.Solver, ...]:
 
 def test_auto_is_what_its_documentation_says() -> None:
     assert isinstance(choose(True, 1, 1), ti.solvers.Anderson)
+    assert [type(stage).__name__ for stage in stages(1, 63)] == [type(stage).__name__ for stage in stages(1, 64)[1:]]
     assert [type(stage).__name__ for stage in stages(1, 256)] == [
+        "Broyden",
         "Newton",
         "Dogleg",
         "PseudoTransient",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.backtracking import Backtracking
+from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -17,6 +18,7 @@ from torchimplicit.solvers.trust_newton import TrustNewton
 
 DENSE_LIMIT = 256  # largest n for which n × n Jacobians are formed
 DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
+CHEAP_LIMIT = 64  # smallest n for which a Jacobian costs more than an attempt without any
 FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 
 
@@ -30,7 +32,8 @@ def choose(
 ) -> Solver:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
-    (Newton–Krylov) beyond. The systems of a root that Newton's method does not solve are tried again (:class:`Polyalgorithm`):
+    (Newton–Krylov) beyond. From n = 64 Broyden's method, which needs no Jacobian, is given a few steps to come nearer first: it
+    solves what is not far from z − f(z). The systems of a root that Newton's method does not solve are tried again (:class:`Polyalgorithm`):
     dense by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, beyond that size by Newton-CG as well; within
@@ -46,5 +49,6 @@ def choose(
     if minimised:
         return TrustNewton() if dense else NewtonCG()
     if dense:
-        return Polyalgorithm((Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0)))
+        robust = (Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0))
+        return Polyalgorithm(robust if n < CHEAP_LIMIT else (Broyden(patience=5), *robust))
     return Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

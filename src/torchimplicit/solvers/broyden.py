@@ -38,7 +38,8 @@ class Broyden:
 
     H starts as the identity, the inverse Jacobian of a fixed point z − f(z) where f is nearly constant, or
     (``start="jacobian"``) as the inverse of the Jacobian at z0, the only one that is computed; and it starts again after
-    ``memory`` updates. A system whose update would divide by (nearly) zero skips it.
+    ``memory`` updates. A system whose update would divide by (nearly) zero skips it. One that comes no nearer in ``patience``
+    steps has stagnated.
     Source: Broyden, A class of methods for solving nonlinear simultaneous equations, Math. Comp. 19 (1965);
     Kelley (1995), section 7.3.
     """
@@ -46,11 +47,12 @@ class Broyden:
     start: Literal["identity", "jacobian"] = "identity"
     memory: int = 30
     linear_solver: DirectSolver = PLAIN_LU
+    patience: int = 60
     max_steps: ClassVar[int] = 300
-    patience: ClassVar[int] = 60
 
     def __post_init__(self) -> None:
         check_count("Broyden: memory", self.memory)
+        check_count("Broyden: patience", self.patience)
         check_direct(self.linear_solver, "Broyden")
         if self.start not in ("identity", "jacobian"):
             raise ValueError(f'Broyden: start must be "identity" or "jacobian"; got {self.start!r}.')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import LU
 from torchimplicit.randomness import random_state
+from torchimplicit.solvers.endings import local_minimum, second_order, singular, stochastic
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.stopping import Status, rms, rounding
-from torchimplicit.transforms import finished
-
-# The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
-DIAGNOSE_LIMIT = 64
-DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
+from torchimplicit.transforms import finished, occurs
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 
@@ -103,7 +100,7 @@ def solve(
                 watch(k + 1, z, norm)
         bound = stopping.bound(z, start)
         status = _judge(norm, bound, torch.full_like(norm, Status.MAX_STEPS, dtype=torch.int64))
-        status = _second_order(equations, z.detach(), status)
+        status = second_order(equations, z.detach(), status)
         steps = torch.full_like(status, stopping.exactly)
         return Found(z, status, steps, norm, bound, state, torch.stack(trace) if trace else None)
 
@@ -116,7 +113,8 @@ def solve(
         status = torch.where(allowed > 0, status, Status.CONVERGED)
     running = status == Status.RUNNING
     none_ended, none_left = finished(running), finished(~running)
-    steps = stuck = torch.zeros_like(status)  # stuck: for how many steps a system has made no progress
+    success, fresh = torch.full_like(status, Status.CONVERGED), torch.zeros_like(status)
+    steps = stuck = fresh  # stuck: for how many steps a system has made no progress
     best_z, best, mark = z, norm, norm
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     lowest = None if merit is None else merit(state)
@@ -137,14 +135,13 @@ def solve(
         if keep_trace:
             trace.append(torch.where(running, norm_new, trace[-1]))
         closer = norm_new < PROGRESS * mark
-        if finished(closer if none_ended else closer | ~running) and bool(z_new.detach().sum().isfinite()):
+        if finished(closer if none_ended else closer | ~running) and math.isfinite(z_new.detach().sum()):
             # The common case: every system that runs has come closer. Those that have ended go on unmasked, and unheeded.
             z, r, norm = z_new, r_new, norm_new
             bound = stopping.bound(z, start)
             ends = norm <= bound if none_ended else running & (norm <= bound)
             best_z, best = (z, norm) if none_ended else (_where(running, z, best_z), torch.where(running, norm, best))
-            mark, stuck = best, torch.zeros_like(stuck)
-            verdict = torch.full_like(status, Status.CONVERGED)
+            mark, stuck, verdict = best, fresh, success
         else:
             valid = (norm_new + rms(z_new.detach())).isfinite()
             moves = running & valid
@@ -173,21 +170,19 @@ def solve(
             ends = ends | (running & (steps >= allowed))
         if watch is not None:
             watch(k, _where(running, z, best_z), torch.where(running, norm, best))
-        if not finished(~ends):
+        if occurs(ends):
             status = torch.where(ends, verdict, status)
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     failed = not finished(status == Status.CONVERGED)
     if failed:
-        status = _singular(equations, best_z.detach(), best, status)
-        if (
-            verdict_of is None
-        ):  # a method that judges for itself knows better: a jump between two signs looks like a minimum
-            status = _local_minimum(equations, z0.detach(), best_z.detach(), status)
+        status = singular(equations, best_z.detach(), best, status)
+    if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
+        status = local_minimum(equations, z0.detach(), best_z.detach(), status)
     if failed or not torch.equal(noise, random_state(z.device)):
-        status = _stochastic(solver, equations, best_z.detach(), best, status)
-    status = _second_order(equations, best_z.detach(), status)
+        status = stochastic(solver, equations, best_z.detach(), best, status)
+    status = second_order(equations, best_z.detach(), status)
     return Found(best_z, status, steps, best, bound, state, torch.stack(trace) if trace else None)
 
 
@@ -198,69 +193,3 @@ def _judge(norm: Tensor, bound: Tensor, otherwise: Tensor) -> Tensor:
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(rows.unsqueeze(-1), new, old)
-
-
-def _stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
-    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
-    with torch.no_grad():
-        again = rms(solver.init(equations, z)[0])
-    differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z))
-    return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
-
-
-def _singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
-    """Of systems that ended in NaN or Inf, those whose Jacobian is singular at the best z."""
-    with torch.no_grad():
-        stuck = (status == Status.NONFINITE) & norm.isfinite()
-        if z.shape[-1] <= DIAGNOSE_LIMIT and not finished(~stuck):
-            singular = LU().factorize(equations.jacobian(z)).singular
-            status = torch.where(stuck & singular, Status.SINGULAR, status)
-    return status
-
-
-def _local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -> Tensor:
-    """Of roots that came no nearer, those at whose best z the norm of g has a local minimum.
-
-    There Jᵀg is nothing beside ‖J‖ ‖g‖, with the larger ‖J‖ of those at z and at the start: a single equation has J = 0.
-    """
-    kind = equations.kind
-    stuck = status == Status.STAGNATED
-    if kind.minimised or kind.near_identity or z.shape[-1] > DIAGNOSE_LIMIT or finished(~stuck):
-        return status
-    with torch.no_grad():
-        linearised = equations.jacobian(z)
-        size = torch.linalg.matrix_norm(linearised.to_dense())
-        size = size.maximum(torch.linalg.matrix_norm(equations.jacobian(z0).to_dense()).nan_to_num())
-        g = linearised.value / torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
-        flat = torch.linalg.vector_norm(linearised.rmatvec(g), dim=-1) <= (1 - PROGRESS) * size
-    return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
-
-
-def _second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
-    """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
-
-    Asked up to n = 64: Cholesky's factorisation of the Hessian, shifted by √eps of its norm, fails there.
-    """
-    batch, n = z.shape
-    found = status == Status.CONVERGED
-    if (
-        not equations.kind.minimised
-        or not 0 < n <= DIAGNOSE_LIMIT
-        or batch * n * n > DIAGNOSE_ENTRIES
-        or finished(~found)
-    ):
-        return status
-    with torch.no_grad():
-        hessian = equations.jacobian(z).to_dense()
-        if equations.kind.bounded:  # an unknown that its bound holds has a row of the identity: the others decide
-            eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
-            held = (hessian == eye).all(-1)
-            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
-        size = torch.linalg.matrix_norm(hessian)
-        known = found & size.isfinite()
-        shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
-        hessian = torch.where(known[:, None, None], (hessian + hessian.mT) / 2, 0) + torch.diag_embed(
-            shift.unsqueeze(-1).expand(batch, n)
-        )
-        failed = torch.linalg.cholesky_ex(hessian).info != 0
-        return torch.where(known & failed, Status.SADDLE, status)

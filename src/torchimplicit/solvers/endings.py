@@ -1,0 +1,82 @@
+"""A second look at how a solve has ended, at the best z of each system: each function refines some of the statuses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear import LU
+from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.stopping import Status, rms
+from torchimplicit.transforms import finished
+
+# The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
+DIAGNOSE_LIMIT = 64
+DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
+FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
+
+
+def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
+    with torch.no_grad():
+        again = rms(solver.init(equations, z)[0])
+    differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z))
+    return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
+
+
+def singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+    """Of systems that ended in NaN or Inf, those whose Jacobian is singular at the best z."""
+    with torch.no_grad():
+        stuck = (status == Status.NONFINITE) & norm.isfinite()
+        if z.shape[-1] <= DIAGNOSE_LIMIT and not finished(~stuck):
+            factors = LU().factorize(equations.jacobian(z))
+            status = torch.where(stuck & factors.singular, Status.SINGULAR, status)
+    return status
+
+
+def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -> Tensor:
+    """Of roots that came no nearer, those at whose best z the norm of g has a local minimum.
+
+    There Jᵀg is nothing beside ‖J‖ ‖g‖, with the larger ‖J‖ of those at z and at the start: a single equation has J = 0.
+    """
+    kind = equations.kind
+    stuck = status == Status.STAGNATED
+    if kind.minimised or kind.near_identity or z.shape[-1] > DIAGNOSE_LIMIT or finished(~stuck):
+        return status
+    with torch.no_grad():
+        linearised = equations.jacobian(z)
+        size = torch.linalg.matrix_norm(linearised.to_dense())
+        size = size.maximum(torch.linalg.matrix_norm(equations.jacobian(z0).to_dense()).nan_to_num())
+        g = linearised.value / torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
+        flat = torch.linalg.vector_norm(linearised.rmatvec(g), dim=-1) <= FLAT * size
+    return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
+
+
+def second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
+    """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
+
+    Asked up to n = 64: Cholesky's factorisation of the Hessian, shifted by √eps of its norm, fails there.
+    """
+    batch, n = z.shape
+    found = status == Status.CONVERGED
+    if (
+        not equations.kind.minimised
+        or not 0 < n <= DIAGNOSE_LIMIT
+        or batch * n * n > DIAGNOSE_ENTRIES
+        or finished(~found)
+    ):
+        return status
+    with torch.no_grad():
+        hessian = equations.jacobian(z).to_dense()
+        if equations.kind.bounded:  # an unknown that its bound holds has a row of the identity: the others decide
+            eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
+            held = (hessian == eye).all(-1)
+            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
+        size = torch.linalg.matrix_norm(hessian)
+        known = found & size.isfinite()
+        shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
+        hessian = torch.where(known[:, None, None], (hessian + hessian.mT) / 2, 0) + torch.diag_embed(
+            shift.unsqueeze(-1).expand(batch, n)
+        )
+        failed = torch.linalg.cholesky_ex(hessian).info != 0
+        return torch.where(known & failed, Status.SADDLE, status)
