@@ -225,3 +225,13 @@ def test_what_does_not_fit_is_refused() -> None:
     x = torch.ones(2, requires_grad=True)
     with pytest.raises(TypeError, match=r"steps of ITP have no derivative.*Implicit\(\)"):
         ti.root(lambda z: z**3 - x, torch.zeros(2), solver="itp", batch_ndim=1, adjoint=ti.Unrolled())
+
+
+def test_the_automatic_choice_solves_what_newton_does_not() -> None:
+    M, _ = orbits(2000, 1.0)
+    e = torch.full_like(M, 0.999)
+    E, info = ti.root(kepler, torch.zeros_like(M), (M, e), batch_ndim=1, rtol=0.0, atol=1e-12, batched=(True, True))
+    assert info.converged.all()
+    assert info.solved_by is not None
+    assert set(info.solved_by.tolist()) == {0, 1}
+    torch.testing.assert_close(E - e * torch.sin(E), M, rtol=0.0, atol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.backtracking import Backtracking
+from torchimplicit.solvers.chandrupatla import Chandrupatla
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -31,7 +32,8 @@ def choose(
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
     (Newton–Krylov) beyond. The systems of a root that Newton's method does not solve are tried again (:class:`Polyalgorithm`):
-    dense by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
+    an equation in one unknown between two points where g has different signs (:class:`Chandrupatla`), if such are found; dense
+    systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, beyond that size by Newton-CG as well; within
     bounds by projected Newton steps. A failure of all is reported like any other.
@@ -45,6 +47,8 @@ def choose(
         return LevenbergMarquardt()
     if minimised:
         return TrustNewton() if dense else NewtonCG()
+    if n == 1:
+        return Polyalgorithm((Newton(), Chandrupatla(), Dogleg()))
     if dense:
         return Polyalgorithm((Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0)))
     return Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

@@ -181,9 +181,7 @@ def solve(
     failed = not finished(status == Status.CONVERGED)
     if failed:
         status = _singular(equations, best_z.detach(), best, status)
-        if (
-            verdict_of is None
-        ):  # a method that judges for itself knows better: a jump between two signs looks like a minimum
+        if verdict_of is None:  # one that knows why it ends is not asked again
             status = _local_minimum(equations, z0.detach(), best_z.detach(), status)
     if failed or not torch.equal(noise, random_state(z.device)):
         status = _stochastic(solver, equations, best_z.detach(), best, status)
