@@ -83,6 +83,8 @@ def solve(
     ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
     allowed none is left alone, and counts as converged.
     """
+    if hasattr(solver, "starting_point"):
+        z = solver.starting_point(z)
     z0 = z
     step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
     noise = random_state(z.device)
