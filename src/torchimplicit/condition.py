@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.stopping import rms
+
 Flat = Callable[[Tensor], Tensor]
 
 
@@ -25,6 +27,7 @@ class Kind:
     sums_squares : whether the user's function gives the numbers whose squares are summed.
     bounded : whether the unknowns have bounds.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
+    relative_to_z : whether a residual is small beside z; otherwise beside that at the start.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Kind:
     sums_squares: bool = False
     bounded: bool = False
     near_identity: bool = False
+    relative_to_z: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
@@ -55,8 +59,8 @@ class Kind:
         return self.squares(f, z).square().sum(-1) / 2
 
     def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        """(B,): what rtol is relative to, from z and the norm of the residual at the start; here that norm."""
-        return start
+        """(B,): what rtol is relative to, the norm of the residual at the start or that of z."""
+        return rms(z) if self.relative_to_z else start
 
 
 class Vmap(NamedTuple):

@@ -122,7 +122,7 @@ class Problem:
             self.function(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
             equations = self._equations() if function is None else Equations(function, self.kind)
-            stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor)
+            stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor, moving=self.kind.relative_to_z)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse

@@ -225,3 +225,28 @@ def test_what_does_not_fit_is_refused() -> None:
     x = torch.ones(2, requires_grad=True)
     with pytest.raises(TypeError, match=r"steps of ITP have no derivative.*Implicit\(\)"):
         ti.root(lambda z: z**3 - x, torch.zeros(2), solver="itp", batch_ndim=1, adjoint=ti.Unrolled())
+
+
+def test_the_automatic_choice_solves_what_newton_does_not() -> None:
+    M, _ = orbits(2000, 1.0)
+    e = torch.full_like(M, 0.999)
+    E, info = ti.root(kepler, torch.zeros_like(M), (M, e), batch_ndim=1, rtol=0.0, atol=1e-12, batched=(True, True))
+    assert info.converged.all()
+    assert info.solved_by is not None
+    assert set(info.solved_by.tolist()) == {0, 1}
+    torch.testing.assert_close(E - e * torch.sin(E), M, rtol=0.0, atol=1e-12)
+
+
+def test_a_bracket_may_belong_to_a_later_stage() -> None:
+    z0 = torch.tensor([9.0, 0.5, -7.0, 0.3], dtype=D)
+    x = torch.tensor([0.1, 0.2, 0.3, 5.0], dtype=D)  # arctan never is 5
+
+    def g(z: Tensor, x: Tensor) -> Tensor:
+        return torch.atan(z) - x
+
+    stages = ti.solvers.Polyalgorithm((ti.solvers.Newton(), Chandrupatla(-1, torch.tensor([3.0, 2.0, 1.0, 1.0]))))
+    for batched in (None, (True,)):
+        z, info = ti.root(g, z0, (x,), solver=stages, batch_ndim=1, batched=batched, on_failure="ignore")
+        assert info.solved_by is not None
+        assert info.solved_by.tolist() == [1, 0, 1, -1]
+        torch.testing.assert_close(z[:3], torch.tan(x[:3]), rtol=1e-6, atol=0.0)

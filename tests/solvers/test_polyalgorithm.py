@@ -8,12 +8,13 @@ from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit import Status
-from torchimplicit.solvers import Anderson, Dogleg, Newton, Picard, Polyalgorithm, PseudoTransient
+from torchimplicit.solvers import Anderson, Dogleg, Newton, Picard, Polyalgorithm, PseudoTransient, choose
 
 D = torch.float64
 ROOT = -1.7692923542386314  # of z³ − 2z + 2
 OTHER = -1.6512755483029526  # of z³ − 2z + 1.2
 DENSE = ("Newton", "Dogleg", "PseudoTransient", "PseudoTransient")
+STAGES = choose(near_identity=False, batch=1, n=2)  # of the automatic choice for several unknowns
 
 
 def tensor(*values: float) -> Tensor:
@@ -32,13 +33,21 @@ P = torch.zeros(5, 1, dtype=D)
 
 
 def test_each_system_is_solved_by_the_first_method_that_can() -> None:
-    z, info = ti.root(mixed, START, (P,), batch_ndim=1, on_failure="ignore")
+    z, info = ti.root(mixed, START, (P,), solver=STAGES, batch_ndim=1, on_failure="ignore")
     assert info.tried == DENSE
     assert info.solved_by is not None
     assert info.solved_by.tolist() == [0, 1, 2, 3, -1]
     assert torch.allclose(z[:4, 0], tensor(1, 0, ROOT, OTHER), atol=1e-7)
     assert info.status.tolist() == [Status.CONVERGED] * 4 + [Status.LOCAL_MINIMUM]
     assert info.steps.tolist() == sorted(info.steps.tolist())
+
+
+def test_one_equation_in_one_unknown_is_solved_wherever_a_bracket_is_found() -> None:
+    z, info = ti.root(mixed, START, (P,), batch_ndim=1, on_failure="ignore")
+    assert info.tried == ("Newton", "Chandrupatla", "Dogleg")
+    assert info.solved_by is not None
+    assert info.solved_by.tolist() == [0, 1, 1, 1, -1]
+    assert torch.allclose(z[:4, 0], tensor(1, 0, ROOT, OTHER), atol=1e-7)
 
 
 def test_where_the_first_method_solves_all_nothing_else_is_evaluated() -> None:

@@ -60,7 +60,7 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
     call; LAPACK's threads then share the work of each.
     """
     if F.shape[-1] == 1:
-        return F, torch.ones_like(F[..., 0], dtype=torch.int32)
+        return F, torch.ones((), dtype=torch.int32, device=F.device).expand(F.shape[:-1])
     threads = torch.get_num_threads()
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)

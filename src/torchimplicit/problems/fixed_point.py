@@ -14,7 +14,7 @@ from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
-from torchimplicit.stopping import OnFailure, rms
+from torchimplicit.stopping import OnFailure
 
 
 class FixedPoint(Kind):
@@ -22,12 +22,10 @@ class FixedPoint(Kind):
 
     name = "fixed point"
     near_identity = True
+    relative_to_z = True
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         return z - f(z)
-
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        return rms(z)
 
 
 @torch.compiler.disable

@@ -159,8 +159,7 @@ def implicit(
 class _Answer(Root):
     """A root with no start to compare it with: its residual is judged against z."""
 
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
-        return rms(z)
+    relative_to_z = True
 
 
 def _sample(args: tuple[Any, ...]) -> Any:

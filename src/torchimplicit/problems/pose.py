@@ -60,14 +60,14 @@ def pose_and_solve(
     method = resolve(
         solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares
     )
+    if hasattr(method, "fitted"):
+        method = method.fitted(layout)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
     with torch.no_grad():
         start = layout.flatten(z0)
         if layout.dtype in HALF:
             layout = _precision_of(layout, fn, start, args)
-        if hasattr(method, "fitted"):
-            method, start = method.fitted(layout, start)
     problem = Problem(
         kind,
         fn,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.broyden import Broyden
+from torchimplicit.solvers.chandrupatla import Chandrupatla
 from torchimplicit.solvers.dogleg import Dogleg
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -33,9 +34,10 @@ def choose(
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
     (Newton–Krylov) beyond. From n = 64 Broyden's method, which needs no Jacobian, is given a few steps to come nearer first: it
-    solves what is not far from z − f(z). The systems of a root that Newton's method does not solve are tried again
-    (:class:`Polyalgorithm`): dense by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient
-    continuation); matrix-free with a line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
+    solves what is not far from z − f(z). The systems of a root that are not solved are tried again (:class:`Polyalgorithm`): an
+    equation in one unknown between two points where g has different signs (:class:`Chandrupatla`), if such are found; dense
+    systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
+    line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, beyond that size by Newton-CG as well; within
     bounds by projected Newton steps. A failure of all is reported like any other.
     """
@@ -48,6 +50,8 @@ def choose(
         return LevenbergMarquardt()
     if minimised:
         return TrustNewton() if dense else NewtonCG()
+    if n == 1:
+        return Polyalgorithm((Newton(), Chandrupatla(), Dogleg()))
     if dense:
         robust = (Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0))
         return Polyalgorithm(robust if n < CHEAP_LIMIT else (Broyden(patience=5), *robust))

@@ -152,8 +152,8 @@ class Bracketing(ABC):
         """What is remembered of a new bracket."""
         return ()
 
-    def fitted(self: Self, layout: Layout, z: Tensor) -> tuple[Self, Tensor]:
-        """The method with its ends like z, (B, 1), and the start between them.
+    def fitted(self: Self, layout: Layout) -> Self:
+        """The method with its ends as (B, 1).
 
         Raises ValueError or TypeError unless there is one unknown and the ends fit.
         """
@@ -164,17 +164,26 @@ class Bracketing(ABC):
                 f"has an equation of its own, set batch_ndim=z.ndim."
             )
         lower, upper = (
-            None if end is None else _like(z, end, layout.batch_shape, f"{name}: {which}")
+            None if end is None else _rows(end, layout, f"{name}: {which}")
             for which, end in (("lower", self.lower), ("upper", self.upper))
         )
         if lower is not None and upper is not None and not bool((lower <= upper).all()):
             raise ValueError(f"{name}: lower must not exceed upper.")
-        return replace(self, lower=lower, upper=upper), _between(z, lower, upper)
+        return replace(self, lower=lower, upper=upper)
 
-    def of_rows(self: Self, rows: slice) -> Self:
+    def of_rows(self: Self, rows: slice | Tensor) -> Self:
         """The method for some systems of the batch."""
         lower, upper = (end[rows] if isinstance(end, Tensor) else end for end in (self.lower, self.upper))
         return replace(self, lower=lower, upper=upper)
+
+    def starting_point(self, z: Tensor) -> Tensor:
+        """The start, if it is between the ends; else the middle, or a point within the one end that is finite."""
+        if self.lower is None and self.upper is None:
+            return z
+        low, high = _tiled(self.lower, z, -torch.inf), _tiled(self.upper, z, torch.inf)
+        middle = low / 2 + high / 2
+        within = torch.where(high.isfinite(), high - _first_step(high), low + _first_step(low))
+        return torch.where((low < z) & (z < high), z, torch.where(middle.isfinite(), middle, within))
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BracketState]:
         r = equations.residual(z)
@@ -226,44 +235,40 @@ class Bracketing(ABC):
         return BracketState(bracket, found, search, ~found & ~known & ~search.next()[2], own)
 
 
-def _like(z: Tensor, end: Tensor | float, shape: torch.Size, name: str) -> Tensor:
-    """An end that was given, as a tensor like z."""
+def _rows(end: Tensor | float, layout: Layout, name: str) -> Tensor:
+    """An end that was given, for each system."""
     if isinstance(end, Tensor) and level(end) >= 0:
         raise TypeError(
             f"{name} is a tensor of a torch.func transform, in which each sample has a bracket of its own. Solve the samples as "
             f"one batch with batch_ndim instead, or leave the end None."
         )
+    shape = layout.batch_shape
     try:
         with outside_transforms():
-            found = torch.as_tensor(end, dtype=z.dtype, device=z.device).detach().expand(shape).reshape(-1, 1)
+            found = torch.as_tensor(end, dtype=layout.real_dtype, device=layout.device).detach().expand(shape)
     except RuntimeError:
         raise ValueError(f"{name} must broadcast to z, of shape {tuple(shape)}; got a {describe(end)}.") from None
-    return found
-
-
-def _between(z: Tensor, lower: Tensor | None, upper: Tensor | None) -> Tensor:
-    """The start, if it is between the ends; else the middle, or a point within the one end that is finite."""
-    low = torch.full_like(z, -torch.inf) if lower is None else lower
-    high = torch.full_like(z, torch.inf) if upper is None else upper
-    middle = low / 2 + high / 2
-    within = torch.where(high.isfinite(), high - _first_step(high), low + _first_step(low))
-    return torch.where((low < z) & (z < high), z, torch.where(middle.isfinite(), middle, within))
+    return found.reshape(-1, 1)
 
 
 def _first_step(z: Tensor) -> Tensor:
     return (1 + z.abs()) * FIRST_STEP
 
 
+def _tiled(end: Any, z: Tensor, infinite: float) -> Tensor:
+    """An end like z; the samples of a vmap share one."""
+    return torch.full_like(z, infinite) if end is None else end.repeat(len(z) // max(1, len(end)), 1)
+
+
 def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) -> tuple[Tensor, Tensor, Tensor]:
     """An end as far as it is known, g there, and how far it may be moved."""
+    wall = _tiled(end, z, infinite)
     if end is None:
-        return z, r, torch.full_like(z, infinite)
-    if len(end) != len(z):  # the samples of a vmap share it
-        end = end.repeat(len(z) // len(end), 1)
-    given = end.isfinite()
-    f = equations.residual(torch.where(given, end, z))
+        return z, r, wall
+    given = wall.isfinite()
+    f = equations.residual(torch.where(given, wall, z))
     known = given & ~f.isnan()
-    return torch.where(known, end, z), torch.where(known, f, r), torch.where(given, end, infinite)
+    return torch.where(known, wall, z), torch.where(known, f, r), torch.where(given, wall, infinite)
 
 
 def _opposite(f: Tensor, g: Tensor) -> Tensor:

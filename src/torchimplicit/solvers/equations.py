@@ -34,8 +34,8 @@ class Solver(Protocol):
     ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose state holds a graph has ``memory(state)`` and
     ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed.
 
-    A solver with parameters for each system, or for some problems only, has ``fitted(layout, z) -> (solver, z)``, itself with
-    those parameters as (B, 1) and the start as it wants it, and ``of_rows(rows)``, itself for some systems. One that knows
+    A solver with parameters for each system, or for some problems only, has ``fitted(layout)``, itself with those parameters as
+    (B, 1), and ``of_rows(rows)``, itself for some systems. ``starting_point(z)`` is the start as the method wants it. One that knows
     itself when there is nothing more to do has ``verdict(state)``, a status for each system, RUNNING where it goes on; the
     residual is asked first. One whose steps have no useful derivative says ``unrolls = False``.
     """

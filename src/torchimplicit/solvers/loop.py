@@ -24,6 +24,7 @@ class Stopping:
     """When the loop stops.
 
     bound : (z, norm of the residual at the start) -> (B,), the residual that counts as converged.
+    moving : whether that depends on z.
     max_steps : at most so many steps.
     floor : a residual below it that has stopped to fall counts as converged too: it is rounding error.
     exactly : take this many steps whatever happens (the explicit way).
@@ -37,6 +38,7 @@ class Stopping:
     exactly: int | None = None
     at_least_one: bool = False
     forgiving: bool = False
+    moving: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def solve(
     ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
     allowed none is left alone, and counts as converged.
     """
+    if hasattr(solver, "starting_point"):
+        z = solver.starting_point(z)
     z0 = z
     step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
     noise = random_state(z.device)
@@ -113,35 +117,36 @@ def solve(
         status = torch.where(allowed > 0, status, Status.CONVERGED)
     running = status == Status.RUNNING
     none_ended, none_left = finished(running), finished(~running)
-    success, fresh = torch.full_like(status, Status.CONVERGED), torch.zeros_like(status)
-    steps = stuck = fresh  # stuck: for how many steps a system has made no progress
+    steps = torch.zeros_like(status)  # of the systems that have ended
+    taken = 0
+    never = torch.zeros((), dtype=torch.int64, device=z.device)
+    converged = torch.full_like(never, Status.CONVERGED)
+    stuck = never  # for how many steps a system has made no progress
     best_z, best, mark = z, norm, norm
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     lowest = None if merit is None else merit(state)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
-    for k in range(1, stopping.max_steps + 1):
-        if none_left:
-            break
+    while taken < stopping.max_steps and not none_left:
         if stopping.forgiving:
-            taken = equations.attempt(step, z, r, state)
-            if taken is None:
+            there = equations.attempt(step, z, r, state)
+            if there is None:
                 status = torch.where(running, Status.NONFINITE, status)
                 break
-            z_new, r_new, state = taken
+            z_new, r_new, state = there
         else:
             z_new, r_new, state = step(z, r, state)
+        taken += 1
         norm_new = rms(r_new.detach())
-        steps = steps + running
         if keep_trace:
             trace.append(torch.where(running, norm_new, trace[-1]))
         closer = norm_new < PROGRESS * mark
         if finished(closer if none_ended else closer | ~running) and math.isfinite(z_new.detach().sum()):
             # The common case: every system that runs has come closer. Those that have ended go on unmasked, and unheeded.
             z, r, norm = z_new, r_new, norm_new
-            bound = stopping.bound(z, start)
+            bound = stopping.bound(z, start) if stopping.moving else bound
             ends = norm <= bound if none_ended else running & (norm <= bound)
             best_z, best = (z, norm) if none_ended else (_where(running, z, best_z), torch.where(running, norm, best))
-            mark, stuck, verdict = best, fresh, success
+            mark, stuck, verdict = best, never, converged
         else:
             valid = (norm_new + rms(z_new.detach())).isfinite()
             moves = running & valid
@@ -167,13 +172,14 @@ def solve(
             ends, verdict = ends | ended, torch.where(ended, said, verdict)
         if allowed is not None:
             verdict = torch.where(ends, verdict, Status.MAX_STEPS)
-            ends = ends | (running & (steps >= allowed))
+            ends = ends | (running & (taken >= allowed))
         if watch is not None:
-            watch(k, _where(running, z, best_z), torch.where(running, norm, best))
+            watch(taken, _where(running, z, best_z), torch.where(running, norm, best))
         if occurs(ends):
-            status = torch.where(ends, verdict, status)
+            status, steps = torch.where(ends, verdict, status), torch.where(ends, taken, steps)
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
+    steps = torch.where(running, taken, steps)
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     failed = not finished(status == Status.CONVERGED)
     if failed:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Stopping, Watch, solve
+from torchimplicit.state import Layout
 from torchimplicit.stopping import Status
 from torchimplicit.transforms import finished, inside_functorch
 
@@ -45,6 +46,10 @@ class Polyalgorithm:
     def patience(self) -> int:
         """Of the first stage."""
         return self.stages[0].patience
+
+    def fitted(self, layout: Layout) -> Polyalgorithm:
+        """With every stage fitted that wants to be."""
+        return replace(self, stages=[s.fitted(layout) if hasattr(s, "fitted") else s for s in self.stages])
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
         """Of the first stage."""
@@ -86,7 +91,8 @@ def solve_in_stages(
         limited = replace(stopping, max_steps=int(allowed.max()))
         if equations.part is not None and not seen:
             part = equations.of_rows(rows)
-            later = solve(stage, part, z0[rows], limited, allowed=allowed[rows])
+            own = stage.of_rows(rows) if hasattr(stage, "of_rows") else stage
+            later = solve(own, part, z0[rows], limited, allowed=allowed[rows])
             equations.add([(part, len(rows))], len(z0))
         else:
             z = torch.where((allowed > 0).unsqueeze(-1), z0, found.z)
