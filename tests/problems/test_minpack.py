@@ -26,6 +26,8 @@ METHODS: dict[str, Any] = {
     "newton, line search": Newton(line_search=Backtracking()),
     "newton, non-monotone": Newton(line_search=Backtracking(memory=10)),
     "dogleg": "dogleg",
+    "levenberg_marquardt": "levenberg_marquardt",
+    "gauss_newton": "gauss_newton",
     "pseudo_transient": "pseudo_transient",
     "newton_krylov": "newton_krylov",
     "broyden": "broyden",
@@ -43,6 +45,8 @@ FAILURES: dict[str, set[str]] = {
     "newton, line search": {ROSENBROCK, FREUDENSTEIN, "Powell badly scaled", "Brown almost linear 10"},
     "newton, non-monotone": {ROSENBROCK, FREUDENSTEIN, "Brown almost linear 10"},
     "dogleg": {FREUDENSTEIN, "trigonometric", "Hammarling 2 by 2", "Hammarling 3 by 3"},
+    "levenberg_marquardt": {FREUDENSTEIN, "trigonometric", "Hammarling 2 by 2", "Hammarling 3 by 3"},
+    "gauss_newton": {ROSENBROCK, FREUDENSTEIN},
     "pseudo_transient": {ROSENBROCK, "Powell badly scaled", "Chebyquad 7", "trigonometric"},
     "newton_krylov": {ROSENBROCK, FREUDENSTEIN, "Chebyquad 7"},
     "broyden": {
@@ -77,7 +81,9 @@ def solved(system: System, z: Tensor) -> bool:
     return bool(system.g(z, system.p).abs().max() <= 1e-6)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "dogleg")) for m in METHODS])
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in ("dogleg", "levenberg_marquardt"))) for m in METHODS]
+)
 def test_every_system_is_solved_or_the_failure_is_expected(method: str) -> None:
     failed = set()
     for system in SYSTEMS:
