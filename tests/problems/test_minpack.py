@@ -65,6 +65,10 @@ FAILURES: dict[str, set[str]] = {
     "anderson": {ROSENBROCK, "Wood", "helical valley", "trigonometric", "variably dimensioned"},
 }
 
+# Half of Newton's first step, from 1 by −2, ends exactly on the root: what that saves says nothing about the method.
+LUCKY = {("gauss_newton", "scalar z(z - 5)²")}
+
+LONG = {"dogleg", "levenberg_marquardt"}  # a thousand steps on Hammarling's systems
 SINGULAR = [system for system in SYSTEMS if system.singular]
 REGULAR = [system for system in SYSTEMS if not system.singular]
 
@@ -102,7 +106,7 @@ def test_auto_costs_little_more_than_the_best_single_method_where_newton_succeed
         costs = {
             name: int(solve(system, solver).info.evaluations)
             for name, solver in METHODS.items()
-            if system.name not in FAILURES[name]
+            if system.name not in FAILURES[name] and (name, system.name) not in LUCKY
         }
         assert costs["auto"] <= 1.3 * min(costs.values()), (system.name, costs)
 
