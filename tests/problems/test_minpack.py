@@ -26,6 +26,8 @@ METHODS: dict[str, Any] = {
     "newton, line search": Newton(line_search=Backtracking()),
     "newton, non-monotone": Newton(line_search=Backtracking(memory=10)),
     "dogleg": "dogleg",
+    "levenberg_marquardt": "levenberg_marquardt",
+    "gauss_newton": "gauss_newton",
     "pseudo_transient": "pseudo_transient",
     "newton_krylov": "newton_krylov",
     "broyden": "broyden",
@@ -43,6 +45,8 @@ FAILURES: dict[str, set[str]] = {
     "newton, line search": {ROSENBROCK, FREUDENSTEIN, "Powell badly scaled", "Brown almost linear 10"},
     "newton, non-monotone": {ROSENBROCK, FREUDENSTEIN, "Brown almost linear 10"},
     "dogleg": {FREUDENSTEIN, "trigonometric", "Hammarling 2 by 2", "Hammarling 3 by 3"},
+    "levenberg_marquardt": {FREUDENSTEIN, "trigonometric", "Hammarling 2 by 2", "Hammarling 3 by 3"},
+    "gauss_newton": {ROSENBROCK, FREUDENSTEIN},
     "pseudo_transient": {ROSENBROCK, "Powell badly scaled", "Chebyquad 7", "trigonometric"},
     "newton_krylov": {ROSENBROCK, FREUDENSTEIN, "Chebyquad 7"},
     "broyden": {
@@ -61,6 +65,10 @@ FAILURES: dict[str, set[str]] = {
     "anderson": {ROSENBROCK, "Wood", "helical valley", "trigonometric", "variably dimensioned"},
 }
 
+# Half of Newton's first step, from 1 by −2, ends exactly on the root: what that saves says nothing about the method.
+LUCKY = {("gauss_newton", "scalar z(z - 5)²")}
+
+LONG = {"dogleg", "levenberg_marquardt"}  # a thousand steps on Hammarling's systems
 SINGULAR = [system for system in SYSTEMS if system.singular]
 REGULAR = [system for system in SYSTEMS if not system.singular]
 
@@ -77,7 +85,9 @@ def solved(system: System, z: Tensor) -> bool:
     return bool(system.g(z, system.p).abs().max() <= 1e-6)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "dogleg")) for m in METHODS])
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in ("dogleg", "levenberg_marquardt"))) for m in METHODS]
+)
 def test_every_system_is_solved_or_the_failure_is_expected(method: str) -> None:
     failed = set()
     for system in SYSTEMS:
@@ -96,7 +106,7 @@ def test_auto_costs_little_more_than_the_best_single_method_where_newton_succeed
         costs = {
             name: int(solve(system, solver).info.evaluations)
             for name, solver in METHODS.items()
-            if system.name not in FAILURES[name]
+            if system.name not in FAILURES[name] and (name, system.name) not in LUCKY
         }
         assert costs["auto"] <= 1.3 * min(costs.values()), (system.name, costs)
 
