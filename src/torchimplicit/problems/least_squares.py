@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind
-from torchimplicit.problems.bounds import Bounded, Output, with_limits, within
+from torchimplicit.problems.bounds import Bounded, with_limits, within
+from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
@@ -42,6 +43,8 @@ def least_squares(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
+    loss: str = "linear",
+    f_scale: float = 1.0,
     solver: str | Solver | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
@@ -64,6 +67,10 @@ def least_squares(
         args: further arguments, any pytree; what is no tensor passes through.
         bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
             none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
+        loss: ρ, for ½Σ f_scale² ρ(r²/f_scale²) in place of ½‖r‖²: "linear", or "huber", "soft_l1" or "cauchy", which give outliers,
+            |r| ≫ f_scale, less weight (the parts of a complex residual each on their own). See
+            :mod:`torchimplicit.problems.losses`.
+        f_scale: the size of r from which a residual is an outlier; no gradient flows to it.
         solver: a name ("levenberg_marquardt", "gauss_newton", which know the Jacobian of r; "trust_newton", "newton_cg", "bfgs",
             "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which go downhill; "newton", "chord",
             "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
@@ -102,7 +109,8 @@ def least_squares(
         z, info = ti.least_squares(lambda z: z[0] * torch.exp(-z[1] * t) - y, torch.tensor([1.0, 1.0]))
     """
     kind: Kind = LeastSquares()
-    output: Output = per_system_vector
+    check_loss(loss, f_scale)
+    output = with_loss(per_system_vector, loss, f_scale)
     if bounds is not None and callable(r):
         r, z0, args, batched = within(r, z0, args, bounds, batched, has_aux)
         kind, output = Bounded(kind), with_limits(output)

@@ -35,8 +35,11 @@ class GaussNewton:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
         check_squares(equations, "GaussNewton")
-        tangent = Tangent.of(equations.jacobian_of_squares(z))
-        return condition(equations, tangent, z), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
+        linearised = equations.jacobian_of_squares(z)
+        tangent = Tangent.of(linearised)
+        return condition(equations, tangent, linearised.value, z), GaussNewtonState(
+            tangent, torch.ones_like(tangent.norm)
+        )
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: GaussNewtonState
@@ -44,19 +47,22 @@ class GaussNewton:
         tangent, fraction = state
         p = _direction(tangent)
         step = fraction.unsqueeze(-1) * p
-        new, decrease = compare(tangent, equations.jacobian_of_squares(z + step), z, step)
+        linearised = equations.jacobian_of_squares(z + step)
+        new, decrease = compare(tangent, linearised, z, step)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
             taken = decrease >= ACCEPTED * slope  # not where NaN
             fraction = torch.where(taken, 1, fraction / 2)
         if finished(~taken):
             return z, r, GaussNewtonState(tangent, fraction)
-        z, tangent = torch.where(taken.unsqueeze(-1), z + step, z), new.where(taken, tangent)
-        return z, condition(equations, tangent, z), GaussNewtonState(tangent, fraction)
+        rows = taken.unsqueeze(-1)
+        z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
+        r = torch.where(rows, condition(equations, new, linearised.value, z), r)
+        return z, r, GaussNewtonState(tangent, fraction)
 
     def merit(self, state: GaussNewtonState) -> Tensor:
         """Half of the sum of squares at z, (B,)."""
-        return state.tangent.norm.detach().square() / 2
+        return state.tangent.norm.square() / 2
 
     def scale(self, equations: Equations, start: Tensor) -> Tensor:
         """What the tolerance is relative to: 1 for the angles of a fit."""

@@ -57,15 +57,15 @@ class LevenbergMarquardt:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
         check_squares(equations, "LevenbergMarquardt")
-        tangent = Tangent.of(equations.jacobian_of_squares(z))
-        columns = tangent.columns.detach()
-        scale = torch.where(columns > 0, columns, 1)
+        linearised = equations.jacobian_of_squares(z)
+        tangent = Tangent.of(linearised, keep=self.geodesic)
+        scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         length = torch.linalg.vector_norm(scale * z.detach(), dim=-1)
         radius = self.factor * torch.where(length > 0, length, 1)
         state = LevenbergMarquardtState(
             tangent, scale, radius, torch.zeros_like(radius), torch.ones_like(radius, dtype=torch.bool)
         )
-        return condition(equations, tangent, z), state
+        return condition(equations, tangent, linearised.value, z), state
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: LevenbergMarquardtState
@@ -93,15 +93,16 @@ class LevenbergMarquardt:
             damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, 1))
         if finished(~taken):
             return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
-        z = torch.where(taken.unsqueeze(-1), z + step, z)
-        tangent = new.where(taken, tangent)
-        scale = scale.maximum(tangent.columns.detach())
+        rows = taken.unsqueeze(-1)
+        z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
+        r = torch.where(rows, condition(equations, new, linearised.value, z), r)
+        scale = scale.maximum(tangent.columns)
         state = LevenbergMarquardtState(tangent, scale, radius, damping, fresh & ~taken)
-        return z, condition(equations, tangent, z), state
+        return z, r, state
 
     def merit(self, state: LevenbergMarquardtState) -> Tensor:
         """Half of the sum of squares at z, (B,)."""
-        return state.tangent.norm.detach().square() / 2
+        return state.tangent.norm.square() / 2
 
     def scale(self, equations: Equations, start: Tensor) -> Tensor:
         """What the tolerance is relative to: nothing for the angles of a fit."""
@@ -112,6 +113,8 @@ class LevenbergMarquardt:
     ) -> Tensor:
         """Half of the geodesic acceleration a, (JᵀJ + λD²) a = −Jᵀ r_pp; 0 where a is more than 3/8 of p."""
         tangent, scale = state.tangent, state.scale
+        assert tangent.jacobian is not None
+        assert tangent.value is not None
         h = 0.1
         ahead = equations.squares(z + h * p)
         second = 2 / h * ((ahead - tangent.value) / h - apply(tangent.jacobian, p))

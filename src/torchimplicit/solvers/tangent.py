@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,31 +19,26 @@ ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
 class Tangent(NamedTuple):
     """‖r + J p‖² = ‖R p + c‖² + a constant.
 
-    value : r(z), (B, m).
     R, c : of the QR factorisation of J: its triangle, (B, n, n), and Qᵀr, (B, n).
-    jacobian : J itself, (B, m, n).
+    norm : ‖r(z)‖, (B,), without a gradient, and so
+    columns : the norms of the columns of J, (B, n).
+    value, jacobian : r(z), (B, m), and J, (B, m, n), for those who want to keep them.
     """
 
-    value: Tensor
     R: Tensor
     c: Tensor
-    jacobian: Tensor
+    norm: Tensor
+    columns: Tensor
+    value: Tensor | None = None
+    jacobian: Tensor | None = None
 
     @staticmethod
-    def of(linearised: Jacobian) -> Tangent:
+    def of(linearised: Jacobian, keep: bool = False) -> Tangent:
         """From r linearised at z."""
-        jacobian = linearised.to_dense()
-        return Tangent(linearised.value, *triangularise(jacobian, linearised.value), jacobian)
-
-    @property
-    def norm(self) -> Tensor:
-        """‖r‖, (B,)."""
-        return torch.linalg.vector_norm(self.value, dim=-1)
-
-    @property
-    def columns(self) -> Tensor:
-        """The norms of the columns of J, (B, n)."""
-        return torch.linalg.vector_norm(self.R, dim=-2)
+        value, jacobian = linearised.value, linearised.to_dense()
+        R, c = triangularise(jacobian, value)
+        norm, columns = torch.linalg.vector_norm(value.detach(), dim=-1), R.detach().square().sum(-2).sqrt()
+        return Tangent(R, c, norm, columns, *((value, jacobian) if keep else ()))
 
     @property
     def gradient(self) -> Tensor:
@@ -55,17 +50,22 @@ class Tangent(NamedTuple):
         """Whether J has full rank beyond rounding, (B,)."""
         pivots = self.R.diagonal(dim1=-2, dim2=-1).detach().abs()
         level = 16 * self.R.shape[-1] * torch.finfo(self.R.dtype).eps
-        return (pivots > level * self.columns.detach()).all(-1)
+        return (pivots > level * self.columns).all(-1)
 
     def where(self, rows: Tensor, other: Tangent) -> Tangent:
         """This model in those rows, the other in the rest."""
-        pairs = zip(self, other, strict=True)
-        return Tangent(*(torch.where(rows.reshape(-1, *(1,) * (new.ndim - 1)), new, old) for new, old in pairs))
+
+        def choose(new: Tensor | None, old: Tensor | None) -> Any:
+            return (
+                None if new is None or old is None else torch.where(rows.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+            )
+
+        return Tangent(*map(choose, self, other))
 
 
-def condition(equations: Equations, tangent: Tangent, z: Tensor) -> Tensor:
+def condition(equations: Equations, tangent: Tangent, value: Tensor, z: Tensor) -> Tensor:
     """What vanishes at the solution, (B, n): r itself for a root, the angles for a fit."""
-    return angle(tangent, z) if equations.kind.sums_squares else tangent.value
+    return angle(tangent, z) if equations.kind.sums_squares else value
 
 
 def angle(tangent: Tangent, z: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tupl
     Where rounding hides the decrease, it is read off the slopes at both ends, to which rounding may have done no more than it
     can. J is not looked at where no system has come lower.
     """
-    norm, norm_new = (torch.linalg.vector_norm(value.detach(), dim=-1) for value in (old.value, linearised.value))
+    norm, norm_new = old.norm, torch.linalg.vector_norm(linearised.value.detach(), dim=-1)
     decrease = 1 - (norm_new / norm).square()
     doubt = 2 * uncertainty(old, z) / norm
     hidden = rounding(torch.ones_like(norm)) + doubt
     if finished(~(decrease >= -hidden)):
         return old, torch.where(decrease.isfinite(), decrease, -torch.inf)
-    new = Tangent.of(linearised)
+    new = Tangent.of(linearised, keep=old.jacobian is not None)
     with torch.no_grad():
         scaled = step / norm.unsqueeze(-1)
         slopes = -((old.gradient + new.gradient) / norm.unsqueeze(-1) * scaled).sum(-1)
