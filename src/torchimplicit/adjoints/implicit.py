@@ -96,6 +96,7 @@ class Implicit:
             self.max_steps,
             problem.on_failure,
             problem.search.from_tensors,
+            problem.kind.near_identity or problem.search.near_identity,
         )
         return ConditionSystem(condition, find, settings, problem.layout.batch_shape, problem.record)
 

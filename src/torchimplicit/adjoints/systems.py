@@ -38,6 +38,7 @@ class LinearSettings:
     """How the linear systems of a derivative are solved, and what is done when that fails.
 
     inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
+    near_identity : whether ∂g/∂z may be the identity less a contraction.
     """
 
     solver: Any
@@ -46,6 +47,7 @@ class LinearSettings:
     max_steps: int | None
     on_failure: OnFailure
     inverse: Callable[[Sequence[Tensor]], Any]
+    near_identity: bool
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,7 @@ class JacobianSystem:
         refused = unusable & (b != 0).any(-1) if bool(unusable.any()) else unusable
         if refused is not unusable:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
-        solver = _Solver(
-            self.settings, operator, self._inverse(rest[: self.inverses], len(b)), self.base.kind.near_identity
-        )
+        solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
         result = solver.solve(b, self.transpose)
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.moved(b, result.x))
         singular = solver.singular()
@@ -187,8 +187,7 @@ class JacobianSystem:
 class _Solver:
     """The user's linear solver, or the forward solver's inverse refined to tolerance, or the automatic choice."""
 
-    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any, near_identity: bool) -> None:
-        self.near_identity = near_identity
+    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any) -> None:
         self.settings = settings
         self.operator = operator
         self.named = settings.solver
@@ -201,7 +200,7 @@ class _Solver:
     def state(self) -> Any:
         """The chosen solver factorised on the operator, when it is needed."""
         if self._state is None:
-            automatic = Contraction() if self.near_identity else Auto()
+            automatic = Contraction() if self.settings.near_identity else Auto()
             self._state = (automatic if self.named is None else self.named).factorize(self.operator)
         return self._state
 

@@ -61,6 +61,10 @@ class BlackBox:
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
         raise TypeError(NO_STEPS)
 
+    @property
+    def near_identity(self) -> bool:
+        return False
+
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         return ()
 

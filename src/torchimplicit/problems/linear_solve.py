@@ -93,6 +93,10 @@ class LinearSearch:
         status, steps, residual, bound = flat_facts
         return Found(flat(result.x), status, steps, residual, bound, state)
 
+    @property
+    def near_identity(self) -> bool:
+        return False
+
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         if self.factors is None:
             return ()

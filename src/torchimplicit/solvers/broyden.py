@@ -57,6 +57,11 @@ class Broyden:
         if self.start not in ("identity", "jacobian"):
             raise ValueError(f'Broyden: start must be "identity" or "jacobian"; got {self.start!r}.')
 
+    @property
+    def near_identity(self) -> bool:
+        """Whether what it solves is likely to be the identity less a contraction."""
+        return self.start == "identity"
+
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BroydenState]:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
         if self.start == "identity":

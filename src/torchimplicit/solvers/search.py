@@ -40,6 +40,11 @@ class Search(Protocol):
         """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
         ...
 
+    @property
+    def near_identity(self) -> bool:
+        """Whether the root was found by what works where ∂g/∂z is the identity less a contraction."""
+        ...
+
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """That inverse: an object with ``solve(b, adjoint)`` and ``suspicious`` (see ``linear.factors.Factors``)."""
         ...
@@ -74,6 +79,10 @@ class Iterate:
     def _first(self) -> Any:
         """The solver, or the first of several."""
         return self.solver.stages[0] if isinstance(self.solver, Polyalgorithm) else self.solver
+
+    @property
+    def near_identity(self) -> bool:
+        return getattr(self._first, "near_identity", False)
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         inverse = getattr(self._first, "inverse", None)
