@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.linear import LU
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.stopping import Status, rms, rounding
 from torchimplicit.transforms import finished
 
@@ -84,7 +85,8 @@ def solve(
     allowed none is left alone, and counts as converged.
     """
     z0 = z
-    step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
+    gathering = Gathering(solver, equations, len(z))
+    step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
     norm = rms(r.detach())
@@ -177,6 +179,14 @@ def solve(
             status = torch.where(ends, verdict, status)
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
+            if not (keep_trace or watch or none_left) and gathering.worthwhile(running):
+                results = (best_z, best, status, steps, bound)
+                here = (state, z, r, start, limit, norm, mark, stuck, lowest, allowed)
+                here, results = gathering.keep(running, results, (here, results))
+                best_z, best, status, steps, bound = results
+                state, z, r, start, limit, norm, mark, stuck, lowest, allowed = here
+                running, none_ended = running[running], True
+    best_z, best, status, steps, bound = gathering.all((best_z, best, status, steps, bound))
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     failed = not finished(status == Status.CONVERGED)
     if failed:
