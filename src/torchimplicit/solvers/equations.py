@@ -77,8 +77,9 @@ class Equations:
 
     def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
-        assert self.part is not None
-        return Equations(self.part(rows), self.kind)
+        part = self.part
+        assert part is not None
+        return Equations(part(rows), self.kind, lambda inner: part(_rows_of(rows, inner)))
 
     def add(self, counted: Sequence[tuple[Equations, int]], batch: int) -> None:
         """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
@@ -149,6 +150,14 @@ class Equations:
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1
         return _Counted(self, lambda z: part(self._f, z), z, symmetric)
+
+
+def _rows_of(outer: slice | Tensor, inner: slice | Tensor) -> Tensor:
+    """Which rows of the whole are the inner rows of the outer ones."""
+    if isinstance(outer, slice):
+        device = inner.device if isinstance(inner, Tensor) else None
+        outer = torch.arange(outer.start, outer.stop, device=device)
+    return outer[inner]
 
 
 class _Counted(Jacobian):

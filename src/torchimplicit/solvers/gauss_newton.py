@@ -32,6 +32,7 @@ class GaussNewton:
 
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 30
+    rowwise: ClassVar[bool] = True
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
         check_squares(equations, "GaussNewton")

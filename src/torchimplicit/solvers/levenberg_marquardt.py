@@ -51,6 +51,7 @@ class LevenbergMarquardt:
     geodesic: bool = False
     max_steps: ClassVar[int] = 1000
     patience: ClassVar[int] = 30
+    rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive("LevenbergMarquardt: factor", self.factor)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.endings import local_minimum, second_order, singular, stochastic
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.stopping import Status, rms, rounding
 from torchimplicit.transforms import finished, occurs
 
@@ -85,7 +86,8 @@ def solve(
     if hasattr(solver, "starting_point"):
         z = solver.starting_point(z)
     z0 = z
-    step: Advance = advance or (lambda z, r, state: solver.step(equations, z, r, state))
+    gathering = Gathering(solver, equations, len(z))
+    step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
     norm = rms(r.detach())
@@ -179,7 +181,15 @@ def solve(
             status, steps = torch.where(ends, verdict, status), torch.where(ends, taken, steps)
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
+            if not (keep_trace or watch or none_left) and gathering.worthwhile(running):
+                results = (best_z, best, status, steps, bound)
+                here = (state, z, r, start, limit, norm, mark, stuck, lowest, allowed)
+                here, results = gathering.keep(running, results, (here, results))
+                best_z, best, status, steps, bound = results
+                state, z, r, start, limit, norm, mark, stuck, lowest, allowed = here
+                running, none_ended = running[running], True
     steps = torch.where(running, taken, steps)
+    best_z, best, status, steps, bound = gathering.all((best_z, best, status, steps, bound))
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     failed = not finished(status == Status.CONVERGED)
     if failed:
