@@ -9,13 +9,13 @@ from torch import Tensor
 
 from torchimplicit.condition import Condition
 from torchimplicit.stopping import Status
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import occurs
 
 
 def replace_failed(z: Tensor, status: Tensor) -> Tensor:
     """z with the rows that ended in NaN or Inf replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
     failed = (status == Status.NONFINITE).unsqueeze(-1)
-    if not inside_functorch() and not bool(failed.any()):
+    if not occurs(failed.squeeze(-1)):
         return z
     good = (status == Status.CONVERGED).to(torch.int64).argmax()
     stand_in = z.index_select(0, good.reshape(1)).nan_to_num(nan=1.0, posinf=1.0, neginf=1.0)
@@ -29,7 +29,7 @@ def replace_what_failed(condition: Condition, z: Tensor, status: Tensor, tensors
     the same to the last bit. Otherwise the tensors are left as they are, and NaN shows itself in the gradient.
     """
     failed = status == Status.NONFINITE
-    if not bool(failed.any()):
+    if not occurs(failed):
         return list(tensors)
     finite = [torch.where(t.isfinite(), t, 1) if t.is_floating_point() or t.is_complex() else t for t in tensors]
     with torch.no_grad():

@@ -19,6 +19,7 @@ from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.stopping import OnFailure, Status, linear_status, report
+from torchimplicit.transforms import occurs
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
@@ -143,7 +144,7 @@ class JacobianSystem:
         operator = Jacobian(g, z, symmetric=self.base.kind.symmetric, linearisation=linearisation)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
-        refused = unusable & (b != 0).any(-1) if bool(unusable.any()) else unusable
+        refused = unusable & (b != 0).any(-1) if occurs(unusable) else unusable
         if refused is not unusable:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
         solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
@@ -151,11 +152,12 @@ class JacobianSystem:
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.moved(b, result.x))
         singular = solver.singular()
         looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
-        if bool(suspects.any()):
+        if occurs(suspects):
             singular = singular | at_a_multiple_root(looked.jacobian, operator, z, suspects)
         bad = ~result.converged | singular | refused
         w, status = result.x, torch.zeros_like(result.steps)
-        if bool(bad.any()):
+        failed = occurs(bad)
+        if failed:
             status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, linear_status(result))
             status = torch.where(refused, Status.NONFINITE, status)
             if self.settings.on_failure == "nan":
@@ -166,7 +168,7 @@ class JacobianSystem:
         facts = Facts(status, result.steps, result.residual_norm, *(torch.tensor(k, device=b.device) for k in counts))
         if self.record is not None:
             self.record.adjoint = facts.info(self.batch_shape, Record())
-        if bool(bad.any()) and not getattr(self.settings.solver, "truncated", False):
+        if failed and not getattr(self.settings.solver, "truncated", False):
             bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
             report(
                 Derivative.name,

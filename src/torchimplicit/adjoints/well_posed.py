@@ -26,9 +26,8 @@ REDUCTION = 0.1  # of the residual by a Newton step; at a double root 1/4, at a 
 
 def suspicious(jacobian: Jacobian, z: Tensor, b: Tensor, w: Tensor) -> Tensor:
     """Systems (B,) whose z may be off by more than a little: ‖J⁻¹‖, as seen from J w = b, times the residual at z."""
-    amplification = torch.linalg.vector_norm(w, dim=-1) / torch.linalg.vector_norm(b, dim=-1)
-    error = amplification * rms(jacobian.value)
-    return error.isfinite() & (error > SUSPECT * rms(z))
+    error = rms(w) / rms(b) * rms(jacobian.value)
+    return (error < torch.inf) & (error > SUSPECT * rms(z))
 
 
 def at_a_multiple_root(

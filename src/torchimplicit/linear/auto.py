@@ -134,7 +134,8 @@ class Division:
     @property
     def singular(self) -> Tensor:
         """Whether a system has an entry whose inverse is not finite, or that is not finite itself: bool (*batch_shape)."""
-        return ~((1 / self.d).isfinite() & self.d.isfinite()).all(-1)
+        regular = ((1 / self.d).abs() < torch.inf) & (self.d.abs() < torch.inf)
+        return ~(regular.squeeze(-1) if regular.shape[-1] == 1 else regular.all(-1))
 
 
 class CholeskyOrLU:

@@ -122,8 +122,8 @@ def solve(
     steps = torch.zeros_like(status)  # of the systems that have ended
     taken = 0
     never = torch.zeros((), dtype=torch.int64, device=z.device)
-    converged = torch.full_like(never, Status.CONVERGED)
     stuck = never  # for how many steps a system has made no progress
+    verdict: Tensor | None  # None: what ends has converged, and its status is written at the end
     best_z, best, mark = z, norm, norm
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     lowest = None if merit is None else merit(state)
@@ -148,7 +148,7 @@ def solve(
             bound = stopping.bound(z, start) if stopping.moving else bound
             ends = norm <= bound if none_ended else running & (norm <= bound)
             best_z, best = (z, norm) if none_ended else (_where(running, z, best_z), torch.where(running, norm, best))
-            mark, stuck, verdict = best, never, converged
+            mark, stuck, verdict = best, never, None
         else:
             valid = (norm_new + rms(z_new.detach())).isfinite()
             moves = running & valid
@@ -171,14 +171,18 @@ def solve(
         if verdict_of is not None:
             said = verdict_of(state)
             ended = running & ~ends & (said != Status.RUNNING)
-            ends, verdict = ends | ended, torch.where(ended, said, verdict)
+            if verdict is not None or occurs(ended):
+                verdict = torch.where(ended, said, Status.CONVERGED if verdict is None else verdict)
+                ends = ends | ended
         if allowed is not None:
-            verdict = torch.where(ends, verdict, Status.MAX_STEPS)
+            verdict = torch.where(ends, Status.CONVERGED if verdict is None else verdict, Status.MAX_STEPS)
             ends = ends | (running & (taken >= allowed))
         if watch is not None:
             watch(taken, _where(running, z, best_z), torch.where(running, norm, best))
         if occurs(ends):
-            status, steps = torch.where(ends, verdict, status), torch.where(ends, taken, steps)
+            if verdict is not None:
+                status = torch.where(ends, verdict, status)
+            steps = torch.where(ends, taken, steps)
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
             if not (keep_trace or watch or none_left) and gathering.worthwhile(running):
@@ -189,8 +193,11 @@ def solve(
                 state, z, r, start, limit, norm, mark, stuck, lowest, allowed = here
                 running, none_ended = running[running], True
     steps = torch.where(running, taken, steps)
+    status = torch.where(running & (status == Status.RUNNING), Status.MAX_STEPS, status)
     best_z, best, status, steps, bound = gathering.all((best_z, best, status, steps, bound))
-    status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
+    status = torch.where(
+        status == Status.RUNNING, Status.CONVERGED, status
+    )  # ended in the common case, where nothing is noted
     failed = not finished(status == Status.CONVERGED)
     if failed:
         status = singular(equations, best_z.detach(), best, status)
