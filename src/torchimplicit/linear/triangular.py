@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchimplicit.linear.masks import divide
-
 FEW = 8  # the largest n whose columns are taken one by one, for the whole batch at once
 
 
@@ -24,30 +22,39 @@ def triangularise(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         finite = A.detach().isfinite().flatten(1).all(1)[:, None, None]
         Q, R = torch.linalg.qr(torch.where(finite, A, 0))
         return torch.where(finite, R, torch.nan), apply(Q.mT, b)
-    columns = [*A.unbind(-1), b]
+    if m <= 2 * FEW:  # so short sums run along the batch
+        columns, dim = [*A.permute(2, 1, 0).contiguous(), b.mT.contiguous()], 0
+    else:
+        columns, dim = [*A.unbind(-1), b], 1
     rows = []
     for k in range(n):
-        size = torch.linalg.vector_norm(columns[k], dim=-1)
-        q = divide(columns[k], size.unsqueeze(-1), (size > 0).unsqueeze(-1))
+        square = (columns[k] * columns[k]).sum(dim)
+        zero = square == 0
+        size = torch.where(zero, 1, square).sqrt()
+        q = columns[k] * (1 / size).unsqueeze(dim)
+        size = torch.where(zero, 0, size)
         row = [torch.zeros_like(size)] * k + [size]
         for j in range(k + 1, n + 1):
-            row.append(torch.linalg.vecdot(q, columns[j]))
-            columns[j] = columns[j] - row[j].unsqueeze(-1) * q
+            row.append((q * columns[j]).sum(dim))
+            columns[j] = torch.addcmul(columns[j], q, row[j].unsqueeze(dim), value=-1)
         rows.append(torch.stack(row, -1))
     triangle = torch.stack(rows, -2) if rows else A.new_zeros(len(A), 0, 1)
     return triangle[..., :n], triangle[..., n]
 
 
-def solve_triangle(R: Tensor, c: Tensor) -> Tensor:
-    """x with R x = c: (B, n, n), (B, n) -> (B, n)."""
+def solve_triangle(R: Tensor, c: Tensor, transposed: bool = False) -> Tensor:
+    """x with R x = c, or Rᵀx = c: (B, n, n), (B, n) -> (B, n)."""
     n = R.shape[-1]
     if n > FEW:
-        return torch.linalg.solve_triangular(R, c.unsqueeze(-1), upper=True).squeeze(-1)
-    x: list[Tensor] = []
-    for k in reversed(range(n)):
-        known = sum((R[:, k, k + 1 + i] * x[i] for i in range(len(x))), torch.zeros_like(c[:, k]))
-        x.insert(0, (c[:, k] - known) / R[:, k, k])
-    return torch.stack(x, -1) if x else c
+        matrix = R.mT if transposed else R
+        return torch.linalg.solve_triangular(matrix, c.unsqueeze(-1), upper=not transposed).squeeze(-1)
+    x: dict[int, Tensor] = {}
+    for k in range(n) if transposed else reversed(range(n)):
+        rest = c[:, k]
+        for j, known in x.items():
+            rest = rest - (R[:, j, k] if transposed else R[:, k, j]) * known
+        x[k] = rest / R[:, k, k]
+    return torch.stack([x[k] for k in range(n)], -1) if x else c
 
 
 def apply(A: Tensor, x: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
         p = -solve_triangle(R_damped, c_damped)
         scaled = scale * p
         length = torch.linalg.vector_norm(scaled, dim=-1)
-        w = _solve_transposed(R_damped, scale * (scaled / length.unsqueeze(-1)))
+        w = solve_triangle(R_damped, scale * (scaled / length.unsqueeze(-1)), transposed=True)
         return length - radius, (length - radius) / radius / w.square().sum(-1)
 
     regular = tangent.regular
@@ -171,8 +171,3 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
         high = torch.where(phi < 0, high.minimum(damping), high)
         damping = torch.where(done, damping, low.maximum(damping + newton).minimum(high))
     return torch.where(inside, 0, damping)
-
-
-def _solve_transposed(R: Tensor, b: Tensor) -> Tensor:
-    """x with Rᵀx = b."""
-    return solve_triangle(R.mT.flip(-1, -2), b.flip(-1)).flip(-1)
