@@ -12,7 +12,7 @@ from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, inside_functorch
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
 
@@ -127,10 +127,17 @@ class LevenbergMarquardt:
 
 def _damped(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> Tensor:
     """p that makes ‖R p + c‖² + λ ‖D p‖² smallest."""
-    return -solve_triangle(*_stacked(R, c, scale, damping))
+    rows = None if inside_functorch() else damping.nonzero().flatten()
+    if rows is None or len(rows) == len(R):
+        return -solve_triangle(*_stacked(R, c, scale, damping))
+    if len(rows):
+        R_damped, c_damped = _stacked(R[rows], c[rows], scale[rows], damping[rows])
+        R, c = R.index_copy(0, rows, R_damped), c.index_copy(0, rows, c_damped)
+    return -solve_triangle(R, c)
 
 
 def _stacked(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """The triangle of (R, √λ D), and (c, 0) reduced with it."""
     if finished(damping == 0):
         return R, c
     tall = torch.cat([R, torch.diag_embed(damping.sqrt().unsqueeze(-1) * scale)], dim=-2)
@@ -139,6 +146,19 @@ def _stacked(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> tuple[Tens
 
 def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
     """λ with ‖D p(λ)‖ = Δ up to a tenth, (B,), or 0 where ‖D p(0)‖ ≤ 1.1 Δ."""
+    undamped = torch.linalg.vector_norm(scale * solve_triangle(tangent.R, tangent.c), dim=-1)
+    outside = ~(tangent.regular & (undamped <= 1.1 * radius))
+    if finished(~outside):
+        return torch.zeros_like(radius)
+    if inside_functorch():
+        return torch.where(outside, _secular(tangent, scale, radius, last), 0)
+    rows = outside.nonzero().flatten()
+    found = _secular(Tangent(*(part[rows] for part in tangent[:4])), scale[rows], radius[rows], last[rows])
+    return torch.zeros_like(radius).index_copy(0, rows, found)
+
+
+def _secular(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
+    """λ with ‖D p(λ)‖ = Δ up to a tenth, (B,)."""
     R, c = tangent.R, tangent.c
 
     def excess(damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,17 +172,14 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
 
     regular = tangent.regular
     phi, newton = excess(torch.zeros_like(radius))
-    inside = regular & (phi <= 0.1 * radius)
-    if finished(inside):
-        return torch.zeros_like(radius)
     steepest = torch.linalg.vector_norm(tangent.gradient / scale, dim=-1)
     high = (steepest / radius).clamp(min=torch.finfo(radius.dtype).tiny)
     low = torch.where(regular, newton.clamp(min=0), 0).minimum(high)
     guess = torch.where(last > 0, last, torch.where(regular, steepest / (phi + radius), 0))
     damping = guess.maximum(low).maximum(0.001 * high).minimum(high)
-    done = inside
+    done = torch.zeros_like(regular)
     for _ in range(SECULAR_STEPS):
-        phi, newton = excess(torch.where(inside, 0, damping))
+        phi, newton = excess(damping)
         # Without full rank the shortest of the best steps may lie within: then any small λ will do.
         done = done | (phi.abs() <= 0.1 * radius) | ((phi < 0) & ~regular) | ~newton.isfinite()
         if finished(done):
@@ -170,4 +187,4 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
         low = torch.where(phi > 0, low.maximum(damping), low)
         high = torch.where(phi < 0, high.minimum(damping), high)
         damping = torch.where(done, damping, low.maximum(damping + newton).minimum(high))
-    return torch.where(inside, 0, damping)
+    return damping
