@@ -49,7 +49,7 @@ class LevenbergMarquardt:
 
     factor: float = 100.0
     geodesic: bool = False
-    max_steps: ClassVar[int] = 1000
+    max_steps: ClassVar[int] = 2000
     patience: ClassVar[int] = 30
     rowwise: ClassVar[bool] = True
 
