@@ -37,7 +37,8 @@ class Solver(Protocol):
     A solver with parameters for each system, or for some problems only, has ``fitted(layout)``, itself with those parameters as
     (B, 1), and ``of_rows(rows)``, itself for some systems. ``starting_point(z)`` is the start as the method wants it. One that knows
     itself when there is nothing more to do has ``verdict(state)``, a status for each system, RUNNING where it goes on; the
-    residual is asked first. One whose steps have no useful derivative says ``unrolls = False``.
+    residual is asked first. One whose steps have no useful derivative says ``unrolls = False``; one whose state is a pytree of
+    tensors with the systems in their first dimension says ``rowwise = True``, and those that have ended are then gathered out.
     """
 
     @property
