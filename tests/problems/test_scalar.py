@@ -250,3 +250,22 @@ def test_a_bracket_may_belong_to_a_later_stage() -> None:
         assert info.solved_by is not None
         assert info.solved_by.tolist() == [1, 0, 1, -1]
         torch.testing.assert_close(z[:3], torch.tan(x[:3]), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_entries_that_have_ended_are_put_aside_and_change_nothing(method: Method) -> None:
+    M, e = orbits(1000, 0.999)
+    rows: list[int] = []
+
+    def counted(E: Tensor, M: Tensor, e: Tensor) -> Tensor:
+        rows.append(len(E))
+        return kepler(E, M, e)
+
+    whole, parts = (
+        ti.root(counted, M, (M, e), solver=method(), batch_ndim=1, rtol=0.0, atol=1e-12, batched=batched)
+        for batched in (None, (True, True))
+    )
+    assert torch.equal(whole.value, parts.value)
+    assert torch.equal(whole.info.steps, parts.info.steps)
+    assert min(rows) < 500
+    assert parts.info.evaluations < whole.info.evaluations

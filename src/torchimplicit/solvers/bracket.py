@@ -135,6 +135,7 @@ class Bracketing(ABC):
     max_steps: ClassVar[int] = 2 * DOUBLINGS + 200
     patience: ClassVar[int] = max_steps  # the bracket shows when there is no more progress
     unrolls: ClassVar[bool] = False
+    rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, end in (("lower", self.lower), ("upper", self.upper)):
