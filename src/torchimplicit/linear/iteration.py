@@ -117,7 +117,7 @@ class IterativeSolver(ABC):
     def inner_products(self, basis: Tensor, x: Tensor) -> Tensor:
         """(..., k): those of k vectors, (..., k, n), with x."""
         if self.geometry is EUCLIDEAN:
-            return (basis.conj() @ x.unsqueeze(-1)).squeeze(-1)
+            return (x.unsqueeze(-2) @ basis.mH).squeeze(-2)  # as basis.conj() @ x it takes up to ten times longer
         return self.geometry.inner(basis, x.unsqueeze(-2))
 
     def factorize(self, operator: LinearOperator) -> IterativeState:
