@@ -141,6 +141,15 @@ def test_phantom_tends_to_the_exact_gradient() -> None:
     assert same(solved(adjoint=ti.Phantom(120, 0.9)), exact())
 
 
+def test_phantom_steps_that_lead_away_do_not_move_the_value() -> None:
+    x = torch.tensor(
+        41.0, dtype=torch.float64, requires_grad=True
+    )  # the root is 1, and plain steps there grow by a factor of 20
+    z, info = ti.root(lambda z: 40 * z + z**3 - x, torch.tensor(0.5, dtype=torch.float64), adjoint=ti.Phantom(3, 0.5))
+    assert info.converged
+    assert abs(z.item() - 1) < 1e-8
+
+
 @pytest.mark.parametrize("adjoint", [ti.OneStep(), ti.Phantom(3, 0.5), ti.Implicit(ti.linear.Neumann(3))])
 def test_the_approximate_adjoints_are_the_same_inside_transforms(adjoint: object) -> None:
     W, x = (t.detach() for t in system())

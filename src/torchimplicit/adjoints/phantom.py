@@ -17,7 +17,7 @@ class Phantom:
     """The gradient of ``steps`` damped plain steps z ← z − damping · g(z) from z*, through all of them. An approximation.
 
     It is the Neumann series of the damped step with ``steps`` terms, and tends to the exact gradient where those steps
-    converge. The value returned is that after the steps: z* up to its residual.
+    converge. The value is z* itself, whatever the steps do to it.
     Source: Geng et al., On training implicit models, NeurIPS 2021, eq. 9 (unrolling form).
     """
 
@@ -32,7 +32,8 @@ class Phantom:
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve, and take the damped steps from there with autograd on."""
-        z, facts, aux = Implicit().solve_only(problem, z0)
+        found, facts, aux = Implicit().solve_only(problem, z0)
+        z = found
         for _ in range(self.steps):
             z = z - self.damping * problem.residual(z)
-        return problem.solution(z, facts, aux)
+        return problem.solution(found + (z - z.detach()), facts, aux)
