@@ -52,6 +52,10 @@ class CompiledEquations(Equations):
         self.evaluations += 1
         return _kernels(self._source.fn).value(self.kind.squares, self._source, z)
 
+    def objective_and_jacobian(self, z: Tensor) -> tuple[Tensor, Jacobian]:
+        """Both; here the objective is an evaluation of its own."""
+        return self.objective(z).detach(), self._linearised(self.kind.gradient, z, self.kind.minimised)
+
     def _linearised(self, part: Part, z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1
         return _CompiledJacobian(self, self._source, part, partial(part, self._f), z, symmetric)
