@@ -108,3 +108,8 @@ def test_the_gradient_of_the_unrolled_steps_is_that_of_the_root(checkpoint: bool
     z = ti.root(lambda z: torch.atan(z - x), tensor(5.0, -3.0), solver=Dogleg(), batch_ndim=1, adjoint=adjoint).value
     (grad,) = torch.autograd.grad(z.sum(), x)
     torch.testing.assert_close(grad, torch.ones_like(grad), rtol=1e-7, atol=0)
+
+
+def test_bounds_are_refused_and_not_passed_over() -> None:
+    with pytest.raises(TypeError, match="bounds"):
+        ti.least_squares(lambda z: z - 5, torch.zeros(2), bounds=(0, 1), solver="dogleg")

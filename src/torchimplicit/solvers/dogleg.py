@@ -14,6 +14,7 @@ from torchimplicit.linear import QR
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.tangent import check_squares
 from torchimplicit.transforms import finished
 
 
@@ -55,6 +56,7 @@ class Dogleg:
         check_positive("Dogleg: factor", self.factor)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, DoglegState]:
+        check_squares(equations, "Dogleg")
         value, jacobian = _tall(equations.jacobian_of_squares(z))
         norms = torch.linalg.vector_norm(jacobian.detach(), dim=-2)
         scale = torch.where(norms > 0, norms, 1)

@@ -154,7 +154,7 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
         return torch.where(outside, _secular(tangent, scale, radius, last), 0)
     rows = outside.nonzero().flatten()
     found = _secular(Tangent(*(part[rows] for part in tangent[:4])), scale[rows], radius[rows], last[rows])
-    return torch.zeros_like(radius).index_copy(0, rows, found)
+    return torch.zeros_like(radius).index_copy(0, rows, found.to(radius.dtype))
 
 
 def _secular(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
