@@ -215,6 +215,10 @@ def test_a_maximum_between_the_bounds_is_no_answer() -> None:
         ((torch.zeros(4), None), ValueError, r"shape \(4,\) do not fit z's \(3,\)"),
         (("0", None), TypeError, "numbers or tensors"),
         (([0.0, 0.0], None), ValueError, "a pytree like z"),
+        ((torch.nan, None), ValueError, "is NaN"),
+        ((torch.inf, None), ValueError, "no number lies between"),
+        ((torch.zeros(3, dtype=torch.complex64), None), TypeError, "real numbers.*complex64"),
+        ((torch.zeros(3, dtype=torch.bool), None), TypeError, "real numbers.*bool"),
     ],
 )
 def test_bounds_that_do_not_fit_are_refused(bounds: object, error: type[Exception], message: str) -> None:
@@ -255,3 +259,63 @@ def test_without_matrices_the_minimum_is_the_same() -> None:
     torch.testing.assert_close(z, dense, rtol=1e-7, atol=1e-8)
     (gradient,), (expected,) = (torch.autograd.grad(v.sum(), b) for v in (z, dense))
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Unrolled(steps=4), ti.OneStep()])
+@pytest.mark.parametrize("target", [-3.0, 0.5, 3.0])
+def test_between_equal_bounds_the_solution_is_the_bound(target: float, adjoint: object) -> None:
+    """z* = b, whichever way the slope there points: derivative 1, and no second one."""
+    b = torch.tensor(0.5, dtype=D, requires_grad=True)
+    c = torch.tensor(target, dtype=D, requires_grad=True)
+    zero = torch.zeros((), dtype=D)
+    for z in (
+        ti.minimize(lambda z: (z - c) ** 2 + z**4, zero, bounds=(b, b), adjoint=adjoint).value,
+        ti.least_squares(lambda z: z + z**3 - c, zero, bounds=(b, b), adjoint=adjoint).value,
+    ):
+        assert z == 0.5
+        first = torch.autograd.grad(z, (b, c), create_graph=True)
+        assert [g.item() for g in first] == [1, 0]
+        if isinstance(adjoint, ti.Implicit):
+            assert not any(torch.autograd.grad(first[0], (b, c), allow_unused=True, materialize_grads=True))
+
+
+def test_some_unknowns_fixed_by_equal_bounds_are_parameters_of_the_others() -> None:
+    """The derivatives in the fixed values are those in a parameter that takes their place; also under vmap, and of second order."""
+    b = 2 * random(3)
+    fixed = torch.tensor([0.4, -0.3, 0.2], dtype=D)
+
+    def bounded(b: Tensor, fixed: Tensor) -> Tensor:
+        free = torch.full((1,), torch.inf, dtype=D)
+        lower, upper = torch.cat([fixed[:1], -free, fixed[1:]]), torch.cat([fixed[:1], free, fixed[1:]])
+        target = torch.cat([b, b[:1] * b[1:2]])
+        return ti.minimize(phi, torch.zeros(4, dtype=D), (target,), bounds=(lower, upper), rtol=1e-14).value
+
+    def reduced(b: Tensor, fixed: Tensor) -> Tensor:
+        target = torch.cat([b, b[:1] * b[1:2]])
+        whole = lambda z: torch.cat([fixed[:1], z, fixed[1:]])  # noqa: E731
+        z = ti.minimize(lambda z: phi(whole(z), target), torch.zeros(1, dtype=D), rtol=1e-14).value
+        return whole(z)
+
+    both = {"argnums": (0, 1)}
+    for derivative, values in (
+        (lambda f: torch.func.jacrev(f, **both), fixed),
+        (lambda f: torch.func.jacfwd(f, **both), fixed),
+        (lambda f: torch.func.jacrev(torch.func.jacrev(f, argnums=1), **both), fixed),
+        (lambda f: torch.vmap(torch.func.jacrev(f, **both), in_dims=(None, 0)), torch.stack([fixed, -fixed])),
+    ):
+        for one, other in zip(derivative(bounded)(b, values), derivative(reduced)(b, values), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_numbers_as_bounds_have_the_precision_of_z() -> None:
+    z = ti.minimize(lambda z: ((z - 2) ** 2).sum(), torch.zeros(2, dtype=D), bounds=(None, 0.7)).value
+    assert z.tolist() == [0.7, 0.7]
+
+
+def test_under_vmap_bounds_that_cross_are_a_failure_of_that_sample() -> None:
+    def solve(lower: Tensor) -> ti.Solution:
+        return ti.minimize(lambda z: z**2, torch.zeros((), dtype=D), bounds=(lower, 1.0), on_failure="ignore")
+
+    z, info = torch.vmap(solve)(torch.tensor([0.5, 3.0], dtype=D))
+    assert z[0] == 0.5
+    assert info.status.tolist() == [Status.CONVERGED, Status.NONFINITE]

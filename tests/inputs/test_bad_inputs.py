@@ -139,13 +139,25 @@ def test_a_singular_matrix_is_reported() -> None:
         ti.linear_solve(torch.tensor([[1.0, 2.0], [2.0, 4.0]]), torch.tensor([1.0, 1.0]))
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_nothing_to_solve_is_solved(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Unrolled(steps=2), ti.Unrolled(), ti.OneStep(), ti.Phantom(2)])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
+def test_nothing_to_solve_is_solved(shape: tuple[int, int], adjoint: Any) -> None:
     x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-    z, info = ti.fixed_point(lambda z: 0.5 * z + x, torch.zeros_like(x), batch_ndim=1)
-    z.sum().backward()
-    assert z.shape == shape
-    assert info.converged.all()
+    how = {"batch_ndim": 1, "adjoint": adjoint}
+    squares = lambda z: (z - x).square().sum(-1)  # noqa: E731
+    for z, info in (
+        ti.fixed_point(lambda z: 0.5 * z + x, torch.zeros_like(x), **how),
+        ti.root(lambda z: z - x, torch.zeros_like(x), **how),
+        ti.minimize(squares, torch.zeros_like(x), **how),
+        ti.minimize(squares, torch.zeros_like(x), bounds=(-1, x + 1), **how),
+        ti.least_squares(lambda z: z - x, torch.zeros_like(x), loss="cauchy", **how),
+        ti.least_squares(lambda z: z - x, torch.zeros_like(x), bounds=(x - 1, None), **how),
+    ):
+        if z.requires_grad:  # steps that all are refused leave nothing to go back through
+            z.sum().backward()
+        assert z.shape == shape
+        assert info.converged.shape == shape[:1]
+        assert info.converged.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

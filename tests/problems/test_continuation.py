@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -117,12 +118,49 @@ def test_trees_modules_and_captured_tensors() -> None:
     )
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="two different numbers"):
-        ti.continuation(lambda z, s: z - s, number(0.0), 1.0, 1.0)
-    with pytest.raises(ValueError, match="two different numbers, or 0-d tensors"):
-        ti.continuation(lambda z, s: z - s, number(0.0), 0.0, torch.ones(2))
-    with pytest.raises(ValueError, match="max_points"):
-        ti.continuation(lambda z, s: z - s, number(0.0), 0.0, 1.0, max_points=0)
+def line(z: Tensor, s: Tensor) -> Tensor:
+    return z - s
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"s0": 1.0}, ValueError, "two different numbers.*ti.root"),
+        ({"s0": 1.0, "s1": 1 + 1e-9, "z0": torch.zeros(())}, ValueError, "two different numbers in z's dtype.*float32"),
+        ({"s0": "0"}, TypeError, "s0 must be a real number, or a 0-d tensor.*str '0'"),
+        ({"s0": True}, TypeError, "s0.*bool True"),
+        ({"s0": torch.tensor(1j)}, TypeError, "s0.*complex64"),
+        ({"s1": torch.ones(2)}, TypeError, r"s1.*0-d tensor.*\(2,\)"),
+        ({"s1": torch.tensor(2.0, device="meta")}, TypeError, "s1.*meta"),
+        ({"s1": torch.nan}, ValueError, "s1 must be finite.*nan"),
+        ({"s0": -torch.inf}, ValueError, "s0 must be finite"),
+        ({"z0": 0.0}, TypeError, r"z0 must be a tensor.*float 0\.0"),
+        ({"g": 3}, TypeError, r"function of \(z, s, \*args\); got int 3"),
+        ({"args": 3}, TypeError, "args must be a tuple"),
+        ({"max_points": 0}, ValueError, "max_points"),
+        ({"folds": -1}, ValueError, "folds must be an integer >= 0.*-1"),
+        ({"folds": 1.5}, ValueError, "folds must be an integer >= 0.*1.5"),
+        ({"solver": "newtn"}, ValueError, "newtn"),
+        ({"rtol": -1}, ValueError, "rtol"),
+        ({"adjoint": ti.Implicit}, TypeError, "adjoint"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    """At once: before the branch is followed."""
+
+    def unreached(z: Tensor, s: Tensor) -> Tensor:
+        raise AssertionError
+
+    with pytest.raises(error, match=f"(?s){message}"):
+        ti.continuation(**{"g": unreached, "z0": number(0.0), "s0": 0.0, "s1": 1.0, **arguments})
+
+
+def test_a_start_that_is_no_number_is_reported() -> None:
+    with pytest.warns(ti.ConvergenceWarning, match="Start nearer to a solution at s0.*nonfinite"):
+        info = ti.continuation(line, number(torch.nan), 0.0, 1.0).info
+    assert info.status == ti.Status.NONFINITE
+
+
+def test_inside_a_transform_it_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"no torch.func transform .*ti.root inside"):
         torch.func.grad(lambda a: ti.continuation(lambda z, s: z - a * s, number(0.0), 0.0, 1.0).value)(number(1.0))

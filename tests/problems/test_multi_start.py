@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +82,47 @@ def test_where_none_converges_the_nearest_is_reported() -> None:
         _, info = ti.multi_start(ti.root, lambda z: z**2 + 1, starts, solver="newton", max_steps=1)
     assert not info.converged
     assert float(info.residual) <= 1 + 0.5**2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"solve": ti.linear_solve}, TypeError, "first argument must be ti.root.*linear_solve"),
+        ({"solve": lambda *args, **options: ti.minimize(*args, **options)}, TypeError, "known what is best.*lambda"),
+        ({"starts": torch.tensor(1.0)}, ValueError, r"dimension in front that counts the starts.*\(\).*torch.stack"),
+        ({"starts": torch.ones(3), "batch_ndim": 1}, ValueError, r"batch_ndim=1.*\(3,\)"),
+        ({"starts": torch.ones(0)}, ValueError, r"at least 1.*\(0,\)"),
+        ({"starts": [torch.ones(3), torch.ones(2)]}, ValueError, r"same number.*\(3,\), \(2,\)"),
+        ({"starts": [1.0, 2.0]}, TypeError, r"starts must be a tensor.*float 1\.0"),
+        ({"starts": torch.arange(3)}, TypeError, "floating or complex.*int64"),
+        ({"args": torch.ones(2)}, TypeError, "args must be a tuple"),
+        ({"fn": 3}, TypeError, "must be a function"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"(?s){message}"):
+        ti.multi_start(**{"solve": ti.minimize, "fn": lambda z: z**2, "starts": torch.ones(3), **arguments})
+
+
+def test_starts_that_are_no_numbers_are_passed_over() -> None:
+    starts = torch.tensor([torch.nan, -1.0, torch.inf, 1.0], dtype=torch.float64)
+    z, info = ti.multi_start(ti.minimize, lambda z: (z**2 - 1) ** 2 + z / 4, starts)
+    assert info.converged
+    assert z < -1
+    with pytest.warns(ti.ConvergenceWarning, match="nonfinite"):
+        ti.multi_start(ti.minimize, lambda z: z**2, starts[:1])
+
+
+def test_a_robust_fit_is_the_best_by_its_loss() -> None:
+    """Cauchy's loss has a minimum where three residuals vanish, and another where one does, which would be worse by far: the sum of
+    squares is smaller there."""
+
+    def residuals(z: Tensor) -> Tensor:
+        return torch.stack([z + 1, z + 1, z + 1, 2.5 * (1 - z)])
+
+    starts = torch.tensor([1.0, -1.0], dtype=D)
+    options = {"loss": "cauchy", "f_scale": 0.5}
+    worse, better = (ti.least_squares(residuals, start, **options).value for start in starts)
+    assert residuals(worse).square().sum() < residuals(better).square().sum()
+    assert torch.log1p((residuals(worse) / 0.5).square()).sum() > torch.log1p((residuals(better) / 0.5).square()).sum()
+    assert ti.multi_start(ti.least_squares, residuals, starts, **options).value == better

@@ -2,7 +2,8 @@
 
 z = P(z − ∇φ(z)), with P the projection on the bounds: ∂φ/∂zᵢ = 0 between them, ≥ 0 at a lower and ≤ 0 at an upper one. Row i of its
 Jacobian is that of the Hessian where zᵢ is free, and of the identity where its bound is active: then dzᵢ/dlᵢ = 1, and nothing else
-moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ.
+moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ. Where lᵢ = uᵢ
+they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the bound that ∂φ/∂zᵢ presses on, half to each where that is 0.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Bounded(Kind):
         gradient = self.gradient(noted, z)
         (whole,) = alive(seen[:1])
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
-        return z - (z - gradient).clamp(lower, upper)
+        return z - projected(z - gradient, lower, upper)
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
@@ -65,6 +66,12 @@ class Bounded(Kind):
         return whole[:, m : m + n], whole[:, m + n :]
 
 
+def projected(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """P(z). Where both bounds are the same, clamp has no derivative in the lower one."""
+    between = torch.where(lower < upper, z, lower / 2 + upper / 2)
+    return torch.where(z < lower, lower, torch.where(z > upper, upper, between))
+
+
 def within(
     fn: Callable[..., Any], z0: Any, args: Any, bounds: Any, batched: Any, has_aux: bool
 ) -> tuple[Callable[..., Any], Any, Any, Any]:
@@ -76,10 +83,18 @@ def within(
         raise TypeError("bounds need real unknowns: complex numbers have no order. Bound their parts.")
     lower = _like(bounds[0], leaves, tree, -torch.inf, "lower")
     upper = _like(bounds[1], leaves, tree, torch.inf, "upper")
-    if not inside_functorch() and any(bool((~(a <= b)).any()) for a, b in zip(lower, upper, strict=True)):
-        raise ValueError("bounds: a lower bound lies above its upper bound, or is NaN.")
     with torch.no_grad():
-        inside = [leaf.clamp(a, b) for leaf, a, b in zip(leaves, lower, upper, strict=True)]
+        possible = [(a <= b) & (a < torch.inf) & (b > -torch.inf) for a, b in zip(lower, upper, strict=True)]
+        if not inside_functorch() and not all(bool(some.all()) for some in possible):
+            raise ValueError(
+                "bounds: a lower bound lies above its upper bound, or is NaN, or no number lies between them. Where an unknown has "
+                "no bound, let the lower one be -inf and the upper one inf, or None."
+            )
+        # Inside a transform no value can raise: such a system ends as NONFINITE.
+        inside = [
+            torch.where(some, leaf.clamp(a, b), torch.nan)
+            for some, leaf, a, b in zip(possible, leaves, lower, upper, strict=True)
+        ]
 
     def bounded(z: Any, lower: Any, upper: Any, *args: Any) -> Any:
         out = fn(z, *args)
@@ -107,7 +122,10 @@ def _like(bound: Any, leaves: list[Any], tree: pytree.TreeSpec, none: float, nam
             raise TypeError(f"z0 must be a tensor or a pytree of tensors; got a leaf that is {describe(leaf)}.")
         if not (value is None or isinstance(value, (int, float, Tensor))) or isinstance(value, bool):
             raise TypeError(f"the {name} bounds must be numbers or tensors; got {describe(value)}.")
-        limit = torch.as_tensor(none if value is None else value, device=leaf.device).to(leaf)
+        if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+            raise TypeError(f"the {name} bounds must be real numbers; got a {describe(value)}.")
+        number = none if value is None else value
+        limit = number.to(leaf) if isinstance(number, Tensor) else leaf.new_tensor(float(number))
         try:
             found.append(limit.expand(leaf.shape))
         except RuntimeError as error:
@@ -125,7 +143,9 @@ def with_limits(output: Output) -> Output:
 
         def flatten(out: Any) -> Tensor:
             value, lower, upper = out
-            return torch.cat([own(value).reshape(layout.batch, -1), limit(lower), limit(upper)], dim=1)
+            flat = own(value)
+            flat = flat if flat.ndim == 2 else flat.unsqueeze(-1)  # an objective
+            return torch.cat([flat, limit(lower), limit(upper)], dim=1)
 
         return flatten
 

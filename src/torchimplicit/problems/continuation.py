@@ -15,13 +15,14 @@ from torchimplicit.adjoints import Adjoint
 from torchimplicit.linear import Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count
+from torchimplicit.problems.pose import check_adjoint, check_args
 from torchimplicit.problems.root import root
 from torchimplicit.solution import SolveInfo
-from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov
+from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov, resolve
 from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import Layout, same_as_z
-from torchimplicit.stopping import OnFailure, Status, check_policy, tell
+from torchimplicit.state import Layout, describe, same_as_z
+from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, tell
 from torchimplicit.transforms import inside_functorch
 
 FIRST_STEP = 0.05
@@ -91,7 +92,7 @@ def continuation(
         ``Continuation(value, info, branch)``: z* at s1, differentiable in s1, args and every tensor that g uses.
 
     Raises:
-        TypeError, ValueError: an argument does not fit.
+        TypeError, ValueError: an argument does not fit; the message says what was passed and what was expected.
         RuntimeError: inside a ``torch.func`` transform, where no value may decide how the branch is followed.
         ConvergenceError: s1 was not reached under ``on_failure="raise"``.
 
@@ -104,16 +105,24 @@ def continuation(
             "continuation decides by values how it follows a branch, which no torch.func transform (vmap, grad, jacrev, ...) "
             "allows. Call it outside, and take its result as the start of ti.root inside."
         )
+    if not callable(g):
+        raise TypeError(f"continuation: the first argument must be a function of (z, s, *args); got {describe(g)}.")
+    check_args(args)
     check_policy(on_failure)
+    check_adjoint(adjoint)
     check_count("continuation: max_points", max_points)
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 0:
+        raise ValueError(f"continuation: folds must be an integer >= 0, how many lie before s1; got {folds!r}.")
     layout = Layout.of(z0, 0)
+    Tolerance.of(rtol, atol, layout.tolerance_dtype)
+    resolve(solver, False, layout.batch, layout.size)
+    first, last = (_parameter(s, name, layout) for s, name in ((s0, "s0"), (s1, "s1")))
+    if first == last:
+        raise ValueError(
+            f"continuation: s0 and s1 must be two different numbers in z's dtype; got {s0!r} and {s1!r}, for z a "
+            f"{describe(pytree.tree_leaves(z0)[0])}. At s0 itself ti.root finds the solution."
+        )
     with torch.no_grad():
-        first, last = (torch.as_tensor(s, dtype=layout.real_dtype, device=layout.device) for s in (s0, s1))
-        if first.ndim or last.ndim or not bool((first - last).abs() > 0):
-            raise ValueError(
-                f"continuation: s0 and s1 must be two different numbers, or 0-d tensors; got {s0!r}, {s1!r}."
-            )
-        first, last = first.detach(), last.detach()
         curve = Curve(g, args, layout, first, last)
         path = _follow(curve, layout.flatten(z0).detach()[0], folds, max_points)
         s = torch.stack([curve.s(y) for y in path.points])
@@ -122,8 +131,7 @@ def continuation(
         value, info = found[-1], path.info
         tell(
             f"The branch was not followed to s1 = {float(last):.6g}: {path.problem} after {len(s)} points, at s = "
-            f"{float(s[-1]):.6g}, with {len(path.folds)} folds on the way. It may turn back before s1 (see branch.folds), end, or "
-            f"need a larger max_points.",
+            f"{float(s[-1]):.6g}, with {len(path.folds)} folds on the way. {path.advice}",
             on_failure,
         )
         if on_failure == "nan":
@@ -136,6 +144,20 @@ def continuation(
         found.append(pytree.tree_map(Tensor.detach, value))
     points = pytree.tree_map(lambda *leaves: torch.stack(leaves), *found)
     return Continuation(value, info, Branch(s, points, torch.stack(path.folds) if path.folds else s[:0]))
+
+
+def _parameter(s: Any, name: str, layout: Layout) -> Tensor:
+    """A value of the parameter, 0-d and of z's real dtype, detached."""
+    number = isinstance(s, (int, float)) and not isinstance(s, bool)
+    scalar = isinstance(s, Tensor) and not (s.ndim or s.is_complex() or s.is_meta or s.dtype == torch.bool)
+    if not (number or scalar):
+        raise TypeError(f"continuation: {name} must be a real number, or a 0-d tensor; got {describe(s)}.")
+    found = torch.as_tensor(s, dtype=layout.real_dtype, device=layout.device).detach()
+    if not bool(found.isfinite()):
+        raise ValueError(
+            f"continuation: {name} must be finite; got {s!r}. A branch is followed over finite values only."
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -194,6 +216,7 @@ class Path(NamedTuple):
     start: Any
     info: SolveInfo
     problem: str = ""
+    advice: str = "It may turn back before s1 (see branch.folds), end, or need a larger max_points."
 
 
 def _follow(curve: Curve, z: Tensor, folds: int, max_points: int) -> Path:
@@ -203,7 +226,8 @@ def _follow(curve: Curve, z: Tensor, folds: int, max_points: int) -> Path:
     y, info = curve.corrected(y, forward)
     points, turns = [y], list[Tensor]()
     if not info.converged:
-        return Path(points, turns, None, info, "the start was not corrected to a solution at s0")
+        advice = f"Start nearer to a solution at s0. {info.message}"
+        return Path(points, turns, None, info, "the start was not corrected to a solution at s0", advice)
     t = curve.tangent(y, forward)
     h = FIRST_STEP
     while len(points) < max_points:

@@ -72,7 +72,7 @@ class Anderson:
         if dr is None and finished(~mixing):
             return z_new, r_new, state
         if dr is None or de is None:
-            window = z.new_zeros(z.shape[0], min(self.memory, z.shape[1]), z.shape[1])
+            window = z.new_zeros(z.shape[0], max(1, min(self.memory, z.shape[1])), z.shape[1])
             dr, de = window, window.clone()
         change = r_new - r
         de = store(de, k, z_new - z - self.damping * change)

@@ -62,7 +62,8 @@ class ProjectedNewton:
         self, equations: Equations, z: Tensor, r: Tensor, state: ProjectedState
     ) -> tuple[Tensor, Tensor, ProjectedState]:
         value, gradient, hessian, damping, lower, upper = state
-        near = r.detach().abs().amax(-1, keepdim=True).clamp(max=self.nearest)
+        size = r.detach().abs()
+        near = (size.amax(-1, keepdim=True) if size.shape[-1] else size).clamp(max=self.nearest)
         held = ((z <= lower + near) & (gradient > 0)) | ((z >= upper - near) & (gradient < 0))
         d = torch.where(
             held, torch.where(gradient > 0, lower, upper) - z, self._newton(hessian, gradient, held, z, damping)
@@ -75,8 +76,11 @@ class ProjectedNewton:
         decrease = value - value_new
         hidden = decrease.abs() <= rounding(value)
         decrease = torch.where(hidden, -dot(gradient + gradient_new, s) / 2, decrease)
-        accepted = (promised > 0) & (decrease >= SUFFICIENT * promised) & gradient_new.isfinite().all(-1)
-        scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.linalg.vector_norm(s, dim=-1)
+        downhill = (promised > 0) & (decrease >= SUFFICIENT * promised)
+        there = (r == 0).all(-1)  # a step to where z is already: it has a derivative
+        accepted = (downhill | there) & gradient_new.isfinite().all(-1)
+        length = torch.linalg.vector_norm(s, dim=-1)
+        scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.where(length > 0, length, 1)
         scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
         less = torch.where(damping > NEGLIGIBLE * scale, damping / 10, 0)
         more = torch.where(damping > 0, 10 * damping, scale)
