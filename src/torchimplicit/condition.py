@@ -58,9 +58,9 @@ class Kind:
         """What is smallest at the solution, (B,)."""
         return self.squares(f, z).square().sum(-1) / 2
 
-    def scale(self, z: Tensor, start: Tensor) -> Tensor:
+    def scale(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
         """(B,): what rtol is relative to, the norm of the residual at the start or that of z."""
-        return rms(z) if self.relative_to_z else start
+        return rms(z, unit) if self.relative_to_z else start
 
 
 class Vmap(NamedTuple):

@@ -156,9 +156,9 @@ class Problem:
         counts = [torch.tensor(k, device=device) for k in (equations.evaluations, equations.products)]
         return Facts(found.status, found.steps, found.residual, *counts)
 
-    def bound(self, z: Tensor, start: Tensor) -> Tensor:
+    def bound(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
         """The largest residual that counts as converged, (B,)."""
-        return self.tolerance.bound(self.kind.scale(z.detach(), start))
+        return self.tolerance.bound(self.kind.scale(z.detach(), start, unit))
 
     def solution(self, z: Tensor, facts: Facts, aux: Any = None) -> Solution:
         """z (B, n) and the facts as the user sees them."""

@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.factors import inverse_power_of_two
 from torchimplicit.linear.iteration import LinearResult
+from torchimplicit.transforms import inside_functorch
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
@@ -95,13 +97,32 @@ _PROSE = {
 }
 
 
-def rms(v: Tensor) -> Tensor:
-    """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided."""
+def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided.
+
+    ``unit`` (B, 1) is what squares are taken in where those of v itself would vanish or overflow (:func:`unit_of`).
+    """
+    if unit is not None:
+        return rms(v / unit) * unit.squeeze(-1)
     if v.shape[-1] == 0:
         return v.new_zeros(v.shape[:-1])
     if v.shape[-1] == 1:
         return v.abs().squeeze(-1)
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
+
+
+def unit_of(v: Tensor) -> Tensor | None:
+    """The power of two next to the largest number of each row (B, 1), if some row is very small or large; else None.
+
+    None is also the answer for what is so near to ordinary that all smaller residuals worth telling from 0 are ordinary too.
+    """
+    if v.shape[-1] <= 1:
+        return None
+    if not inside_functorch():
+        norm, about = rms(v), torch.finfo(v.dtype)
+        if torch.equal(norm.clamp(about.tiny**0.25, about.max**0.25), norm):
+            return None
+    return 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
 
 
 def rounding(value: Tensor) -> Tensor:

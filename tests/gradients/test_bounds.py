@@ -319,3 +319,13 @@ def test_under_vmap_bounds_that_cross_are_a_failure_of_that_sample() -> None:
     z, info = torch.vmap(solve)(torch.tensor([0.5, 3.0], dtype=D))
     assert z[0] == 0.5
     assert info.status.tolist() == [Status.CONVERGED, Status.NONFINITE]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e25])
+def test_a_small_gradient_is_not_lost_beside_a_large_z(scale: float) -> None:
+    """z − (z − ∇φ) is 0 where ∇φ is smaller than the rounding of z."""
+    z, info = ti.minimize(
+        lambda z: scale * ((z - 200) ** 4).sum(), torch.full((2,), 100.0, dtype=D), bounds=(0, 1e3), atol=0.0, rtol=1e-9
+    )
+    assert info.converged
+    torch.testing.assert_close(z, torch.full((2,), 200.0, dtype=D), rtol=1e-3, atol=0)

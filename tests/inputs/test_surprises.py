@@ -10,6 +10,8 @@ from torch import Tensor
 
 import torchimplicit as ti
 
+from ..every_solver import GENERAL
+
 D = torch.float64
 X = torch.tensor([1.0, 2.0, 3.0], dtype=D)
 ZERO = torch.zeros(3, dtype=D)
@@ -90,6 +92,69 @@ def test_a_scale_below_the_default_atol_is_a_root_as_it_stands_and_atol_0_sees_t
     z, info = ti.root(g, ZERO.to(dtype), atol=0.0)
     assert info.converged
     torch.testing.assert_close(z**3 + z, x, rtol=eps**0.5, atol=0)
+
+
+@pytest.mark.parametrize("method", [*GENERAL, None])
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_a_small_g_that_does_not_fall_in_one_step_has_not_converged(dtype: torch.dtype, method: str | None) -> None:
+    """g lies below the floor of rounding errors at the start already, and the first step of most methods makes it larger."""
+    eps = torch.finfo(dtype).eps
+    for scale in (2 * eps, eps**0.9, eps**0.8):
+        for x in (X.to(dtype), X.flip(0).to(dtype) * 1.7):
+            _, info = ti.root(lambda z: scale * (z**3 + z - x), ZERO.to(dtype), solver=method, on_failure="ignore")  # noqa: B023
+            bound = eps + eps**0.5 * scale * float(x.square().mean().sqrt())
+            assert info.converged == (info.residual <= 1.01 * bound)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1e-30), (torch.float32, 1e-37), (torch.float32, 1e30), (D, 1e-170), (D, 1e200), (D, 1e300)],
+)
+def test_residuals_whose_squares_vanish_or_overflow_are_told_from_0_and_infinity(
+    dtype: torch.dtype, scale: float
+) -> None:
+    x, eps = X.to(dtype), torch.finfo(dtype).eps
+    z, info = ti.root(lambda z: scale * (z**3 + z - x), ZERO.to(dtype), atol=0.0)
+    assert info.converged
+    torch.testing.assert_close(z**3 + z, x, rtol=eps**0.5, atol=0)
+    two = torch.stack([ZERO, ZERO]).to(dtype)
+    factor = torch.tensor([[scale], [1.0]], dtype=dtype)
+    z, info = ti.root(lambda z: factor * (z**3 + z - x), two, (), atol=0.0, batch_ndim=1)
+    assert info.converged.all()
+    torch.testing.assert_close(z**3 + z, x.expand(2, 3), rtol=eps**0.5, atol=0)
+    for policy in ("chord", "dogleg", "newton_krylov"):  # whatever they can do, nothing is called a root that is none
+        z, info = ti.root(
+            lambda z: scale * (z**3 + z - x), ZERO.to(dtype), atol=0.0, solver=policy, on_failure="ignore"
+        )
+        assert not info.converged or torch.allclose(z**3 + z, x, rtol=eps**0.4)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+@pytest.mark.parametrize("method", ["picard", "anderson"])
+def test_a_fixed_point_whose_square_vanishes_or_overflows(method: str, scale: float) -> None:
+    b = X.float() * scale
+    z, info = ti.fixed_point(lambda z: z.roll(1) / 2 + b, torch.zeros(3), solver=method, atol=0.0, rtol=1e-6)
+    assert info.converged
+    assert info.steps > 3
+    exact = torch.linalg.solve(torch.eye(3, dtype=D) - torch.eye(3, dtype=D).roll(1, 0) / 2, X)
+    torch.testing.assert_close((z / scale).to(D), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+def test_at_the_rounding_floor_a_warm_start_has_converged(n: int, dtype: torch.dtype) -> None:
+    """A start that is wrong in its last digits only: no method can do better, and what is left is below eps^(3/4)."""
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        W, b = (
+            torch.randn(n, n, dtype=D, generator=generator) * 3 / n**0.5,
+            4 * torch.randn(n, dtype=D, generator=generator),
+        )
+        g = lambda z: torch.tanh(W.to(z) @ z) + 2 * z - b.to(z)  # noqa: B023, E731
+        z = ti.root(g, torch.zeros(n, dtype=D), rtol=1e-14, on_failure="ignore").value.to(dtype)
+        for method in (None, "newton", "dogleg", "newton_krylov"):
+            _, info = ti.root(g, z * (1 + 3 * torch.finfo(dtype).eps), solver=method)
+            assert info.converged
 
 
 def test_a_root_to_rounding_is_a_root_for_a_warm_start() -> None:

@@ -42,7 +42,7 @@ class Bounded(Kind):
         gradient = self.gradient(noted, z)
         (whole,) = alive(seen[:1])
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
-        return z - projected(z - gradient, lower, upper)
+        return projected_gradient(gradient, z, lower, upper)
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
@@ -66,10 +66,14 @@ class Bounded(Kind):
         return whole[:, m : m + n], whole[:, m + n :]
 
 
-def projected(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """P(z). Where both bounds are the same, clamp has no derivative in the lower one."""
-    between = torch.where(lower < upper, z, lower / 2 + upper / 2)
-    return torch.where(z < lower, lower, torch.where(z > upper, upper, between))
+def projected_gradient(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """z − P(z − ∇φ), which is ∇φ between z − u and z − l: written so, a small ∇φ is not lost beside a large z.
+
+    Where both bounds are the same and ∇φ is 0, each has half of the derivative.
+    """
+    down, up = z - lower, z - upper
+    between = torch.where(lower < upper, gradient, down / 2 + up / 2)
+    return torch.where(gradient > down, down, torch.where(gradient < up, up, between))
 
 
 def within(

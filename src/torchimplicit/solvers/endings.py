@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU
+from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.stopping import Status, rms
+from torchimplicit.stopping import Status, rms, unit_of
 from torchimplicit.transforms import finished
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
@@ -16,11 +17,27 @@ DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the bat
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
 
+def rounded(equations: Equations, z: Tensor, r: Tensor) -> Tensor:
+    """Systems (B,) whose residual r is no larger than what a change of z by eps^(3/4) (1 + |z|) in a generic direction makes of it.
+
+    That is what a small residual that has stopped to fall says nothing about: how large g is. A residual of 1e-7 is rounding error
+    where g(z) = z − 1, and where g(z) = 1e-7 (z − 1) as large as at the start.
+    """
+    step = torch.finfo(z.dtype).eps ** 0.75 * (1 + z.abs()) * unpatterned(z)
+    with torch.no_grad():
+        beside = equations.attempt(equations.residual, z + step)
+    if beside is None:
+        return torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    unit = unit_of(r)
+    return rms(r, unit) <= rms(beside - r, unit)
+
+
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
     """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
     with torch.no_grad():
-        again = rms(solver.init(equations, z)[0])
-    differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z))
+        r = solver.init(equations, z)[0]
+        again = rms(r, unit_of(r))
+    differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z, unit_of(z)))
     return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
 
 
@@ -47,8 +64,9 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
         linearised = equations.jacobian(z)
         size = torch.linalg.matrix_norm(linearised.to_dense())
         size = size.maximum(torch.linalg.matrix_norm(equations.jacobian(z0).to_dense()).nan_to_num())
-        g = linearised.value / torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
-        flat = torch.linalg.vector_norm(linearised.rmatvec(g), dim=-1) <= FLAT * size
+        norm = torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
+        flat = torch.linalg.vector_norm(linearised.rmatvec(linearised.value / norm), dim=-1) <= FLAT * size
+        flat = flat & (norm.squeeze(-1) + size).isfinite()  # otherwise squares have overflowed, and nothing is known
     return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 

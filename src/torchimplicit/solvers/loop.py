@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from torchimplicit.randomness import random_state
-from torchimplicit.solvers.endings import local_minimum, second_order, singular, stochastic
+from torchimplicit.solvers.endings import local_minimum, rounded, second_order, singular, stochastic
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.gathering import Gathering
-from torchimplicit.stopping import Status, rms, rounding
-from torchimplicit.transforms import finished, occurs
+from torchimplicit.stopping import Status, rms, rounding, unit_of
+from torchimplicit.transforms import finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 
@@ -24,16 +24,17 @@ PROGRESS = 0.999  # a residual below so many times the last one that counted is 
 class Stopping:
     """When the loop stops.
 
-    bound : (z, norm of the residual at the start) -> (B,), the residual that counts as converged.
+    bound : (z, norm of the residual at the start, unit of norms) -> (B,), the residual that counts as converged.
     moving : whether that depends on z.
     max_steps : at most so many steps.
-    floor : a residual below it that has stopped to fall counts as converged too: it is rounding error.
+    floor : a residual below it that has stopped to fall counts as converged too, where it is rounding error
+        (:func:`torchimplicit.solvers.endings.rounded`).
     exactly : take this many steps whatever happens (the explicit way).
     at_least_one : also from a start that is a root (the explicit way has no gradient without a step).
     forgiving : a step in which the function raises is the last one, not an error: those that still run have failed.
     """
 
-    bound: Callable[[Tensor, Tensor], Tensor]
+    bound: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     max_steps: int
     floor: float = 0.0
     exactly: int | None = None
@@ -90,28 +91,30 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
-    norm = rms(r.detach())
+    unit = unit_of(r.detach())
+    norm = rms(r.detach(), unit)
     scale: Callable[[Equations, Tensor], Tensor] | None = getattr(solver, "scale", None)
     start = norm if scale is None else scale(equations, norm)
+    angles = scale is not None and equations.kind.sums_squares  # a norm that has no unit
     trace = [norm] if keep_trace else []
     if watch is not None:
         watch(0, z, norm)
     if stopping.exactly is not None:
         for k in range(stopping.exactly):
             z, r, state = step(z, r, state)
-            norm = rms(r.detach())
+            norm = rms(r.detach(), unit)
             if keep_trace:
                 trace.append(norm)
             if watch is not None:
                 watch(k + 1, z, norm)
-        bound = stopping.bound(z, start)
+        bound = stopping.bound(z, start, unit)
         status = _judge(norm, bound, torch.full_like(norm, Status.MAX_STEPS, dtype=torch.int64))
         status = second_order(equations, z.detach(), status)
         steps = torch.full_like(status, stopping.exactly)
         return Found(z, status, steps, norm, bound, state, torch.stack(trace) if trace else None)
 
     limit = start / torch.finfo(norm.dtype).eps
-    bound = stopping.bound(z, start)
+    bound = stopping.bound(z, start, unit)
     status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
     if stopping.at_least_one:
         status = torch.where(status == Status.CONVERGED, Status.RUNNING, status)
@@ -138,22 +141,22 @@ def solve(
         else:
             z_new, r_new, state = step(z, r, state)
         taken += 1
-        norm_new = rms(r_new.detach())
+        norm_new = rms(r_new.detach(), unit)
         if keep_trace:
             trace.append(torch.where(running, norm_new, trace[-1]))
         closer = norm_new < PROGRESS * mark
         if finished(closer if none_ended else closer | ~running) and math.isfinite(z_new.detach().sum()):
             # The common case: every system that runs has come closer. Those that have ended go on unmasked, and unheeded.
             z, r, norm = z_new, r_new, norm_new
-            bound = stopping.bound(z, start) if stopping.moving else bound
+            bound = stopping.bound(z, start, unit) if stopping.moving else bound
             ends = norm <= bound if none_ended else running & (norm <= bound)
             best_z, best = (z, norm) if none_ended else (_where(running, z, best_z), torch.where(running, norm, best))
             mark, stuck, verdict = best, never, None
         else:
-            valid = (norm_new + rms(z_new.detach())).isfinite()
+            valid = (norm_new + z_new.detach().sum(-1)).isfinite()
             moves = running & valid
             z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
-            bound = torch.where(moves, stopping.bound(z, start), bound)
+            bound = torch.where(moves, stopping.bound(z, start, unit), bound)
             done = moves & (norm <= bound)
             closer, progress = norm < best, norm < PROGRESS * mark
             if merit is not None and lowest is not None:
@@ -162,7 +165,10 @@ def solve(
                 closer, progress, lowest = closer | lower, progress | lower, torch.where(lower, level, lowest)
             better = done | (moves & closer)
             best_z, best = _where(better, z, best_z), torch.where(better, norm, best)
-            done = done | (moves & ~progress & (norm <= stopping.floor))
+            settled = moves & ~progress & (norm <= stopping.floor)
+            if not angles and not inside_functorch() and occurs(settled):  # inside, it would be asked in every step
+                settled = settled & rounded(gathering.equations, z.detach(), r.detach())
+            done = done | settled
             mark, stuck = torch.where(progress, norm, mark), torch.where(progress, 0, stuck + 1)
             grown = norm > limit
             ends = done | (running & ((stuck >= solver.patience) | grown | ~valid))
@@ -187,10 +193,10 @@ def solve(
             none_ended, none_left = False, finished(~running)
             if not (keep_trace or watch or none_left) and gathering.worthwhile(running):
                 results = (best_z, best, status, steps, bound)
-                here = (state, z, r, start, limit, norm, mark, stuck, lowest, allowed)
+                here = (state, z, r, unit, start, limit, norm, mark, stuck, lowest, allowed)
                 here, results = gathering.keep(running, results, (here, results))
                 best_z, best, status, steps, bound = results
-                state, z, r, start, limit, norm, mark, stuck, lowest, allowed = here
+                state, z, r, unit, start, limit, norm, mark, stuck, lowest, allowed = here
                 running, none_ended = running[running], True
     steps = torch.where(running, taken, steps)
     status = torch.where(running & (status == Status.RUNNING), Status.MAX_STEPS, status)

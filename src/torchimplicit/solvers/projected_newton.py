@@ -134,7 +134,8 @@ class ProjectedNewton:
 
 
 def _residual(z: Tensor, state: ProjectedState) -> Tensor:
-    return z - torch.minimum(torch.maximum(z - state.gradient, state.lower), state.upper)
+    """z − P(z − ∇φ), without the rounding of the inner difference."""
+    return torch.maximum(torch.minimum(state.gradient, z - state.lower), z - state.upper)
 
 
 def _newton(hessian: Tensor, gradient: Tensor, held: Tensor, damping: Tensor) -> Tensor:
