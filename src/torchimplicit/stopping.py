@@ -97,6 +97,11 @@ _PROSE = {
 }
 
 
+def all_converged(status: Tensor) -> bool:
+    """Whether every status is CONVERGED, which is the smallest; inside a functorch transform never (:func:`finished`)."""
+    return not inside_functorch() and (not len(status) or int(status.max()) == Status.CONVERGED)
+
+
 def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:
     """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided.
 
@@ -201,9 +206,9 @@ def report(
     """Warn or raise when a system failed, naming how many did, the worst of them and why, and what the function has raised."""
     if on_failure in ("ignore", "nan"):
         return
-    failed = status != Status.CONVERGED
-    if not bool(failed.any()):
+    if all_converged(status):
         return
+    failed = status != Status.CONVERGED
     lines = []
     for code in status[failed].unique().tolist():
         rows = (status == code).nonzero().flatten()

@@ -46,7 +46,7 @@ class BlackBox:
         bound = stopping.bound(z, residual, unit_of(z))
         status = torch.where(residual <= bound, Status.CONVERGED, Status.STAGNATED)
         status = torch.where(residual.isfinite(), status, Status.NONFINITE)
-        return Found(z, status, torch.zeros_like(status), residual, bound, None)
+        return Found(z, status, torch.zeros_like(status), residual, bound)
 
     def _inside(self, inside: Inside) -> Tensor:
         if inside.vmaps and self.vmap == "raise":

@@ -91,7 +91,7 @@ class LinearSearch:
         shape = result.converged.shape
         flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
         status, steps, residual, bound = flat_facts
-        return Found(flat(result.x), status, steps, residual, bound, state)
+        return Found(flat(result.x), status, steps, residual, bound)
 
     @property
     def near_identity(self) -> bool:

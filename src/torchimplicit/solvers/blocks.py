@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Stopping, solve
 
-ENTRIES = 2**16  # of z, of a block
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The states of a solver, one for each block."""
-
-    states: list[Any]
+ENTRIES = 2**18  # of z, of a block
 
 
 def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
@@ -40,5 +30,6 @@ def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: S
     def whole(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in found])
 
-    states = Blocks([part.state for part in found])
-    return Found(whole("z"), whole("status"), whole("steps"), whole("residual"), whole("bound"), states)
+    inverses = zip(*(part.inverse for part in found), strict=True) if all(part.inverse for part in found) else ()
+    inverse = tuple(torch.cat(part) for part in inverses)
+    return Found(whole("z"), whole("status"), whole("steps"), whole("residual"), whole("bound"), inverse)

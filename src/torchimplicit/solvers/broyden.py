@@ -96,7 +96,9 @@ class Broyden:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""
         if state.factors is None:
             return ()
-        return (*state.factors.tensors, state.u[:, : state.k], state.v[:, : state.k])
+        used = torch.arange(self.memory, device=state.u.device) < state.k
+        u = torch.where(used.unsqueeze(-1), state.u, 0)  # as many for every part of a batch that was solved in parts
+        return (*state.factors.tensors, u, state.v)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct, kept
+
+Factorised = tuple[Tensor, ...]  # the tensors of factors
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,22 @@ class Chord:
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
+    rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_direct(self.linear_solver, "Chord")
 
-    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Factors]:
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Factorised]:
         jacobian = equations.jacobian(z)
-        return jacobian.value, self.linear_solver.factorize(jacobian)
+        return jacobian.value, self.linear_solver.factorize(jacobian).tensors
 
-    def step(self, equations: Equations, z: Tensor, r: Tensor, factors: Factors) -> tuple[Tensor, Tensor, Factors]:
-        z = z - factors.solve(r)
+    def step(
+        self, equations: Equations, z: Tensor, r: Tensor, factors: Factorised
+    ) -> tuple[Tensor, Tensor, Factorised]:
+        z = z - self.linear_solver.from_tensors(factors).solve(r)
         return z, equations.residual(z), factors
 
-    def inverse(self, factors: Factors) -> tuple[Tensor, ...]:
+    def inverse(self, factors: Factorised) -> tuple[Tensor, ...]:
         """The tensors of the factors, to serve (transposed) in the backward."""
         return kept(factors)
 

@@ -76,13 +76,10 @@ def second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
     Asked up to n = 64: Cholesky's factorisation of the Hessian, shifted by √eps of its norm, fails there.
     """
     batch, n = z.shape
+    if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
+        return status
     found = status == Status.CONVERGED
-    if (
-        not equations.kind.minimised
-        or not 0 < n <= DIAGNOSE_LIMIT
-        or batch * n * n > DIAGNOSE_ENTRIES
-        or finished(~found)
-    ):
+    if finished(~found):
         return status
     with torch.no_grad():
         hessian = equations.jacobian(z).to_dense()

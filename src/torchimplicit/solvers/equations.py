@@ -32,7 +32,7 @@ class Solver(Protocol):
     the residual at the start: a method that knows J judges a fit by angles, which are relative already. ``inverse(state) ->
     tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last Jacobian, with
     ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose state holds a graph has ``memory(state)`` and
-    ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed.
+    ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed, and systems that have ended be put aside.
 
     A solver with parameters for each system, or for some problems only, has ``fitted(layout)``, itself with those parameters as
     (B, 1), and ``of_rows(rows)``, itself for some systems. ``starting_point(z)`` is the start as the method wants it. One that knows
@@ -155,10 +155,11 @@ class Equations:
 
 def _rows_of(outer: slice | Tensor, inner: slice | Tensor) -> Tensor:
     """Which rows of the whole are the inner rows of the outer ones."""
-    if isinstance(outer, slice):
-        device = inner.device if isinstance(inner, Tensor) else None
-        outer = torch.arange(outer.start, outer.stop, device=device)
-    return outer[inner]
+    if isinstance(outer, Tensor):
+        return outer[inner]
+    if isinstance(inner, Tensor):
+        return outer.start + inner
+    return torch.arange(outer.start, outer.stop)[inner]
 
 
 class _Counted(Jacobian):

@@ -2,51 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.solvers.equations import Equations, Solver
 
+T = TypeVar("T")
+
 FEWER = 0.6  # the part of the systems that still runs when the others are put aside
 LEAST = 256  # systems from which this is worth the copies
+LEAST_ENTRIES = 2**14  # the same, of their Jacobians, where the residual is evaluated once more
 
 
 class Gathering:
     """Which systems of a batch are still in the loop.
 
     Possible where the rows of the function's tensors are known (``equations.part``), and with a solver whose state has the systems
-    in the first dimension of every tensor, which says so by ``rowwise = True``.
+    in the first dimension of every tensor, which says so by ``rowwise = True``, or whose ``restart`` makes a state of what it
+    remembers, which has.
     """
 
-    def __init__(self, solver: Solver, equations: Equations, batch: int) -> None:
-        self.possible = equations.part is not None and getattr(solver, "rowwise", False)
+    def __init__(self, solver: Solver, equations: Equations, z: Tensor) -> None:
+        self.solver: Any = solver
+        self.rowwise = getattr(solver, "rowwise", False)
+        self.possible = equations.part is not None and (self.rowwise or hasattr(solver, "restart"))
+        self.batch, n = z.shape
+        self.least = LEAST if self.rowwise else max(LEAST, LEAST_ENTRIES // max(1, n * n))
         self.whole = self.equations = equations
-        self.batch = batch
         self._rows: Tensor | None = None
-        self._aside: list[tuple[Tensor, ...]] = []
+        self._before: list[
+            tuple[Tensor, tuple[Tensor, ...]]
+        ] = []  # which rows went on, and the results of all until then
         self._parts: list[tuple[Equations, int]] = []
 
     def worthwhile(self, running: Tensor) -> bool:
         """Whether so many systems have ended that the rest goes on alone."""
-        return self.possible and len(running) >= LEAST and 0 < int(running.sum()) <= FEWER * len(running)
+        return self.possible and len(running) >= self.least and int(running.count_nonzero()) <= FEWER * len(running)
 
-    def keep(self, running: Tensor, results: tuple[Tensor, ...], variables: Any) -> Any:
-        """Put the results of what has ended aside; the variables, any pytree, of what goes on."""
-        rows = torch.arange(len(running), device=running.device) if self._rows is None else self._rows
-        self._aside.append((rows[~running], *(result[~running] for result in results)))
-        self._rows = rows[running]
+    def keep(self, running: Tensor, results: tuple[Tensor, ...]) -> Tensor:
+        """Put the results aside, those of what has ended being final; which of the rows go on."""
+        rows = running.nonzero().squeeze(-1)
+        self._before.append((rows, results))
+        self._rows = rows if self._rows is None else self._rows[rows]
         self.equations = self.whole.of_rows(self._rows)
-        self._parts.append((self.equations, len(self._rows)))
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor[running] if tensor.ndim else tensor, variables)
+        self._parts.append((self.equations, len(rows)))
+        return rows
+
+    def restart(self, rows: Tensor, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The residual and the state of the systems that go on, whose iterates are z."""
+        if self.rowwise:
+            return take(rows, (r, state))
+        result: tuple[Tensor, Any] = self.solver.restart(self.equations, z, take(rows, self.solver.memory(state)))
+        return result
 
     def all(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The results of every system in the order of the batch, from those of the last ones; their evaluations are counted."""
-        if self._rows is None:
-            return results
-        self.whole.add(self._parts, self.batch)
-        rows, *parts = (torch.cat(part) for part in zip(*self._aside, (self._rows, *results), strict=True))
-        order = rows.argsort()
-        return tuple(part[order] for part in parts)
+        """The results of every system, from those of the last ones; their evaluations are counted."""
+        if self._parts:
+            self.whole.add(self._parts, self.batch)
+        for rows, before in reversed(self._before):
+            results = tuple(old.index_copy(0, rows, new) for old, new in zip(before, results, strict=True))
+        return results
+
+
+def take(rows: Tensor, variables: T) -> T:
+    """Those rows of every tensor of a pytree that has rows."""
+    return pytree.tree_map_only(
+        Tensor, lambda tensor: tensor.index_select(0, rows) if tensor.ndim else tensor, variables
+    )

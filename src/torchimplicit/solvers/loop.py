@@ -13,8 +13,8 @@ from torch import Tensor
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.endings import local_minimum, rounded, second_order, singular, stochastic
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.solvers.gathering import Gathering
-from torchimplicit.stopping import Status, rms, rounding, unit_of
+from torchimplicit.solvers.gathering import Gathering, take
+from torchimplicit.stopping import Status, all_converged, rms, rounding, unit_of
 from torchimplicit.transforms import finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
@@ -47,6 +47,7 @@ class Stopping:
 class Found:
     """Where the loop ended; per system: status, steps, residual and the bound it was held against.
 
+    inverse : the tensors of the approximate inverse of ∂g/∂z that the solver leaves behind; none if it has none.
     tried : the methods that ran, where there were several.
     solved_by : which of them has solved each system; -1 where none.
     """
@@ -56,7 +57,7 @@ class Found:
     steps: Tensor
     residual: Tensor
     bound: Tensor
-    state: Any
+    inverse: tuple[Tensor, ...] = ()
     trace: Tensor | None = None
     tried: tuple[str, ...] = ()
     solved_by: Tensor | None = None
@@ -87,7 +88,7 @@ def solve(
     if hasattr(solver, "starting_point"):
         z = solver.starting_point(z)
     z0 = z
-    gathering = Gathering(solver, equations, len(z))
+    gathering = Gathering(solver, equations, z)
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
@@ -108,44 +109,46 @@ def solve(
             if watch is not None:
                 watch(k + 1, z, norm)
         bound = stopping.bound(z, start, unit)
-        status = _judge(norm, bound, torch.full_like(norm, Status.MAX_STEPS, dtype=torch.int64))
+        status = torch.where(norm.isfinite(), Status.MAX_STEPS, Status.NONFINITE)
+        status = torch.where(norm.isfinite() & (norm <= bound), Status.CONVERGED, status)
         status = second_order(equations, z.detach(), status)
         steps = torch.full_like(status, stopping.exactly)
-        return Found(z, status, steps, norm, bound, state, torch.stack(trace) if trace else None)
+        return Found(z, status, steps, norm, bound, trace=torch.stack(trace) if trace else None)
 
-    limit = start / torch.finfo(norm.dtype).eps
     bound = stopping.bound(z, start, unit)
-    status = _judge(norm, bound, torch.full_like(norm, Status.RUNNING, dtype=torch.int64))
-    if stopping.at_least_one:
-        status = torch.where(status == Status.CONVERGED, Status.RUNNING, status)
+    running = torch.ones_like(norm, dtype=torch.bool) if stopping.at_least_one else ~(norm <= bound)
+    steps = torch.zeros_like(norm, dtype=torch.int64)  # of the systems that have ended
+    status = steps  # of them: CONVERGED, until something else is noted
+    noted = False
+    if not _all_finite(norm):
+        finite = norm.isfinite()
+        running, status, noted = running & finite, torch.where(finite, status, Status.NONFINITE), True
     if allowed is not None:
-        status = torch.where(allowed > 0, status, Status.CONVERGED)
-    running = status == Status.RUNNING
+        running, status = running & (allowed > 0), torch.where(allowed > 0, status, Status.CONVERGED)
     none_ended, none_left = finished(running), finished(~running)
-    steps = torch.zeros_like(status)  # of the systems that have ended
     taken = 0
     never = torch.zeros((), dtype=torch.int64, device=z.device)
     stuck = never  # for how many steps a system has made no progress
-    verdict: Tensor | None  # None: what ends has converged, and its status is written at the end
+    verdict: Tensor | None  # None: what ends has converged
     best_z, best, mark = z, norm, norm
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     lowest = None if merit is None else merit(state)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
+    inverse_of: Callable[[Any], tuple[Tensor, ...]] = getattr(solver, "inverse", _no_inverse)
+    if advance is not None:  # its states are not the solver's
+        inverse_of = _no_inverse
     while taken < stopping.max_steps and not none_left:
-        if stopping.forgiving:
-            there = equations.attempt(step, z, r, state)
-            if there is None:
-                status = torch.where(running, Status.NONFINITE, status)
-                break
-            z_new, r_new, state = there
-        else:
-            z_new, r_new, state = step(z, r, state)
+        there = equations.attempt(step, z, r, state) if stopping.forgiving else step(z, r, state)
+        if there is None:
+            status, noted = torch.where(running, Status.NONFINITE, status), True
+            break
+        z_new, r_new, state = there
         taken += 1
         norm_new = rms(r_new.detach(), unit)
         if keep_trace:
             trace.append(torch.where(running, norm_new, trace[-1]))
         closer = norm_new < PROGRESS * mark
-        if finished(closer if none_ended else closer | ~running) and math.isfinite(z_new.detach().sum()):
+        if finished(closer if none_ended else closer | ~running) and _all_finite(z_new.detach()):
             # The common case: every system that runs has come closer. Those that have ended go on unmasked, and unheeded.
             z, r, norm = z_new, r_new, norm_new
             bound = stopping.bound(z, start, unit) if stopping.moving else bound
@@ -170,7 +173,7 @@ def solve(
                 settled = settled & rounded(gathering.equations, z.detach(), r.detach())
             done = done | settled
             mark, stuck = torch.where(progress, norm, mark), torch.where(progress, 0, stuck + 1)
-            grown = norm > limit
+            grown = norm > start / torch.finfo(norm.dtype).eps
             ends = done | (running & ((stuck >= solver.patience) | grown | ~valid))
             verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
             verdict = torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
@@ -187,24 +190,24 @@ def solve(
             watch(taken, _where(running, z, best_z), torch.where(running, norm, best))
         if occurs(ends):
             if verdict is not None:
-                status = torch.where(ends, verdict, status)
-            steps = torch.where(ends, taken, steps)
+                status, noted = torch.where(ends, verdict, status), True
+            steps = torch.add(steps, ends, alpha=taken)  # each ends once
             running = running & ~ends
             none_ended, none_left = False, finished(~running)
             if not (keep_trace or watch or none_left) and gathering.worthwhile(running):
-                results = (best_z, best, status, steps, bound)
-                here = (state, z, r, unit, start, limit, norm, mark, stuck, lowest, allowed)
-                here, results = gathering.keep(running, results, (here, results))
-                best_z, best, status, steps, bound = results
-                state, z, r, unit, start, limit, norm, mark, stuck, lowest, allowed = here
-                running, none_ended = running[running], True
-    steps = torch.where(running, taken, steps)
-    status = torch.where(running & (status == Status.RUNNING), Status.MAX_STEPS, status)
-    best_z, best, status, steps, bound = gathering.all((best_z, best, status, steps, bound))
-    status = torch.where(
-        status == Status.RUNNING, Status.CONVERGED, status
-    )  # ended in the common case, where nothing is noted
-    failed = not finished(status == Status.CONVERGED)
+                results = (best_z, best, status, steps, bound, *inverse_of(state))
+                rows = gathering.keep(running, results)
+                best_z, best, status, steps, bound = (take(rows, t) for t in results[:5])
+                here = (z, unit, start, norm, mark, stuck, lowest, allowed)
+                z, unit, start, norm, mark, stuck, lowest, allowed = take(rows, here)
+                r, state = gathering.restart(rows, z, r, state)
+                running, none_ended = take(rows, running), True
+    if not none_left:
+        steps = torch.add(steps, running, alpha=taken)
+        status, noted = torch.where(running & (status == Status.CONVERGED), Status.MAX_STEPS, status), True
+    results = (best_z, best, status, steps, bound, *inverse_of(state))
+    best_z, best, status, steps, bound, *inverse = gathering.all(results)
+    failed = noted and not all_converged(status)
     if failed:
         status = singular(equations, best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
@@ -212,12 +215,16 @@ def solve(
     if failed or not torch.equal(noise, random_state(z.device)):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     status = second_order(equations, best_z.detach(), status)
-    return Found(best_z, status, steps, best, bound, state, torch.stack(trace) if trace else None)
+    return Found(best_z, status, steps, best, bound, tuple(inverse), torch.stack(trace) if trace else None)
 
 
-def _judge(norm: Tensor, bound: Tensor, otherwise: Tensor) -> Tensor:
-    status = torch.where(norm.isfinite(), otherwise, Status.NONFINITE)
-    return torch.where((norm <= bound) & norm.isfinite(), Status.CONVERGED, status)
+def _no_inverse(_: Any) -> tuple[Tensor, ...]:
+    return ()
+
+
+def _all_finite(v: Tensor) -> bool:
+    """Whether every number is finite, as far as their sum tells; inside a functorch transform never."""
+    return not inside_functorch() and math.isfinite(v.sum())
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -51,9 +51,9 @@ def check_direct(linear_solver: Any, name: str) -> None:
         )
 
 
-def kept(factors: Factors) -> tuple[Tensor, ...]:
-    """The tensors of factors that are worth keeping for the backward: a number is divided by as soon as it is known."""
-    return factors.tensors if factors.tensors[0].shape[-1] > 1 else ()
+def kept(factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors of factors, if they are worth keeping for the backward: a number is divided by as soon as it is known."""
+    return factors if factors[0].shape[-1] > 1 else ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Newton:
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""
-        return () if state.factors is None else kept(state.factors)
+        return () if state.factors is None else kept(state.factors.tensors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

@@ -13,8 +13,8 @@ from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Stopping, Watch, solve
 from torchimplicit.state import Layout
-from torchimplicit.stopping import Status
-from torchimplicit.transforms import finished, inside_functorch
+from torchimplicit.stopping import Status, all_converged
+from torchimplicit.transforms import inside_functorch
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def solve_in_stages(
     watch: Watch | None = None,
     keep_trace: bool = False,
 ) -> Found:
-    """Where the stages end. Its state is that of the first stage if this has solved every system, and else None."""
+    """Where the stages end. Its inverse is that of the first stage if this has solved every system; else there is none."""
     seen = watch is not None or keep_trace  # then the rows stay together
     stopping = replace(stopping, forgiving=len(stages) > 1)
     first = replace(stopping, max_steps=min(stopping.max_steps, stages[0].max_steps))
@@ -77,7 +77,7 @@ def solve_in_stages(
     else:
         found = solve(stages[0], equations, z0, first, watch=watch, keep_trace=keep_trace)
     tried = 1
-    if finished(found.status == Status.CONVERGED):
+    if all_converged(found.status):
         return replace(found, tried=_names(stages[:1]), solved_by=found.status.new_zeros(()).expand(found.status.shape))
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     length = found.steps.max()
@@ -134,7 +134,7 @@ def _better(found: Found, later: Found, rows: Tensor) -> Found:
     together["steps"] = found.steps.index_add(0, rows, later.steps)
     if found.trace is not None and later.trace is not None:
         together["trace"] = torch.cat([found.trace, later.trace[1:]])
-    return replace(found, state=None, **together)
+    return replace(found, inverse=(), **together)
 
 
 _PER_SYSTEM = ("z", "status", "steps", "residual", "bound")

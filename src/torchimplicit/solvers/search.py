@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
-from torchimplicit.solvers.blocks import Blocks, solve_in_blocks
+from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Advance, Found, Stopping, Watch, solve
 from torchimplicit.solvers.polyalgorithm import Polyalgorithm, solve_in_stages
@@ -85,13 +84,7 @@ class Iterate:
         return getattr(self._first, "near_identity", False)
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
-        inverse = getattr(self._first, "inverse", None)
-        if inverse is None or found.state is None:
-            return ()
-        if not isinstance(found.state, Blocks):
-            return inverse(found.state)
-        parts = [inverse(state) for state in found.state.states]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True)) if all(parts) else ()
+        return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         return self._first.from_tensors(tensors)  # only asked of solvers with an inverse

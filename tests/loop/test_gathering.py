@@ -1,0 +1,104 @@
+"""Systems that have ended are put aside, and large batches are solved in blocks: the same answers from fewer evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchimplicit as ti
+from torchimplicit.solvers import blocks
+
+from .test_counts import Operations
+
+D = torch.float64
+LU = "aten.linalg_lu_factor_ex.default"
+
+
+def stiff(rows: int, n: int) -> tuple[Tensor, Tensor]:
+    """Matrices and right-hand sides of systems of which few, all over the batch, need many more steps than the rest."""
+    draw = torch.Generator().manual_seed(0)
+    A = torch.eye(n, dtype=D) + torch.randn(rows, n, n, dtype=D, generator=draw) / (4 * n)
+    b = torch.randn(rows, n, dtype=D, generator=draw)
+    b[::7] *= 300
+    return A, b
+
+
+def g(z: Tensor, A: Tensor, b: Tensor) -> Tensor:
+    return z + 0.1 * z**3 + (A @ z.unsqueeze(-1)).squeeze(-1) - b
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize(
+    "solver", ["newton", ti.solvers.Newton(every=2), ti.solvers.Newton(line_search=ti.solvers.Backtracking()), "chord"]
+)
+def test_what_has_ended_is_left_out_of_the_evaluations_and_the_answers_are_the_same(n: int, solver: Any) -> None:
+    A, b = stiff(2**14 + 100, n)
+    if solver == "chord":
+        b[::7] /= 150
+    seen: list[int] = []
+
+    def noted(z: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        seen.append(len(z))
+        return g(z, A, b)
+
+    def solve(batched: Any) -> Any:
+        A_, b_ = A.clone().requires_grad_(), b.clone().requires_grad_()
+        z, info = ti.root(
+            noted, b / 2, (A_, b_), solver=solver, batch_ndim=1, batched=batched, rtol=0.0, atol=1e-10, max_steps=200
+        )
+        counted = sum(seen) / len(b)
+        with Operations() as operations:
+            gradients = torch.autograd.grad(z.sin().sum(), (A_, b_))
+        seen.clear()
+        return z.detach(), info, counted, gradients, operations.counts
+
+    z, info, evaluated, gradients, _ = solve(None)
+    same, its, fewer, theirs, operations = solve((True, True))
+    assert info.converged.all()
+    assert its.converged.all()
+    assert torch.equal(info.steps, its.steps)
+    assert torch.allclose(z, same, rtol=1e-9, atol=1e-9)
+    assert all(torch.allclose(*pair, rtol=1e-8, atol=1e-8) for pair in zip(gradients, theirs, strict=True))
+    assert fewer < 0.75 * evaluated
+    assert its.evaluations < info.evaluations
+    if solver != "chord":  # whose factors are those of the start
+        assert operations[LU] == 0  # each system's own last factors have come back to its row
+
+
+def test_a_system_that_fails_among_those_that_are_put_aside_keeps_its_place_and_its_best_point() -> None:
+    A, b = stiff(2**14, 1)
+    b[3], b[7] = torch.nan, 1e4
+    z, info = ti.root(
+        g, b / 2, (A, b), solver="newton", batch_ndim=1, batched=(True, True), max_steps=6, on_failure="ignore"
+    )
+    failed = (~info.converged).nonzero().flatten()
+    assert info.status[3] == ti.Status.NONFINITE
+    assert set(info.status[failed].tolist()) == {int(ti.Status.NONFINITE), int(ti.Status.MAX_STEPS)}
+    assert (info.steps[info.status == ti.Status.MAX_STEPS] == 6).all()
+    at_z = g(z, A, b).abs().squeeze(-1)
+    finite = info.residual.isfinite()
+    assert torch.allclose(at_z[finite], info.residual[finite], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["newton", "chord", ti.solvers.Broyden(start="jacobian"), "anderson"])
+def test_blocks_give_what_the_whole_batch_gives(monkeypatch: pytest.MonkeyPatch, solver: Any) -> None:
+    A, b = stiff(50, 3)
+    b[::7] /= 300
+    b[:10] /= 100  # so that the blocks end after different numbers of steps
+
+    def solve(**options: Any) -> Any:
+        b_ = b.clone().requires_grad_()
+        z, info = ti.root(g, b / 2, (A, b_), solver=solver, batch_ndim=1, rtol=0.0, atol=1e-10, **options)
+        return z, info, torch.autograd.grad(z.sin().sum(), b_)[0]
+
+    z, info, gradient = solve()
+    monkeypatch.setattr(blocks, "ENTRIES", 30)
+    same, its, theirs = solve(batched=(True, True))
+    assert info.converged.all()
+    assert its.converged.all()
+    assert torch.equal(info.steps, its.steps)
+    assert torch.allclose(z, same, rtol=1e-9, atol=1e-10)
+    assert torch.allclose(gradient, theirs, rtol=1e-8, atol=1e-8)
