@@ -65,8 +65,8 @@ workload = Workload(
     title="10,000 nonlinear fits",
     description=f"""
 Least-squares fits of a·exp(−b t) + c to {FITS:,} series y of {POINTS} points each, float64, from (a, b, c) = {START};
-gradient in all y, with the exact Hessian. Everybody stops at about {RTOL:.0e}, be it of the cosines between residual and
-Jacobian (torchimplicit), of the gradient against that at the start (jaxopt, by hand) or of the step against the parameters (the
+gradient in all y, with the exact Hessian. Everybody stops at about {RTOL:.0e}, be it of the part of Jᵀr whose terms do
+not cancel (torchimplicit), of the gradient against that at the start (jaxopt, by hand) or of the step against the parameters (the
 others). pytorch-minimize fits
 one series at a time, which takes more than ten milliseconds each, and is left out.
 """,

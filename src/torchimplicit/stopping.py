@@ -143,7 +143,7 @@ def rounding(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖; 1 for the angles of a fit).
+    """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖; 1 for the imbalance of a fit).
 
     floor : below it, a residual that has stopped to fall is rounding error, and the system has converged.
     """

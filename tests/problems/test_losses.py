@@ -85,6 +85,17 @@ def test_the_gradient_is_that_of_differences_to_second_order(loss: str) -> None:
     assert torch.autograd.gradgradcheck(fit, y, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
+@pytest.mark.parametrize("solver", ["levenberg_marquardt", "gauss_newton", "dogleg"])
+@pytest.mark.parametrize(("dtype", "outlier"), [(torch.float32, 1e6), (torch.float32, 1e8), (D, 1e12), (D, 1e16)])
+def test_a_huge_outlier_hides_nothing_of_the_other_residuals(solver: str, dtype: torch.dtype, outlier: float) -> None:
+    """Five numbers within 1 of the location pull with their distance and the outlier with 1: their mean and a fifth."""
+    y = torch.tensor([4.0, 5.0, 4.5, 4.0, 5.0, outlier], dtype=dtype)
+    start = torch.tensor([0.0, 10.0, 100.0], dtype=dtype)
+    z, info = ti.least_squares(lambda z: z.unsqueeze(-1) - y, start, loss="huber", solver=solver, batch_ndim=1)
+    assert info.converged.all()
+    assert torch.allclose(z, torch.full_like(z, 4.7), rtol=3 * torch.finfo(dtype).eps ** 0.5)
+
+
 def test_losses_keep_to_bounds_and_batches() -> None:
     y = torch.stack([observations(), observations() / 2, observations() + 1])
     start = torch.tensor([1.0, 1.0, 0.0], dtype=D).expand(3, 3)

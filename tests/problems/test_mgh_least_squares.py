@@ -18,10 +18,12 @@ METHODS = {
     "auto": None,
     "geodesic": ti.solvers.LevenbergMarquardt(geodesic=True),
     "gauss_newton": "gauss_newton",
+    "dogleg": "dogleg",
 }
 SCIPY = ["lm", "trf", "dogbox"]
 
 # Gauss–Newton has nothing but the length of its step to shorten: from where J is (nearly) singular, or r large and bent, it creeps.
+# The dogleg stops before the residual of Chebyquad 8 is balanced, at its minimum.
 FAILURES: dict[str, set[str]] = {
     "auto": set(),
     "geodesic": set(),
@@ -37,6 +39,7 @@ FAILURES: dict[str, set[str]] = {
         "35 Chebyquad 8",
         "35 Chebyquad 10",
     },
+    "dogleg": {"35 Chebyquad 8"},
 }
 
 

@@ -14,6 +14,7 @@ METHODS = {
     "levenberg_marquardt": ti.solvers.LevenbergMarquardt(),
     "geodesic": ti.solvers.LevenbergMarquardt(geodesic=True),
     "gauss_newton": ti.solvers.GaussNewton(),
+    "dogleg": ti.solvers.Dogleg(),
 }
 T = torch.linspace(0, 4, 40, dtype=D)
 
@@ -73,6 +74,19 @@ def test_units_of_residuals_and_unknowns_change_nothing(solver: object) -> None:
     assert other.converged
     assert info.steps == other.steps
     assert torch.allclose(scaled / units, plain, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 1e6), (D, 1e12)])
+def test_a_huge_residual_hides_nothing_of_the_others(solver: object, dtype: torch.dtype, huge: float) -> None:
+    """Beside ‖r‖ all that depends on z₁ is small, wherever z is. Both unknowns are cube roots of means."""
+    small, large = (torch.tensor(y, dtype=dtype) for y in ([7.0, 9.0, 8.0, 6.0, 10.0], [10.0, 44.0]))
+
+    def g(z: Tensor) -> Tensor:
+        return torch.cat([z[:1] ** 3 - small, huge * (z[1:] ** 3 - large), torch.full_like(z[:1], huge)])
+
+    z, info = ti.least_squares(g, torch.tensor([3.0, 3.5], dtype=dtype), solver=solver)
+    assert info.converged
+    assert torch.allclose(z, torch.tensor([2.0, 3.0], dtype=dtype), rtol=3 * torch.finfo(dtype).eps ** 0.5)
 
 
 def test_a_batch_whose_rows_are_known_is_fitted_as_one_by_one(solver: object) -> None:

@@ -96,9 +96,10 @@ def least_squares(
         CaptureError: the function uses a tensor in a way whose gradient would be lost.
         ConvergenceError: a system failed under ``on_failure="raise"``.
 
-    Converged when the residual is orthogonal to the columns of its Jacobian: with Levenberg–Marquardt, the default, and
-    Gauss–Newton, rms(cos ∠(r, Jⱼ)) ≤ atol + rtol, which no unit of r or z changes and which is what ``info.residual`` holds; a
-    residual that vanishes up to rounding has converged too (:func:`torchimplicit.solvers.tangent.angle`). Other solvers, who do
+    Converged when the residual is orthogonal to the columns of its Jacobian: with Levenberg–Marquardt, the default, Gauss–Newton
+    and the dogleg, when of each sum gⱼ = Σᵢ Jᵢⱼ rᵢ the terms cancel, rms(gⱼ / Σᵢ |Jᵢⱼ rᵢ|) ≤ atol + rtol, which no unit of r or z and
+    no outlier changes and which is what ``info.residual`` holds; a residual that vanishes up to rounding has converged too
+    (:func:`torchimplicit.solvers.tangent.imbalance`). Other solvers, who do
     not know J, stop at rms(Jᵀr) ≤ atol + rtol · rms(Jᵀr at z0). Both are stationary points near z0. Up to n = 64 the Hessian is
     looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is
     exact: it is that of Jᵀr = 0 with the full Hessian, not the Gauss–Newton approximation.

@@ -29,7 +29,7 @@ class Solver(Protocol):
 
     A few methods are optional. ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the
     objective of one that goes downhill. ``scale(equations, start)``, (B,), is what rtol is relative to in place of the norm of
-    the residual at the start: a method that knows J judges a fit by angles, which are relative already. ``inverse(state) ->
+    the residual at the start: a method that knows J judges a fit by its imbalance, which is relative already. ``inverse(state) ->
     tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last Jacobian, with
     ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose state holds a graph has ``memory(state)`` and
     ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed, and systems that have ended be put aside.

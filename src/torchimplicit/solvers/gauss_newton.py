@@ -37,10 +37,8 @@ class GaussNewton:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
         check_squares(equations, "GaussNewton")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised)
-        return condition(equations, tangent, linearised.value, z), GaussNewtonState(
-            tangent, torch.ones_like(tangent.norm)
-        )
+        tangent = Tangent.of(linearised, z)
+        return condition(equations, tangent, linearised.value), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: GaussNewtonState
@@ -58,7 +56,7 @@ class GaussNewton:
             return z, r, GaussNewtonState(tangent, fraction)
         rows = taken.unsqueeze(-1)
         z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
-        r = torch.where(rows, condition(equations, new, linearised.value, z), r)
+        r = torch.where(rows, condition(equations, new, linearised.value), r)
         return z, r, GaussNewtonState(tangent, fraction)
 
     def merit(self, state: GaussNewtonState) -> Tensor:
@@ -66,7 +64,7 @@ class GaussNewton:
         return state.tangent.norm.square() / 2
 
     def scale(self, equations: Equations, start: Tensor) -> Tensor:
-        """What the tolerance is relative to: 1 for the angles of a fit."""
+        """What the tolerance is relative to: 1 for the imbalance of a fit."""
         return torch.ones_like(start) if equations.kind.sums_squares else start
 
 

@@ -59,14 +59,14 @@ class LevenbergMarquardt:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
         check_squares(equations, "LevenbergMarquardt")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, keep=self.geodesic)
+        tangent = Tangent.of(linearised, z, keep=self.geodesic)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         length = torch.linalg.vector_norm(scale * z.detach(), dim=-1)
         radius = self.factor * torch.where(length > 0, length, 1)
         state = LevenbergMarquardtState(
             tangent, scale, radius, torch.zeros_like(radius), torch.ones_like(radius, dtype=torch.bool)
         )
-        return condition(equations, tangent, linearised.value, z), state
+        return condition(equations, tangent, linearised.value), state
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: LevenbergMarquardtState
@@ -96,7 +96,7 @@ class LevenbergMarquardt:
             return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
         rows = taken.unsqueeze(-1)
         z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
-        r = torch.where(rows, condition(equations, new, linearised.value, z), r)
+        r = torch.where(rows, condition(equations, new, linearised.value), r)
         scale = scale.maximum(tangent.columns)
         state = LevenbergMarquardtState(tangent, scale, radius, damping, fresh & ~taken)
         return z, r, state
@@ -106,7 +106,7 @@ class LevenbergMarquardt:
         return state.tangent.norm.square() / 2
 
     def scale(self, equations: Equations, start: Tensor) -> Tensor:
-        """What the tolerance is relative to: nothing for the angles of a fit."""
+        """What the tolerance is relative to: 1 for the imbalance of a fit."""
         return torch.ones_like(start) if equations.kind.sums_squares else start
 
     def _bend(
@@ -153,7 +153,7 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
     if inside_functorch():
         return torch.where(outside, _secular(tangent, scale, radius, last), 0)
     rows = outside.nonzero().flatten()
-    found = _secular(Tangent(*(part[rows] for part in tangent[:4])), scale[rows], radius[rows], last[rows])
+    found = _secular(Tangent(*(part[rows] for part in tangent[:7])), scale[rows], radius[rows], last[rows])
     return torch.zeros_like(radius).index_copy(0, rows, found.to(radius.dtype))
 
 

@@ -20,30 +20,35 @@ class Tangent(NamedTuple):
     """‖r + J p‖² = ‖R p + c‖² + a constant.
 
     R, c : of the QR factorisation of J: its triangle, (B, n, n), and Qᵀr, (B, n).
+    gradient : Jᵀr, (B, n).
     norm : ‖r(z)‖, (B,), without a gradient, and so
-    columns : the norms of the columns of J, (B, n).
+    columns : the norms of the columns of J, (B, n);
+    terms : Σᵢ |Jᵢⱼ rᵢ|, what the gradient would be if nothing in its sums cancelled, (B, n);
+    doubt : what rounding the unknowns may change the gradient by, eps |J|ᵀ|J||z|, (B, n).
     value, jacobian : r(z), (B, m), and J, (B, m, n), for those who want to keep them.
     """
 
     R: Tensor
     c: Tensor
+    gradient: Tensor
     norm: Tensor
     columns: Tensor
+    terms: Tensor
+    doubt: Tensor
     value: Tensor | None = None
     jacobian: Tensor | None = None
 
     @staticmethod
-    def of(linearised: Jacobian, keep: bool = False) -> Tangent:
+    def of(linearised: Jacobian, z: Tensor, keep: bool = False) -> Tangent:
         """From r linearised at z."""
         value, jacobian = linearised.value, linearised.to_dense()
         R, c = triangularise(jacobian, value)
+        gradient = apply(jacobian.mT, value)
         norm, columns = torch.linalg.vector_norm(value.detach(), dim=-1), R.detach().square().sum(-2).sqrt()
-        return Tangent(R, c, norm, columns, *((value, jacobian) if keep else ()))
-
-    @property
-    def gradient(self) -> Tensor:
-        """Jᵀr, (B, n)."""
-        return apply(self.R.mT, self.c)
+        size = jacobian.detach().abs()
+        moved = torch.finfo(z.dtype).eps * apply(size, z.detach().abs())
+        terms, doubt = (size.mT @ torch.stack([value.detach().abs(), moved], -1)).unbind(-1)
+        return Tangent(R, c, gradient, norm, columns, terms, doubt, *((value, jacobian) if keep else ()))
 
     @property
     def regular(self) -> Tensor:
@@ -63,28 +68,23 @@ class Tangent(NamedTuple):
         return Tangent(*map(choose, self, other))
 
 
-def condition(equations: Equations, tangent: Tangent, value: Tensor, z: Tensor) -> Tensor:
-    """What vanishes at the solution, (B, n): r itself for a root, the angles for a fit."""
-    return angle(tangent, z) if equations.kind.sums_squares else value
+def condition(equations: Equations, tangent: Tangent, value: Tensor) -> Tensor:
+    """What vanishes at the solution, (B, n): r itself, ``value``, for a root, the imbalance of the gradient for a fit."""
+    if not equations.kind.sums_squares:
+        return value
+    return imbalance(tangent)
 
 
-def angle(tangent: Tangent, z: Tensor) -> Tensor:
-    """What vanishes at a fit, (B, n): the cosines of the angles between r and the columns of J, gⱼ / (‖Jⱼ‖ ‖r‖) with g = Jᵀr.
+def imbalance(tangent: Tangent) -> Tensor:
+    """What vanishes at a fit, (B, n): the part of each sum gⱼ = Σᵢ Jᵢⱼ rᵢ that its terms leave when they cancel, gⱼ / Σᵢ |Jᵢⱼ rᵢ|.
 
-    Neither the units of r nor those of z matter. What rounding alone may bring about (:func:`uncertainty`) is taken off the lengths
-    gⱼ / ‖Jⱼ‖ of the projections first, so that a residual that is nothing but rounding has converged.
-    Source: Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations (1983), section 10.4.
+    Neither the units of r nor those of z matter. It is never less than gⱼ / (‖Jⱼ‖ ‖r‖), the cosine of the angle between the residual
+    and a column of J, in which one huge residual hides all others, though that column may (nearly) vanish in its row. What
+    rounding the unknowns alone may bring about is taken off gⱼ first, so that a residual that is nothing but rounding has
+    converged.
     """
-    size, norm = tangent.columns, tangent.norm.unsqueeze(-1)
-    projection = tangent.gradient / torch.where(size == 0, 1, size)
-    projection = projection.sign() * (projection.abs() - uncertainty(tangent, z).unsqueeze(-1)).clamp(min=0)
-    return projection / torch.where(norm == 0, 1, norm)
-
-
-def uncertainty(tangent: Tangent, z: Tensor) -> Tensor:
-    """The part of ‖r‖ that rounding the unknowns brings about, eps · ‖(‖Jⱼ‖ zⱼ)ⱼ‖, (B,)."""
-    with torch.no_grad():
-        return torch.finfo(z.dtype).eps * torch.linalg.vector_norm(tangent.columns * z, dim=-1)
+    left = (tangent.gradient.abs() - tangent.doubt).clamp(min=0)
+    return tangent.gradient.sign() * left / torch.where(tangent.terms == 0, 1, tangent.terms)
 
 
 def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tuple[Tangent, Tensor]:
@@ -95,16 +95,16 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tupl
     """
     norm, norm_new = old.norm, torch.linalg.vector_norm(linearised.value.detach(), dim=-1)
     decrease = 1 - (norm_new / norm).square()
-    doubt = 2 * uncertainty(old, z) / norm
-    hidden = rounding(torch.ones_like(norm)) + doubt
+    with torch.no_grad():
+        rounded = torch.finfo(z.dtype).eps * (old.terms / norm.unsqueeze(-1) * z.abs()).sum(-1) / norm
+        hidden = rounding(torch.ones_like(norm)) + 2 * rounded
     if finished(~(decrease >= -hidden)):
         return old, torch.where(decrease.isfinite(), decrease, -torch.inf)
-    new = Tangent.of(linearised, keep=old.jacobian is not None)
+    new = Tangent.of(linearised, z + step, keep=old.jacobian is not None)
     with torch.no_grad():
         scaled = step / norm.unsqueeze(-1)
-        slopes = -((old.gradient + new.gradient) / norm.unsqueeze(-1) * scaled).sum(-1)
-        doubt = doubt * (old.columns * scaled.abs()).sum(-1)
-        decrease = torch.where(decrease.abs() <= hidden, slopes + doubt, decrease)
+        slopes = (2 * old.doubt * scaled.abs() - (old.gradient + new.gradient) * scaled).sum(-1) / norm
+        decrease = torch.where(decrease.abs() <= hidden, slopes, decrease)
         return new, torch.where(new.gradient.isfinite().all(-1) & decrease.isfinite(), decrease, -torch.inf)
 
 
