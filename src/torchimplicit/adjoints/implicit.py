@@ -28,7 +28,8 @@ class Implicit:
 
     linear_solver : a solver of :mod:`torchimplicit.linear`. None: the inverse that the forward solver left (the factors of
         Newton's last step, say), refined to tolerance with true products; then ``linear.Auto()``.
-    rtol, atol : of that linear solve, ‖(∂g/∂z)ᵀu − v‖ ≤ atol + rtol ‖v‖. None: the forward's rtol, and 0.
+    rtol, atol : of that linear solve, ‖(∂g/∂z)ᵀu − v‖ ≤ atol + rtol ‖v‖. None: the forward's rtol, and 0; then a solution has
+        converged too that only rounding keeps from it (:func:`torchimplicit.linear.rounding.solved_to_rounding`; up to n = 64).
     max_steps : its step limit. None: the linear solver's own.
 
     ``Implicit(linear.Neumann(k))`` is the truncated Neumann series, an approximation that was asked for by name.
@@ -94,6 +95,7 @@ class Implicit:
             max(problem.tolerance.rtol, floor) if self.rtol is None else self.rtol,
             0.0 if self.atol is None else self.atol,
             self.max_steps,
+            self.rtol is None and self.atol is None,
             problem.on_failure,
             problem.search.from_tensors,
             problem.kind.near_identity or problem.search.near_identity,

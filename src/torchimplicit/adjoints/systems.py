@@ -14,6 +14,7 @@ from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.rounding import solved_to_rounding
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record
@@ -38,6 +39,7 @@ class Derivative(Kind):
 class LinearSettings:
     """How the linear systems of a derivative are solved, and what is done when that fails.
 
+    forgiving : whether a system that only rounding keeps from its tolerance counts as solved.
     inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
     near_identity : whether ∂g/∂z may be the identity less a contraction.
     """
@@ -46,6 +48,7 @@ class LinearSettings:
     rtol: float
     atol: float
     max_steps: int | None
+    forgiving: bool
     on_failure: OnFailure
     inverse: Callable[[Sequence[Tensor]], Any]
     near_identity: bool
@@ -149,6 +152,10 @@ class JacobianSystem:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
         solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
         result = solver.solve(b, self.transpose)
+        if self.settings.forgiving and operator.shape[-1] <= Auto.dense_limit and occurs(~result.converged):
+            A = operator.to_dense()
+            rounded = solved_to_rounding(A.mT if self.transpose else A, b, result.x)
+            result = result._replace(converged=result.converged | rounded)
         suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.moved(b, result.x))
         singular = solver.singular()
         looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
