@@ -47,9 +47,6 @@ def test_the_solution_to_rounding_is_accepted_where_its_residual_is_large(seed: 
     )
     assert residual.max() > 1e-9  # some of them miss any tolerance
     assert solved_to_rounding(A, b, x).all()
-    assert (
-        solved_to_rounding(A.float(), b.float(), LU().factorize(Dense(A.float())).solve(b.float())).float().mean() > 0.9
-    )
 
 
 @pytest.mark.parametrize("wrong_by", [1e-12, 1e-6, 1.0])
