@@ -1,116 +1,109 @@
-"""``compile=True``: the residual and its Jacobian, each one kernel made by torch.compile, for the evaluations of a solve.
+"""``compile=True``: what a solve evaluates as kernels of torch.compile, made of the graph of the user's function.
 
-What is differentiated is the user's own function, in plain PyTorch. A kernel is made for a function's code once, and by
-torch.compile anew for what its guards see change: dtypes, shapes (a second size makes them symbolic), plain numbers.
+The graph is read once for a function's code, and anew for what Dynamo's guards see change: dtypes, shapes, plain numbers. A
+kernel is made of it when it is first asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.condition import Flat, Kind
+from torchimplicit.graphs import Graph, Kernel
 from torchimplicit.linear.jacobian import SWEEP_ENTRIES, Jacobian
-from torchimplicit.products import Linearisation
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.stopping import Tolerance
 
 Part = Callable[[Flat, Tensor], Tensor]
 
 
-class Source(NamedTuple):
-    """The user's function, and how it is made one of flat unknowns."""
+@dataclass(frozen=True)
+class FlatGraph:
+    """A problem whose function is a graph of explicit tensors, from which kernels are made.
 
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    argument: Callable[[Tensor], Any]
-    output: Callable[[Any], Tensor]
-    has_aux: bool
+    function : (z, *tensors) -> the function's flat value, (B, n) -> (B, m) or (B,).
+    key : tells this problem from others with the same graph.
+    """
 
-    def flat(self, z: Tensor) -> Tensor:
-        out = self.fn(self.argument(z), *self.args)
-        return self.output(out[0] if self.has_aux else out)
+    whole: Graph
+    tensors: list[Tensor]
+    function: Callable[..., Tensor]
+    kind: Kind
+    tolerance: Tolerance
+    key: Any
+
+    def at(self, tensors: Sequence[Tensor]) -> Flat:
+        """The function of z alone."""
+        return lambda z: self.function(z, *tensors)
+
+    def kernel(self, key: Any, part: Callable[..., Any], leading: Sequence[Tensor]) -> Kernel | None:
+        """``part``, a function of tensors like the leading ones and of those of the graph, compiled; None if that cannot be.
+        The key tells it from other parts of the same problem."""
+        return self.whole.kernel((key, self.key), part, [*leading, *(tensor.detach() for tensor in self.tensors)])
 
 
 class CompiledEquations(Equations):
     """Equations whose residuals and dense Jacobians are kernels. Products with a Jacobian are taken in plain PyTorch."""
 
-    def __init__(self, source: Source, kind: Kind, plain: Flat) -> None:
-        super().__init__(plain, kind)
-        self._source = source
+    def __init__(self, graph: FlatGraph, plain: Flat) -> None:
+        super().__init__(plain, graph.kind)
+        self.graph = graph
+        self._tensors = [tensor.detach() for tensor in graph.tensors]
 
     def residual(self, z: Tensor) -> Tensor:
         self.evaluations += 1
-        return _kernels(self._source.fn).value(self.kind.residual, self._source, z)
+        return self.value(self.kind.residual, z)
 
     def squares(self, z: Tensor) -> Tensor:
         self.evaluations += 1
-        return _kernels(self._source.fn).value(self.kind.squares, self._source, z)
+        return self.value(self.kind.squares, z)
 
     def objective_and_jacobian(self, z: Tensor) -> tuple[Tensor, Jacobian]:
         """Both; here the objective is an evaluation of its own."""
         return self.objective(z).detach(), self._linearised(self.kind.gradient, z, self.kind.minimised)
 
+    def value(self, part: Part, z: Tensor) -> Tensor:
+        """A part of the kind, (residual, squares, gradient), at z."""
+        kernel = self._kernel("value", part, z, lambda z, *tensors: part(self.graph.at(tensors), z))
+        return part(self._f, z) if kernel is None else kernel(z.contiguous(), *self._tensors)
+
+    def matrix(self, part: Part, z: Tensor) -> Tensor | None:
+        """The dense Jacobian of a part, (B, m, n); None where there is no kernel for it."""
+
+        def dense(z: Tensor, *tensors: Tensor) -> Tensor:
+            return Jacobian(lambda z: part(self.graph.at(tensors), z), z).to_dense()
+
+        kernel = self._kernel("matrix", part, z, dense)
+        return None if kernel is None else kernel(z.contiguous(), *self._tensors)
+
+    def _kernel(self, name: str, part: Part, z: Tensor, function: Callable[..., Tensor]) -> Kernel | None:
+        if torch.is_grad_enabled():  # a kernel has no derivative
+            return None
+        return self.graph.kernel((name, part.__name__), function, [z.contiguous()])
+
     def _linearised(self, part: Part, z: Tensor, symmetric: bool) -> Jacobian:
         self.evaluations += 1
-        return _CompiledJacobian(self, self._source, part, partial(part, self._f), z, symmetric)
+        return _CompiledJacobian(self, part, partial(part, self._f), z, symmetric)
 
 
 class _CompiledJacobian(Jacobian):
-    def __init__(
-        self, equations: Equations, source: Source, part: Part, plain: Flat, z: Tensor, symmetric: bool
-    ) -> None:
-        self._equations, self._source, self._part = equations, source, part
-        super().__init__(plain, z, symmetric=symmetric, value=_kernels(source.fn).value(part, source, z))
+    def __init__(self, equations: CompiledEquations, part: Part, plain: Flat, z: Tensor, symmetric: bool) -> None:
+        self._equations, self._part = equations, part
+        super().__init__(plain, z, symmetric=symmetric, value=equations.value(part, z))
 
     def count(self, products: int) -> None:
         super().count(products)
         self._equations.products += products
 
     def to_dense(self) -> Tensor:
-        if self.shape.numel() > SWEEP_ENTRIES:
+        matrix = None if self.shape.numel() > SWEEP_ENTRIES else self._equations.matrix(self._part, self._z)
+        if matrix is None:
             return super().to_dense()
-        self.count(self.shape[-2])
-        return _kernels(self._source.fn).matrix(self._part, self._source, self._z)
-
-
-class _Kernels(NamedTuple):
-    value: Callable[[Part, Source, Tensor], Tensor]
-    matrix: Callable[[Part, Source, Tensor], Tensor]
-
-
-_made: WeakKeyDictionary[Any, _Kernels] = WeakKeyDictionary()
-
-
-def _kernels(fn: Any) -> _Kernels:
-    """Those for the code of ``fn``: a lambda that is written once and made at every call has one."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    key = getattr(getattr(fn, "__func__", fn), "__code__", fn)
-    if key not in _made:
-        _made[key] = _Kernels(_compiled(_value), _compiled(_matrix))
-    return _made[key]
-
-
-def _compiled(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A kernel with code of its own: torch.compile gives up on code that it has compiled for too many functions."""
-    assert isinstance(kernel, FunctionType)
-    own = FunctionType(kernel.__code__.replace(), kernel.__globals__, kernel.__name__)
-    compiled: Callable[..., Tensor] = torch.compile(own)
-    return compiled
-
-
-def _value(part: Part, source: Source, z: Tensor) -> Tensor:
-    return part(source.flat, z)
-
-
-def _matrix(part: Part, source: Source, z: Tensor) -> Tensor:
-    at = Linearisation(lambda z: part(source.flat, z), (z,))
-    m = at.value.shape[-1]
-    eye = torch.eye(m, dtype=z.dtype, device=z.device)
-    return at.pull_batch(eye.unsqueeze(1).expand(m, z.shape[0], m)).movedim(0, 1)
+        self.count(min(self.shape[-2:]))
+        return matrix

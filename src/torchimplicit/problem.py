@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,9 +14,11 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
-from torchimplicit.compiled import CompiledEquations, Source
+from torchimplicit.compiled import CompiledEquations, FlatGraph
 from torchimplicit.condition import Condition, Flat, Kind
+from torchimplicit.graphs import NoGraph, graph_of
 from torchimplicit.hoisting import Hoisted
+from torchimplicit.names import name
 from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
@@ -23,7 +26,7 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found, Stopping
 from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
-from torchimplicit.stopping import OnFailure, Status, Tolerance, report
+from torchimplicit.stopping import OnFailure, Status, Tolerance, report, users_frame
 from torchimplicit.transforms import inside_functorch
 
 
@@ -112,26 +115,36 @@ class Problem:
 
         return captured, Condition(function, self.kind), out
 
+    def equations(self, z: Tensor) -> Equations:
+        """What a search from z may ask about the problem, in plain code."""
+        if self.compile and not self.autocast.enabled:
+            try:
+                return CompiledEquations(self._graph(z), self.function)
+            except NoGraph as error:
+                note = f"compile=True has no effect: torch.compile cannot read {name(self.fn)} as one graph ({error})."
+                warnings.warn(note, stacklevel=users_frame())
+        return Equations(self.hoisted(), self.kind, self.part if self.batched is not None else None)
+
     def find(
-        self, z0: Tensor, function: Flat | None = None, inside: Inside | None = None
+        self, z0: Tensor, equations: Equations, inside: Inside | None = None
     ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
-        """The solution, the facts, and the inverse that the search leaves; of the user's ``function`` of flat unknowns, where
-        it is not the problem's own. Nothing is recorded. Failures are reported here.
-        """
+        """The solution, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
         if cache_may_lack_graphs():
             self.function(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            equations = self._equations() if function is None else Equations(function, self.kind)
             stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor, moving=self.kind.relative_to_z)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
 
-    def _equations(self) -> Equations:
-        if self.compile:
-            source = Source(self.fn, self.args, self.layout.argument, self.output, self.has_aux)
-            return CompiledEquations(source, self.kind, self.function)
-        return Equations(self.hoisted(), self.kind, self.part if self.batched is not None else None)
+    def _graph(self, z: Tensor) -> FlatGraph:
+        graph, tensors = graph_of(self.fn, self.layout.argument(z), self.args)
+
+        def function(z: Tensor, *tensors: Tensor) -> Tensor:
+            return self.value(graph(self.layout.argument(z), tensors))
+
+        key = type(self.kind), self.flatten, self.layout
+        return FlatGraph(graph, tensors, function, self.kind, self.tolerance, key)
 
     def noted(self, found: Found, equations: Equations) -> Facts:
         """The facts of a search that has ended; its trace is kept and its failures are reported."""

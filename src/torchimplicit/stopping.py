@@ -172,7 +172,7 @@ class Tolerance:
 
     def bound(self, scale: Tensor) -> Tensor:
         """The largest residual that counts as converged."""
-        return self.atol + self.rtol * scale
+        return self.atol + self.rtol * scale if self.rtol else scale.new_tensor(self.atol).expand(scale.shape)
 
 
 def linear_status(result: LinearResult) -> Tensor:
@@ -227,10 +227,10 @@ def tell(message: str, on_failure: OnFailure) -> None:
     if on_failure == "raise":
         raise ConvergenceError(message)
     if on_failure == "warn":
-        warnings.warn(message, ConvergenceWarning, stacklevel=_users_frame())
+        warnings.warn(message, ConvergenceWarning, stacklevel=users_frame())
 
 
-def _users_frame() -> int:
+def users_frame() -> int:
     """The stacklevel, for a warning of the caller, of the nearest line that is neither ours nor PyTorch's; in a backward, which
     may run on a thread without such a line, the caller's own."""
     frame, level = sys._getframe(1), 1

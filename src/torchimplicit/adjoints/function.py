@@ -49,6 +49,12 @@ class System(Protocol):
         """The system of ``size`` times as many equations, with its start and tensors."""
         ...
 
+    def pulled(
+        self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
+    ) -> list[Tensor | None] | None:
+        """−uᵀ ∂g/∂x for which of the tensors x, with (∂g/∂z)ᵀ u = v, all at once; None where that is done in parts."""
+        ...
+
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[LinearSystem, list[Tensor]]:
@@ -126,9 +132,13 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     system: System = ctx.system
     z, status, *rest = alive(ctx.saved_tensors)
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
-    z = replace_failed(z, status)
     which = [i - 2 for i in wanted]
-    if system.own_operator and not torch.is_grad_enabled() and not inside_functorch():
+    at_once = system.own_operator and not torch.is_grad_enabled() and not inside_functorch()
+    grads = system.pulled(v, z, inverse, tensors, which) if at_once else None
+    if grads is not None:
+        return tuple(grads)
+    z = replace_failed(z, status)
+    if at_once:
         tensors = replace_what_failed(system.condition, z, status, tensors)
         adjoint, at = system.linear(True, z, status, inverse, tensors)
         some = [tensors[i] for i in which]

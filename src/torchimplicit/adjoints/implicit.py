@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.function import solve_system
+from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
 from torchimplicit.condition import Condition
 from torchimplicit.problem import Problem, detached
 from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
+from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.search import Inside
 from torchimplicit.stopping import Tolerance, check_steps
 from torchimplicit.transforms import inside_transform
@@ -54,8 +56,18 @@ class Implicit:
         """Solve, and attach the derivative."""
         if inside_transform() or being_captured():
             return problem.solution(*self._solve_inside(problem, z0))
-        z, facts, inverse = problem.find(z0)
+        equations = problem.equations(z0)
+        z, facts, inverse = problem.find(z0, equations)
         if not torch.is_grad_enabled():
+            return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
+        graph = equations.solved_as
+        if graph is not None:
+            condition = Condition(graph.function, problem.kind)
+            system = self._system(problem, condition, _Solved(z, facts, inverse))
+            if self.linear_solver is None:
+                fused = FusedPullback(graph, problem.search.from_tensors, system.settings.rtol, system.settings.atol)
+                system = replace(system, fused=fused)
+            z = solve_system(system, z, graph.tensors)[0]
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
         captured, condition, out = problem.capture(z)
         aux = detached(out[1]) if problem.has_aux else None
@@ -69,7 +81,7 @@ class Implicit:
         if inside_transform() or being_captured():
             z, facts, aux = self._solve_inside(problem, z0)
         else:
-            z, facts, _ = problem.find(z0)
+            z, facts, _ = problem.find(z0, problem.equations(z0))
             aux = problem.aux(z) if problem.has_aux else None
         return z.detach(), facts, aux
 
@@ -81,7 +93,7 @@ class Implicit:
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
             with captured.searching():
                 inside = Inside(tensors[:given], condition.vmaps)
-                solved = problem.find(z0, condition.at(tensors), inside)
+                solved = problem.find(z0, Equations(condition.at(tensors), problem.kind), inside)
                 captured.check_nothing_hidden(condition, solved[0], tensors)
             return solved
 

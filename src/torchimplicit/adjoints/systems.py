@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
@@ -59,6 +60,7 @@ class ConditionSystem:
     """The user's condition, and the way its root is found.
 
     find : (condition, z0, tensors) -> root, facts and inverse: the forward solve.
+    fused : the products of the backward as one kernel, where every system has converged in kernels.
     """
 
     own_operator: ClassVar[bool] = True
@@ -67,6 +69,18 @@ class ConditionSystem:
     settings: LinearSettings
     batch_shape: torch.Size
     record: Record
+    fused: FusedPullback | None = None
+
+    def pulled(
+        self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
+    ) -> list[Tensor | None] | None:
+        """The products of the backward for which of the tensors, where one kernel gives them."""
+        found = None if self.fused is None else self.fused(v, z, inverse, tensors, which)
+        if found is None:
+            return None
+        grads, facts = found
+        self.record.adjoint = facts.info(self.batch_shape, Record())
+        return grads
 
     def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         return self.find(self.condition, z0, tensors)
@@ -74,7 +88,7 @@ class ConditionSystem:
     def vmapped(
         self, size: int, dims: Sequence[int | None], z0: Tensor, tensors: Sequence[Tensor]
     ) -> tuple[ConditionSystem, Tensor, list[Tensor]]:
-        return replace(self, condition=self.condition.vmapped(size, dims)), z0.flatten(0, 1), list(tensors)
+        return replace(self, condition=self.condition.vmapped(size, dims), fused=None), z0.flatten(0, 1), list(tensors)
 
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
@@ -128,6 +142,9 @@ class JacobianSystem:
         larger = replace(self, base=self.base.vmapped(size, dims[last:]))
         return larger, w0.flatten(0, 1), [*at, *inverse, *tensors[last:]]
 
+    def pulled(self, *_: Any) -> None:
+        """Never at once."""
+
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[JacobianSystem, list[Tensor]]:
@@ -156,7 +173,9 @@ class JacobianSystem:
             A = operator.to_dense()
             rounded = solved_to_rounding(A.mT if self.transpose else A, b, result.x)
             result = result._replace(converged=result.converged | rounded)
-        suspects = (forward == Status.CONVERGED) & (suspicious(operator, z, b, result.x) | solver.moved(b, result.x))
+        suspects = (forward == Status.CONVERGED) & (
+            suspicious(operator.value, z, b, result.x) | solver.moved(b, result.x)
+        )
         singular = solver.singular()
         looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
         if occurs(suspects):

@@ -24,9 +24,9 @@ GROWTH = 100  # of the inverse of the Jacobian by a Newton step that converges; 
 REDUCTION = 0.1  # of the residual by a Newton step; at a double root 1/4, at a triple root 8/27
 
 
-def suspicious(jacobian: Jacobian, z: Tensor, b: Tensor, w: Tensor) -> Tensor:
+def suspicious(residual: Tensor, z: Tensor, b: Tensor, w: Tensor) -> Tensor:
     """Systems (B,) whose z may be off by more than a little: ‖J⁻¹‖, as seen from J w = b, times the residual at z."""
-    error = rms(w) / rms(b) * rms(jacobian.value)
+    error = rms(w) / rms(b) * rms(residual)
     return (error < torch.inf) & (error > SUSPECT * rms(z))
 
 

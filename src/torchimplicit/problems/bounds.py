@@ -9,6 +9,7 @@ they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -139,11 +140,14 @@ def _like(bound: Any, leaves: list[Any], tree: pytree.TreeSpec, none: float, nam
     return found
 
 
-def with_limits(output: Output) -> Output:
+@dataclass(frozen=True)
+class WithLimits:
     """What flattens the user's output, made to flatten it together with the bounds: (B, m + 2n)."""
 
-    def of(layout: Layout, name: str) -> Callable[[Any], Tensor]:
-        own, limit = output(layout, name), same_as_z(layout, "bounds")
+    output: Output
+
+    def __call__(self, layout: Layout, name: str) -> Callable[[Any], Tensor]:
+        own, limit = self.output(layout, name), same_as_z(layout, "bounds")
 
         def flatten(out: Any) -> Tensor:
             value, lower, upper = out
@@ -152,5 +156,3 @@ def with_limits(output: Output) -> Output:
             return torch.cat([flat, limit(lower), limit(upper)], dim=1)
 
         return flatten
-
-    return of

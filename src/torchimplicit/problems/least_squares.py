@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind
-from torchimplicit.problems.bounds import Bounded, with_limits, within
+from torchimplicit.problems.bounds import Bounded, WithLimits, within
 from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
@@ -114,7 +114,7 @@ def least_squares(
     output = with_loss(per_system_vector, loss, f_scale)
     if bounds is not None and callable(r):
         r, z0, args, batched = within(r, z0, args, bounds, batched, has_aux)
-        kind, output = Bounded(kind), with_limits(output)
+        kind, output = Bounded(kind), WithLimits(output)
     return pose_and_solve(
         kind,
         r,

@@ -8,6 +8,7 @@ Source of the losses: Triggs et al., Bundle adjustment: a modern synthesis (2000
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,10 +65,15 @@ def check_loss(loss: Any, f_scale: Any) -> None:
 
 def with_loss(output: Output, loss: str, f_scale: float) -> Output:
     """What flattens the user's residuals, followed by C w(r / C), for a loss that sets in at C = ``f_scale``."""
-    w = LOSSES[loss]
+    return output if loss == "linear" else _WithLoss(output, loss, f_scale)
 
-    def flattened(layout: Layout, what: str) -> Callable[[Any], Tensor]:
-        flatten = output(layout, what)
-        return lambda out: f_scale * w(flatten(out) / f_scale)
 
-    return flattened if loss != "linear" else output
+@dataclass(frozen=True)
+class _WithLoss:
+    output: Output
+    loss: str
+    f_scale: float
+
+    def __call__(self, layout: Layout, what: str) -> Callable[[Any], Tensor]:
+        flatten, w = self.output(layout, what), LOSSES[self.loss]
+        return lambda out: self.f_scale * w(flatten(out) / self.f_scale)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind
-from torchimplicit.problems.bounds import Bounded, Output, with_limits, within
+from torchimplicit.problems.bounds import Bounded, Output, WithLimits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Solution
@@ -82,8 +82,9 @@ def minimize(
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
         callback: called as ``callback(step, z, residual)`` before the first and after every step.
-        compile: evaluate the residual and its dense Jacobian in the solve as kernels of ``torch.compile``; the first
-            call takes some seconds. What is differentiated is the function itself.
+        compile: solve with kernels that ``torch.compile`` makes of the function, where it can read it as one graph: of whole
+            steps, and of the backward, for Newton's method; else of the residual and its dense Jacobian. The first call with
+            new shapes takes some seconds.
 
     Returns:
         ``Solution(value, info)``: z*, like z0, and a :class:`torchimplicit.SolveInfo`.
@@ -106,7 +107,7 @@ def minimize(
     output: Output = per_system_scalar
     if bounds is not None and callable(phi):
         phi, z0, args, batched = within(phi, z0, args, bounds, batched, has_aux)
-        kind, output = Bounded(kind), with_limits(output)
+        kind, output = Bounded(kind), WithLimits(output)
     return pose_and_solve(
         kind,
         phi,

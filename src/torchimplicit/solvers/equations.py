@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.recording import CaptureError
 from torchimplicit.transforms import alive
+
+if TYPE_CHECKING:
+    from torchimplicit.compiled import FlatGraph
 
 T = TypeVar("T")
 
@@ -66,6 +69,7 @@ class Equations:
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
     raised : what the function has raised last at a trial point.
+    solved_as : the function as a graph of explicit tensors, if the solution was found by kernels of whole steps (``compile=True``).
     """
 
     def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
@@ -75,6 +79,7 @@ class Equations:
         self.evaluations = 0
         self.products = 0
         self.raised = ""
+        self.solved_as: FlatGraph | None = None
 
     def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""

@@ -78,7 +78,7 @@ def solve_in_stages(
         found = solve(stages[0], equations, z0, first, watch=watch, keep_trace=keep_trace)
     tried = 1
     if all_converged(found.status):
-        return replace(found, tried=_names(stages[:1]), solved_by=found.status.new_zeros(()).expand(found.status.shape))
+        return by_first(found, stages)
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     length = found.steps.max()
     for stage in () if inside_functorch() else stages[1:]:
@@ -103,6 +103,11 @@ def solve_in_stages(
         solved_by[rows] = torch.where(found.status[rows] == Status.CONVERGED, tried, -1)
         tried += 1
     return replace(found, tried=_names(stages[:tried]), solved_by=solved_by)
+
+
+def by_first(found: Found, stages: Sequence[Solver]) -> Found:
+    """Where the first of the stages has solved everything."""
+    return replace(found, tried=_names(stages[:1]), solved_by=found.status.new_zeros(()).expand(found.status.shape))
 
 
 def _names(stages: Sequence[Solver]) -> tuple[str, ...]:

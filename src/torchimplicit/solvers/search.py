@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 from torchimplicit.condition import Vmap
 from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.fused import solve_fused
 from torchimplicit.solvers.loop import Advance, Found, Stopping, Watch, solve
-from torchimplicit.solvers.polyalgorithm import Polyalgorithm, solve_in_stages
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm, by_first, solve_in_stages
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Iterate:
     watch: Watch | None = None
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        if self.watch is None and not self.trace:
+            found = solve_fused(self._first, equations, z0, stopping)
+            if found is not None:
+                return by_first(found, self.solver.stages) if isinstance(self.solver, Polyalgorithm) else found
         if isinstance(self.solver, Polyalgorithm):
             return solve_in_stages(self.solver.stages, equations, z0, stopping, self.watch, self.trace)
         if equations.part is not None and self.watch is None and not self.trace:

@@ -1,0 +1,76 @@
+"""The derivative of a solve whose function is a graph, as one kernel: linear solve, check of its residual, last product.
+
+For ``compile=True``, where the steps were kernels too and have left the factors of ∂g/∂z at z* itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoints.well_posed import suspicious
+from torchimplicit.compiled import FlatGraph
+from torchimplicit.products import Linearisation
+from torchimplicit.solution import Facts
+
+
+@dataclass(frozen=True)
+class FusedPullback:
+    """−uᵀ ∂g/∂x with (∂g/∂z)ᵀ u = v, for the tensors x of a graph.
+
+    inverse : rebuilds the approximate inverse of ∂g/∂z from its tensors.
+    rtol, atol : of the linear solve.
+    """
+
+    graph: FlatGraph
+    inverse: Callable[[Sequence[Tensor]], Any]
+    rtol: float
+    atol: float
+
+    def __call__(
+        self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
+    ) -> tuple[list[Tensor | None], Facts] | None:
+        """The products with ``which`` of the tensors, and the facts of the linear solve; None where its residual is too large, or
+        z may be a root without a derivative. Nothing is recorded."""
+        leading = [tensor.detach() for tensor in (v.contiguous(), z, *inverse)]
+
+        def pulled(*all: Tensor) -> tuple[Tensor | None, ...]:
+            return self._pulled(all[: len(leading)], all[len(leading) :], which)
+
+        kernel = self.graph.kernel(("pullback", tuple(which), len(inverse), self.rtol, self.atol), pulled, leading)
+        if kernel is None:
+            return None
+        residual, failed, *grads = kernel(*leading, *(tensor.detach() for tensor in tensors))
+        if failed:
+            return None
+        zero, one = torch.tensor([0, 1], device=z.device)
+        return grads, Facts(zero.expand(residual.shape), one.expand(residual.shape), residual, one, one)
+
+    def _pulled(
+        self, leading: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
+    ) -> tuple[Tensor | None, ...]:
+        v, z, *inverse = leading
+
+        def condition(z: Tensor, *some: Tensor) -> Tensor:
+            full = list(tensors)
+            for i, t in zip(which, some, strict=True):
+                full[i] = t
+            return self.graph.kind.residual(self.graph.at(full), z)
+
+        g = Linearisation(condition, (z, *(tensors[i] for i in which)))
+        if z.shape[-1] == 1:
+            (slope,) = g.restricted([0]).pull(torch.ones_like(v))
+            u = v / (torch.zeros_like(v) if slope is None else slope)
+            doubtful = suspicious(g.value, z, v, u)
+        else:
+            factors = self.inverse(inverse)
+            u = factors.solve(v, adjoint=True)
+            doubtful = suspicious(g.value, z, v, u) | factors.suspicious
+        ours, *grads = g.pull(-u)
+        residual = torch.linalg.vector_norm(v if ours is None else v + ours, dim=-1)
+        bound = self.atol + self.rtol * torch.linalg.vector_norm(v, dim=-1)
+        return (residual, (doubtful | ~(residual <= bound)).any(), *grads)

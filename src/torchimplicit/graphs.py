@@ -1,0 +1,187 @@
+"""A user's function as a graph of torch calls with all its tensors as inputs, as torch.compile sees it.
+
+What :mod:`torchimplicit.capture` finds out by evaluating a function, torch.compile's front end (Dynamo) finds out by reading its
+code, and its guards tell at every further call whether the graph still is that of the function: only the tensors are new. That
+makes it cheap to have, and kernels can be made from it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from torchimplicit.recording import version
+
+Kernel = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """``fn(z, *args)`` as a pure function of explicit tensors.
+
+    module : the torch calls; its inputs are leaves of z and other tensors.
+    unknowns : which of the inputs are leaves of z, in their order.
+    returned, tree : which of the module's results are the leaves of what fn returns, and its structure.
+    kernels : what has been made of it, by whatever tells one from the other.
+    """
+
+    module: GraphModule
+    unknowns: tuple[int, ...]
+    returned: tuple[int, ...]
+    tree: pytree.TreeSpec
+    kernels: dict[Any, Kernel | None] = field(default_factory=dict)
+
+    def __call__(self, z: Any, tensors: Sequence[Tensor]) -> Any:
+        """fn at z, with these tensors as the module's other inputs, in their order."""
+        inputs = list(tensors)
+        for place, leaf in sorted(zip(self.unknowns, pytree.tree_leaves(z), strict=True), key=lambda pair: pair[0]):
+            inputs.insert(place, leaf)
+        results = self.module(*inputs)
+        return pytree.tree_unflatten([results[i] for i in self.returned], self.tree)
+
+    def kernel(self, key: Any, function: Callable[..., Any], example: Sequence[Tensor]) -> Kernel | None:
+        """``function`` of tensors, which evaluates this graph, compiled for tensors like the example; made once for each key.
+
+        None where no kernel can be made of it: it draws random numbers, say.
+        """
+        if key not in self.kernels:
+            self.kernels[key] = _compiled(function, example)
+        return self.kernels[key]
+
+
+class NoGraph(Exception):
+    """A function is no graph of torch calls; the message says why."""
+
+
+def graph_of(fn: Callable[..., Any], z: Any, args: Sequence[Any]) -> tuple[Graph, list[Tensor]]:
+    """The graph of ``fn`` and the tensors that it uses beside z: those of args, of closures and modules, globals.
+
+    Raises:
+        NoGraph: there is none: code that torch.compile cannot read as a whole (or that raises), tensors that fn changes, no room
+            for another graph of the same code.
+    """
+    leaves = pytree.tree_leaves(z)
+    _seen.take()
+    try:
+        with torch.enable_grad():  # as it is where it is differentiated
+            out = _reader(fn)(fn, z, args)
+    except Exception as error:
+        raise NoGraph(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    seen = _seen.take()
+    if seen is None:
+        raise NoGraph("nothing is computed by torch, or torch.compile is switched off")
+    reading, inputs = seen
+    if reading.graph is None:
+        reading.graph = reading.arranged(leaves, inputs, out)
+    unknowns = reading.graph.unknowns
+    return reading.graph, [tensor for place, tensor in enumerate(inputs) if place not in unknowns]
+
+
+class _Reading:
+    """What Dynamo calls in place of the torch calls it has read: notes the tensors, computes nothing after the first time."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.graph: Graph | None = None
+        self.refused = ""
+        self.stand_ins: tuple[Any, ...] = ()
+
+    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        _seen.last = self, inputs
+        if not self.stand_ins:
+            self.stand_ins = self._first(inputs)
+        return self.stand_ins
+
+    def _first(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A tensor of its own for each result, by which it is found in what the function returns."""
+        inside = self.module.state_dict(keep_vars=True).values()
+        if not all(isinstance(tensor, Tensor) for tensor in inputs) or any(tensor.requires_grad for tensor in inside):
+            self.refused = "it uses numbers or tensors that torch.compile does not show"
+            return (None,)
+        versions = [version(tensor) for tensor in inputs]
+        with torch.no_grad():
+            results = self.module(*inputs)
+        if versions != [version(tensor) for tensor in inputs]:
+            self.refused = "it changes a tensor in place"
+        return tuple(torch.empty_like(r, device="meta") if isinstance(r, Tensor) else r for r in results)
+
+    def arranged(self, leaves: Sequence[Tensor], inputs: Sequence[Tensor], out: Any) -> Graph:
+        """The graph, if every leaf of z is among the inputs and every leaf of what is returned among the results."""
+        returned, tree = pytree.tree_flatten(out)
+        places = [_place(leaf, inputs) for leaf in leaves]
+        results = [_place(leaf, self.stand_ins) for leaf in returned]
+        unknowns, found = ([i for i in these if i is not None] for these in (places, results))
+        if not self.refused and len(unknowns) < len(leaves):
+            self.refused = "it does not use all of z"
+        if not self.refused and not len(found) == len(returned) == len(self.stand_ins):
+            self.refused = "it keeps tensors, or returns some that it has not computed"
+        if self.refused:
+            raise NoGraph(self.refused)
+        return Graph(self.module, tuple(unknowns), tuple(found), tree)
+
+
+class _Seen(threading.local):
+    """What was called last, on this thread, and with which tensors."""
+
+    last: tuple[_Reading, tuple[Tensor, ...]] | None = None
+
+    def take(self) -> tuple[_Reading, tuple[Tensor, ...]] | None:
+        last, self.last = self.last, None
+        return last
+
+
+_seen = _Seen()
+_readers: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
+
+
+def _reader(fn: Any) -> Callable[..., Any]:
+    """Calls a function under Dynamo; one for the code of ``fn``: a lambda that is written once and made at every call has one."""
+    key = code_of(fn)
+    if key not in _readers:
+        backend: Any = lambda module, _: _Reading(module)  # noqa: E731
+        _readers[key] = torch.compile(own_code(_applied), backend=backend, fullgraph=True, dynamic=False)
+    return _readers[key]
+
+
+def _applied(fn: Callable[..., Any], z: Any, args: Sequence[Any]) -> Any:
+    return fn(z, *args)
+
+
+def code_of(fn: Any) -> Any:
+    """What stays the same of a function that is made at every call."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(getattr(fn, "__func__", fn), "__code__", fn)
+
+
+def own_code(function: Any) -> Callable[..., Any]:
+    """The function with code of its own: torch.compile gives up on code that it has compiled for too many functions."""
+    assert isinstance(function, FunctionType)
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
+def _place(tensor: Any, among: Sequence[Any]) -> int | None:
+    return next((i for i, other in enumerate(among) if other is tensor), None)
+
+
+def _compiled(function: Callable[..., Any], example: Sequence[Tensor]) -> Kernel | None:
+    try:
+        traced = make_fx(function, tracing_mode="fake")(*example)
+    except Exception:
+        return None
+    for node in traced.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return None
+    kernel: Kernel = torch._inductor.compile(traced, list(example))
+    return kernel

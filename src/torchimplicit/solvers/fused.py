@@ -1,0 +1,144 @@
+"""Newton's method with every step one kernel: the function, its Jacobian, the factorisation, the step and the test of convergence.
+
+For ``compile=True``. A kernel knows the common case only: every system takes full steps until it has converged. Whatever else
+happens is left to the loop, which then starts anew: it knows of failures, of steps that are too long, of limits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.compiled import CompiledEquations, FlatGraph
+from torchimplicit.linear.jacobian import SWEEP_ENTRIES
+from torchimplicit.solvers.descent import dot
+from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.loop import PROGRESS, Found, Stopping
+from torchimplicit.solvers.newton import Newton
+from torchimplicit.solvers.trust_newton import TrustNewton
+from torchimplicit.solvers.trust_region import judge
+from torchimplicit.stopping import Status, rms
+
+
+def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found | None:
+    """Where full steps of ``solver`` lead from z, (B, n), if they lead every system to its solution; otherwise None.
+
+    The inverse is that of the Jacobian at the solution itself.
+    """
+    batch, n = z.shape
+    if not isinstance(equations, CompiledEquations) or not 0 < batch * n * n <= SWEEP_ENTRIES:
+        return None
+    method = _method(solver, equations)
+    if method is None:
+        return None
+    graph = equations.graph
+    z = z.clone(memory_format=torch.contiguous_format)
+    norm = z.new_empty(batch)
+    start = torch.full_like(norm, torch.nan) if graph.tolerance.rtol else norm.new_zeros(()).expand(batch)
+    steps = torch.zeros_like(norm, dtype=torch.int32)
+    state = (z, norm, start, steps, *method.memory(z))
+
+    def step(*all: Tensor) -> tuple[Tensor, ...]:
+        """A step that writes the next state over the last one, for memory is slow to come by: the signal and the factors."""
+        new, others = method.step(graph, all)
+        for old, value in zip(all, new, strict=False):
+            if value is not old:
+                old.copy_(value)
+        return others
+
+    kernel = graph.kernel((type(method), solver, graph.tolerance), step, state)
+    if kernel is None:
+        return None
+    tensors = [tensor.detach() for tensor in graph.tensors]
+    lowest, stuck = math.inf, 0
+    for _ in range(min(stopping.max_steps, solver.max_steps) + 1):
+        signal, *factors = kernel(*state, *tensors)
+        equations.evaluations += 1
+        equations.products += n
+        left, refused, worst = signal.tolist()
+        if not left and not refused:
+            equations.solved_as = graph
+            status = torch.tensor(Status.CONVERGED, device=z.device).expand(batch)
+            bound = graph.tolerance.bound(start)
+            return Found(z, status, steps.to(torch.int64), norm, bound, tuple(factors))
+        stuck = 0 if worst < PROGRESS * lowest else stuck + 1
+        lowest = min(worst, lowest)
+        if refused or stuck > solver.patience or not math.isfinite(worst):
+            break
+    return None
+
+
+def _method(solver: Solver, equations: Equations) -> _Roots | _Minima | None:
+    kind = equations.kind
+    if kind.relative_to_z or kind.bounded:
+        return None
+    if isinstance(solver, Newton) and solver.every == 1 and solver.line_search is None and not kind.minimised:
+        return _Roots(solver)
+    return _Minima() if isinstance(solver, TrustNewton) and kind.minimised and not kind.sums_squares else None
+
+
+def _bound(graph: FlatGraph, norm: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """The residual at the start, kept where it matters, and the largest one that counts as converged."""
+    if graph.tolerance.rtol:  # otherwise it is not read
+        start = torch.where(start.isnan(), norm, start)
+    return start, graph.tolerance.bound(start)
+
+
+def _signal(norm: Tensor, bound: Tensor, refused: Tensor) -> Tensor:
+    """How many systems are left, how many refuse the step, and the largest residual."""
+    left = ~(norm <= bound)
+    return torch.stack([left.sum().to(norm.dtype), refused.sum().to(norm.dtype), norm.max()])
+
+
+@dataclass(frozen=True)
+class _Roots:
+    solver: Newton
+
+    def memory(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Nothing more."""
+        return ()
+
+    def step(self, graph: FlatGraph, all: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The next state; the signal and the factors at z."""
+        z, _, start, steps, *tensors = all
+        jacobian = Equations(graph.at(tensors), graph.kind).jacobian(z)
+        norm = rms(jacobian.value)
+        start, bound = _bound(graph, norm, start)
+        left = ~(norm <= bound)
+        factors: tuple[Tensor, ...]
+        if z.shape[-1] == 1:
+            step, factors = jacobian.value / jacobian.rmatvec(torch.ones_like(z)), ()
+        else:
+            factorised = self.solver.linear_solver.factorize(jacobian)
+            step, factors = factorised.solve(jacobian.value), factorised.tensors
+        z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
+        refused = torch.zeros_like(left)
+        return (z, norm, start, steps + left), (_signal(norm, bound, refused), *factors)
+
+
+@dataclass(frozen=True)
+class _Minima:
+    def memory(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The objective before the last step, its gradient, the step, and the decrease that it promised (NaN for no step)."""
+        value, predicted = z.new_full((2, len(z)), torch.nan)
+        return value, torch.zeros_like(z), torch.zeros_like(z), predicted
+
+    def step(self, graph: FlatGraph, all: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The next state; the signal and the Cholesky factor of the Hessian at z."""
+        z, _, start, steps, value_old, r_old, s_old, predicted, *tensors = all
+        value, hessian = Equations(graph.at(tensors), graph.kind).objective_and_jacobian(z)
+        r, H = hessian.value, hessian.to_dense()
+        accepted, _ = judge((value_old, value), (r_old, r), s_old, predicted, torch.full_like(value, torch.inf))
+        norm = rms(r)
+        start, bound = _bound(graph, norm, start)
+        left = ~(norm <= bound)
+        L, info = torch.linalg.cholesky_ex(H)
+        s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+        refused = ~(accepted | predicted.isnan()) | (info != 0) | (left & ~s.isfinite().all(-1))
+        predicted = torch.where(left, -dot(r, s) - dot(s, (H @ s.unsqueeze(-1)).squeeze(-1)) / 2, torch.nan)
+        z = torch.where(left.unsqueeze(-1), z + s, z)
+        return (z, norm, start, steps + left, value, r, s, predicted), (_signal(norm, bound, refused), L)
