@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import Contraction, Dense, MatrixFree
+from torchimplicit.linear import GMRES, Contraction, Dense, LinearResult, MatrixFree
 
 
 def spread(n: int, radius: float, seed: int = 0) -> Tensor:
@@ -49,6 +49,44 @@ def test_fast_contractions_need_neither_krylov_space_nor_factors() -> None:
     state = Contraction().factorize(Dense(A))
     assert state.iterate(torch.ones(100, dtype=torch.float64)).converged
     assert state.fallback is None
+
+
+def slow_products(n: int = 300) -> tuple[LinearResult, LinearResult, int]:
+    """A slow contraction with a real spectrum: by this solver, by GMRES that never restarts, and how many plain steps it takes."""
+    M = spread(n, 1.0)
+    M = 0.99 * (M + M.mT) / torch.linalg.matrix_norm(M + M.mT, 2)
+    d = 0.8 + 0.2 * torch.rand(4, n, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    b = torch.randn(4, n, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    A = MatrixFree(lambda x: x - d * (x @ M), n=n, batch_shape=(4,), dtype=torch.float64)
+    x, plain = b, 0
+    while not (torch.linalg.vector_norm(b - A.matvec(x), dim=-1) <= 1e-6 * torch.linalg.vector_norm(b, dim=-1)).all():
+        x, plain = x + b - A.matvec(x), plain + 1
+    krylov = GMRES(restart=100).factorize(A).iterate(b, rtol=1e-6)
+    return Contraction().factorize(A).iterate(b, rtol=1e-6), krylov, plain
+
+
+def test_slow_contractions_take_a_third_of_the_plain_steps_and_hardly_more_products_than_gmres() -> None:
+    result, krylov, plain = slow_products()
+    assert result.converged.all()
+    assert krylov.converged.all()
+    assert result.products <= plain / 3
+    assert result.products <= 1.15 * krylov.products
+    assert torch.allclose(result.x, krylov.x, rtol=1e-4, atol=1e-4)
+
+
+def test_complex_systems_are_mixed_with_the_right_conjugations() -> None:
+    n = 300
+    M = torch.complex(spread(n, 0.7), spread(n, 0.7, seed=9))
+    M = 0.97 * (M + M.mH) / torch.linalg.matrix_norm(M + M.mH, 2)
+    b = torch.randn(2, n, dtype=M.dtype, generator=torch.Generator().manual_seed(6))
+    A = MatrixFree(lambda x: x - x @ M.mT, lambda x: x - x @ M.conj(), n=n, batch_shape=(2,), dtype=M.dtype)
+    state = Contraction().factorize(A)
+    result = state.iterate(b, rtol=1e-6)
+    assert result.converged.all()
+    assert state.fallback is None
+    assert result.products < 70  # plain steps: more than 200
+    dense = torch.eye(n, dtype=M.dtype) - M
+    assert torch.allclose(result.x, torch.linalg.solve(dense, b.mT).mT, rtol=1e-3, atol=1e-4)
 
 
 def test_slow_contractions_that_gmres_does_not_speed_up_are_factorised_where_that_is_cheaper() -> None:

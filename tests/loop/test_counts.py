@@ -71,7 +71,7 @@ def total(counts: Counter[str]) -> int:
     [
         ("picard", 1),  # z − r
         (ti.solvers.Picard(damping=0.5), 2),
-        ("anderson", 70),
+        ("anderson", 34),
     ],
     ids=["picard", "damped", "anderson"],
 )
@@ -80,6 +80,36 @@ def test_the_loop_adds_few_operations_to_those_of_a_step(solver: Any, of_method:
     residual = EVALUATION + 1
     assert total(step) <= residual + of_method + 16
     assert step[SYNCHRONISATION] <= 4
+
+
+def of_anderson(steps: int) -> Counter[str]:
+    """The operations of so many steps on 40 unknowns that contract slowly."""
+    S = torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    S = 0.95 * S @ S.T / torch.linalg.matrix_norm(S, 2) ** 2
+    with Operations() as operations, torch.no_grad():
+        _, info = ti.fixed_point(
+            lambda z: z @ S + 0.1,
+            torch.zeros(5, 40, dtype=torch.float64),
+            batch_ndim=1,
+            solver="anderson",
+            rtol=1e-15,
+            max_steps=steps,
+            on_failure="ignore",
+        )
+    assert (
+        int(info.evaluations) == steps + 2
+    )  # the start, and one that asks whether a failure is noise: none for a safeguard
+    return operations.counts
+
+
+def test_anderson_mixes_at_every_third_step_and_does_little_else() -> None:
+    three = of_anderson(9)
+    three.subtract(of_anderson(6))
+    assert three["aten._linalg_solve_ex.default"] == 1
+    assert three["aten.bmm.default"] == 3  # the Gram matrix, its right-hand side, the mixture
+    assert three["aten.mm.default"] == 3  # the evaluations
+    assert three[SYNCHRONISATION] <= 12
+    assert total(three) <= 120
 
 
 def test_newton_factorises_once_a_step_and_not_where_it_has_converged() -> None:

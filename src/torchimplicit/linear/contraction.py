@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +13,32 @@ from torchimplicit.linear.auto import Auto, AutoState, better_of
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import LinearResult, tolerance
+from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.vectors import fit
+from torchimplicit.linear.window import store
 
-PROBE = 8  # plain steps after which their rate is known
-CHEAP = 48  # a forecast of so many further plain steps is not worth a Krylov space
+FAST = 0.5  # a contraction factor below which plain steps are not mixed
+PERIOD = 3  # a mixture for so many steps,
+MEMORY = 6  # of so many of the last ones
+PROBE = 12  # steps after which their rate is known,
+LOOK = 6  # from the last ones
+CHEAP = 48  # a forecast of so many further steps is not worth a Krylov space
 RESTART = 32  # steps in which GMRES shows whether it does better
-KRYLOV_COST = 2  # of a step of GMRES, in plain steps
+KRYLOV_COST = 2  # of a step of GMRES, in steps
 
 
 @dataclass(frozen=True)
 class Contraction:
     """Plain steps x ← x + (b − A x), the Neumann series, while they are the cheapest way to the tolerance.
 
-    After a few of them their rate is known. If it promises the tolerance soon, they go on. Otherwise GMRES takes one cycle,
-    which shows its own rate, and what promises to finish with the fewest products does: plain steps (with a spectrum around a
+    Where one reduces the residual by less than a half, every third starts from the mixture of the last six with the smallest residual:
+    fast or slow, a step is one product, and with the mixtures there are hardly more of them than GMRES needs, without its growing
+    basis. After a few of them their rate is known. If it promises the tolerance soon, they go on. Otherwise GMRES takes one cycle,
+    which shows its own rate, and what promises to finish with the fewest products does: these steps (with a spectrum around a
     circle, as that of an orthogonal M, GMRES gains nothing), GMRES, or factors (n products).
     Made for solves that are not recorded: it reads values.
+    Source: Suryanarayana, Pratapa and Pask, Alternating Anderson-Richardson method, Comput. Phys. Commun. 234 (2019), for the mixtures.
     """
 
     def factorize(self, operator: LinearOperator) -> ContractionState:
@@ -37,16 +46,8 @@ class Contraction:
         return ContractionState(square(operator, "Contraction"))
 
 
-class _Plain(NamedTuple):
-    """Where plain steps have led: the residual vector there, and the factor by which the last step reduced the worst one."""
-
-    result: LinearResult
-    r: Tensor
-    rate: float
-
-
 class ContractionState:
-    """The plain steps bound to an operator."""
+    """The steps bound to an operator."""
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator = operator
@@ -72,40 +73,37 @@ class ContractionState:
         b = fit(b, operator.batch_shape, n, operator.dtype, name="b")
         bound = tolerance(torch.linalg.vector_norm(b, dim=-1), rtol, atol)
         limit = math.inf if max_steps is None else max_steps
-        x = torch.zeros_like(b)
-        r = b
-        if x0 is not None:
-            x = fit(x0, operator.batch_shape, n, operator.dtype, name="x0").expand(b.shape)
-            r = b - operator.apply(x, adjoint)
-        plain = self._steps(b, adjoint, x, r, bound, int(min(PROBE, limit)))
-        result = plain.result._replace(products=plain.result.products + (x0 is not None))
-        if bool(result.converged.all()) or limit <= PROBE:
+        if x0 is None:
+            steps = _Steps(operator, adjoint, b, torch.zeros_like(b), b, bound)
+        else:
+            x0 = fit(x0, operator.batch_shape, n, operator.dtype, name="x0").expand(b.shape)
+            steps = _Steps.anew(operator, adjoint, b, x0, bound)
+        left = limit - steps.take(min(PROBE, limit))
+        result = steps.result()
+        if bool(result.converged.all()) or left <= 0:
             return result
-        left = limit - PROBE
-        further = _forecast(result, bound, plain.rate)
+        further = _forecast(result, bound, steps.rate)
+        before: LinearResult | None = None
         if further > CHEAP and n <= Auto().dense_limit:
             return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, Auto()))
-        r = plain.r
         if further > CHEAP:
             cycle = int(min(RESTART, left))
             krylov = GMRES(restart=RESTART).factorize(operator)
             second = krylov.iterate(b, adjoint, x0=result.x, rtol=rtol, atol=atol, max_steps=cycle)
             gain = _worst(second.residual_norm, result.residual_norm, bound) ** (1 / cycle)
-            result = better_of(result, second)
+            before = result = better_of(result, second)
             left -= cycle
             if bool(result.converged.all()) or left == 0:
                 return result
-            r = b - operator.apply(result.x, adjoint)
-            result = result._replace(products=result.products + 1)
-            further = _forecast(result, bound, plain.rate)
+            further = _forecast(result, bound, steps.rate)
             krylov_products = KRYLOV_COST * _forecast(result, bound, gain)
             dense_products = n if n <= Auto().fallback_limit else math.inf
             if not further < min(krylov_products, dense_products):
                 solver = Auto(dense_limit=n) if dense_products < krylov_products else Auto()
                 return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, solver))
-        plain = self._steps(b, adjoint, result.x, r, bound, int(min(2 * further + PROBE, left)))
-        left -= int(plain.result.steps.max())
-        result = better_of(result, plain.result)
+            steps = _Steps.anew(operator, adjoint, b, result.x, bound)
+        left -= steps.take(int(min(2 * further + PROBE, left)))
+        result = steps.result() if before is None else better_of(before, steps.result())
         if bool(result.converged.all()) or left == 0:
             return result
         return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, Auto()))
@@ -130,23 +128,67 @@ class ContractionState:
         """The factors, where it came to a factorisation."""
         return None if self.fallback is None else self.fallback.direct
 
-    def _steps(self, b: Tensor, adjoint: bool, x: Tensor, r: Tensor, bound: Tensor, limit: int) -> _Plain:
-        """At most ``limit`` plain steps from x, whose residual is r; systems that have converged stay where they are."""
-        norm = torch.linalg.vector_norm(r, dim=-1)
-        steps = torch.zeros_like(norm, dtype=torch.int64)
-        active = norm > bound  # False for NaN
-        before: Tensor | None = None
-        products = 0
-        x = x.clone()
-        while products < limit and bool(active.any()):
-            x += r if bool(active.all()) else torch.where(active.unsqueeze(-1), r, 0)
-            r = b - self.operator.apply(x, adjoint)  # for those that stay what it was
-            products += 1
-            before, norm = norm, torch.linalg.vector_norm(r, dim=-1)
-            steps = steps + active
-            active = active & (norm > bound)
-        result = LinearResult(x, norm, steps, norm <= bound, ~norm.isfinite(), active, products)
-        return _Plain(result, r, 0.0 if before is None else _worst(norm, before, bound))
+
+class _Steps:
+    """Steps from x, whose residual is r; systems that have converged stay where they are.
+
+    dr, dp : the last differences of residuals, and of where plain steps lead (p = x + r), (..., m, n); None as long as all are fast.
+    k : how many of them were stored.
+    """
+
+    def __init__(
+        self, operator: LinearOperator, adjoint: bool, b: Tensor, x: Tensor, r: Tensor, bound: Tensor, products: int = 0
+    ) -> None:
+        self.operator, self.adjoint, self.b, self.x, self.r, self.bound = operator, adjoint, b, x.clone(), r, bound
+        self.norms = [torch.linalg.vector_norm(r, dim=-1)]
+        self.active = self.norms[0] > bound  # False for NaN
+        self.taken = torch.zeros_like(self.norms[0], dtype=torch.int64)
+        self.products = products
+        self.dr: Tensor | None = None
+        self.dp: Tensor | None = None
+        self.k = 0
+
+    @staticmethod
+    def anew(operator: LinearOperator, adjoint: bool, b: Tensor, x: Tensor, bound: Tensor) -> _Steps:
+        """From any x, at the price of one product."""
+        return _Steps(operator, adjoint, b, x, b - operator.apply(x, adjoint), bound, products=1)
+
+    def take(self, limit: float) -> int:
+        """At most so many steps; returns how many there were."""
+        taken = 0
+        while taken < limit and bool(self.active.any()):
+            mixed: Tensor | None = None
+            if self.dr is not None and self.dp is not None and self.k % PERIOD == 0:
+                m = min(self.k, MEMORY)
+                mixed = (mixture(self.dr[..., :m, :], self.r) @ self.dp[..., :m, :]).squeeze(-2)
+            step = self.r if mixed is None else self.r - mixed
+            self.x += step if bool(self.active.all()) else torch.where(self.active.unsqueeze(-1), step, 0)
+            r = self.b - self.operator.apply(self.x, self.adjoint)  # for those that stay what it was
+            taken += 1
+            self.taken = self.taken + self.active
+            self.norms.append(torch.linalg.vector_norm(r, dim=-1))
+            self.active = self.active & (self.norms[-1] > self.bound)
+            if self.dr is None and _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
+                self.dr = r.new_zeros(*r.shape[:-1], MEMORY, r.shape[-1])
+                self.dp = torch.zeros_like(self.dr)
+            if self.dr is not None and self.dp is not None:
+                store(self.dr, self.k, r, self.r)
+                store(self.dp, self.k, r, mixed)
+                self.k += 1
+            self.r = r
+        self.products += taken
+        return taken
+
+    @property
+    def rate(self) -> float:
+        """The factor by which a step has reduced the residual of the slowest system of late."""
+        steps = min(LOOK, len(self.norms) - 1)
+        return _worst(self.norms[-1], self.norms[-1 - steps], self.bound) ** (1 / steps) if steps else 0.0
+
+    def result(self) -> LinearResult:
+        """Where they have led."""
+        norm = self.norms[-1]
+        return LinearResult(self.x, norm, self.taken, norm <= self.bound, ~norm.isfinite(), self.active, self.products)
 
 
 def _worst(after: Tensor, before: Tensor, bound: Tensor) -> float:

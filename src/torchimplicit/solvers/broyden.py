@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
-from torchimplicit.solvers.window import store
 
 
 class BroydenState(NamedTuple):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.masks import divide
+from torchimplicit.linear.window import newest_first, store_rows
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import curved, dot
 from torchimplicit.solvers.line_search import LineSearch
-from torchimplicit.solvers.window import newest_first, store_rows
 
 
 class Pairs(NamedTuple):

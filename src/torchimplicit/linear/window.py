@@ -8,16 +8,19 @@ from torch import Tensor
 from torchimplicit.transforms import inside_functorch
 
 
-def store(window: Tensor, k: int, v: Tensor) -> Tensor:
-    """The window (B, m, n) with v (B, n) at place k mod m; in place where nothing is recorded for autograd."""
-    place = k % window.shape[1]
+def store(window: Tensor, k: int, v: Tensor, less: Tensor | None = None) -> Tensor:
+    """The window (..., m, n) with v (..., n), or v − less, at place k mod m; in place where nothing is recorded for autograd."""
+    place = k % window.shape[-2]
     # Under vmap a tensor does not show whether autograd records it outside.
-    recorded = window.requires_grad or v.requires_grad or inside_functorch()
-    if torch.is_grad_enabled() and recorded:
-        here = torch.zeros(window.shape[1], 1, dtype=torch.bool, device=window.device)
+    recorded = window.requires_grad or v.requires_grad or (less is not None and less.requires_grad)
+    if torch.is_grad_enabled() and (recorded or inside_functorch()):
+        here = torch.zeros(window.shape[-2], 1, dtype=torch.bool, device=window.device)
         here[place] = True
-        return torch.where(here, v.unsqueeze(1), window)
-    window[:, place] = v
+        return torch.where(here, (v if less is None else v - less).unsqueeze(-2), window)
+    if less is None or inside_functorch():
+        window[..., place, :] = v if less is None else v - less
+    else:
+        torch.sub(v, less, out=window[..., place, :])
     return window
 
 

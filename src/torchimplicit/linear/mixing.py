@@ -1,0 +1,24 @@
+"""The mixture of past steps in which the linear model of the residual is smallest: what Anderson's methods share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mixture(dr: Tensor, r: Tensor, eps: float | None = None) -> Tensor:
+    """γ, (..., 1, m), which minimises ‖r − ΔRᵀ γ‖² + ε ‖ΔR‖² ‖γ‖² for m differences of residuals (..., m, n).
+
+    From the normal equations, scaled to a unit diagonal; ε is the dtype's rounding unit where None is given. A difference that is
+    zero or not finite plays no part, and a system whose equations have no finite solution gets zeros.
+    """
+    eps = torch.finfo(r.dtype).eps if eps is None else eps
+    gram = dr @ dr.mH
+    square = gram.detach().diagonal(dim1=-2, dim2=-1).real
+    usable = (square > 0) & (square < torch.inf)
+    scale = torch.where(usable, square, torch.inf).rsqrt().unsqueeze(-1)
+    gram = (gram.mT * scale * scale.mT).nan_to_num(0, 0, 0)
+    gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(usable, eps, 1))
+    rhs = scale * (r.unsqueeze(-2) @ dr.mH).mT  # as dr @ r it takes ten times longer
+    gamma = scale * torch.linalg.solve_ex(gram, rhs)[0]
+    return gamma.nan_to_num(0, 0, 0).mT  # rows in one piece, for a product with others is taken row by row
