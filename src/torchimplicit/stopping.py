@@ -58,7 +58,7 @@ _PROSE = {
     Status.STAGNATED: (
         "the residual stopped falling above the tolerance. Likely causes: (a) the tolerance lies below the rounding floor of "
         "this dtype; (b) a local minimum of the residual that is no root; (c) a cycle; (d) a jump or a pole of g, where it "
-        "changes its sign without a root. Try a looser rtol/atol, float64, another z0 or solver."
+        "changes its sign without a root, and none was found beyond. Try a looser rtol/atol, float64, another z0 or solver."
     ),
     Status.DIVERGED: (
         "the residual grew without bound. Likely causes: (a) a fixed-point map that is not a contraction (plain steps need a "

@@ -99,6 +99,43 @@ def test_what_is_no_root_is_not_called_one(method: Method) -> None:
         ti.root(lambda z: z - 2, torch.tensor(0.0), solver=method(0, 1))
 
 
+POLES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "beyond a pole": (lambda z: (z - 3) / (z - 1), 3.0),
+    "beyond two poles": (lambda z: (z - 20) / ((z - 1) * (z - 6)), 20.0),
+    "on the other side": (lambda z: (z + 5) / (1 - z), -5.0),
+    "no pole": (lambda z: z**3 - 8, 2.0),
+    "of even order": (lambda z: (z - 3) / (z - 1) ** 2, 3.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_root_beyond_poles_is_found(method: Method, dtype: torch.dtype) -> None:
+    """In a batch and one by one, the same: a system that goes on searching changes no other one."""
+    start, rtol = torch.zeros(len(POLES), dtype=dtype), 20 * torch.finfo(dtype).eps
+    z, info = ti.root(all_of_them([f for f, _ in POLES.values()]), start, solver=method(), batch_ndim=1, rtol=rtol)
+    roots = torch.tensor([root for _, root in POLES.values()], dtype=dtype)
+    torch.testing.assert_close(z, roots, rtol=100 * rtol, atol=0)
+    for i, (f, _) in enumerate(POLES.values()):
+        alone, single = ti.root(f, start[i], solver=method(), rtol=rtol)
+        assert (alone, single.steps) == (z[i], info.steps[i])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_search_beyond_a_pole_has_an_end(method: Method) -> None:
+    """It does not run on to where 1/z is small, nor out of the ends that were given."""
+    z, info = ti.root(lambda z: 1 / (z - 1), torch.tensor(0.0, dtype=D), solver=method(), on_failure="ignore")
+    assert info.status == ti.Status.STAGNATED
+    assert "a pole of g" in info.message
+    assert info.steps < 100
+    for ends, status in (((-1, 2), ti.Status.STAGNATED), ((None, 2), ti.Status.STAGNATED), ((-1, None), 0)):
+        z, info = ti.root(
+            lambda z: (z - 3) / (z - 1), torch.tensor(0.0, dtype=D), solver=method(*ends), on_failure="ignore"
+        )
+        assert info.status == status
+        assert -700 < z < (2 if ends[1] else 4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_end_that_is_the_root_or_infinite_or_not_defined(method: Method) -> None:
     def g(z: Tensor) -> Tensor:

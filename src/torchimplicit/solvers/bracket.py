@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.state import Layout, describe
 from torchimplicit.stopping import Status
-from torchimplicit.transforms import finished, level, outside_transforms
+from torchimplicit.transforms import finished, level, occurs, outside_transforms
 
 End = Tensor | float | None
 Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
@@ -20,6 +20,8 @@ Self = TypeVar("Self", bound="Bracketing")
 
 FIRST_STEP = 1 / 16  # of the search, in units of 1 + |z0|
 DOUBLINGS = 64  # of that step, in each direction
+STEEP = 10  # times the smallest residual seen: g at both ends of a closed bracket from which it holds a pole
+BEYOND = 8  # doublings of the step after a pole
 
 
 class Bracket(NamedTuple):
@@ -59,7 +61,7 @@ class Outward(NamedTuple):
 
     left, right : the interval seen so far; g has one sign at all of its points. f_left, f_right : g there.
     wall_left, wall_right : where g is NaN, or an end that was given: nothing is sought beyond.
-    step : the length of the next steps, (B, 1). k : how many were taken.
+    step : the length of the next steps, (B, 1), up to the longest. rightwards : whether it is the right side's turn.
     """
 
     left: Tensor
@@ -69,7 +71,8 @@ class Outward(NamedTuple):
     wall_left: Tensor
     wall_right: Tensor
     step: Tensor
-    k: int
+    longest: Tensor
+    rightwards: Tensor
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The next point, whether it lies to the right, and whether there is any."""
@@ -79,25 +82,27 @@ class Outward(NamedTuple):
         right = torch.where(right < self.wall_right, right, self.right / 2 + self.wall_right / 2)
         room_left = (self.wall_left < left) & (left < self.left)
         room_right = (self.right < right) & (right < self.wall_right)
-        to_right = room_right if self.k % 2 == 0 else room_right & ~room_left
+        to_right = room_right & (self.rightwards | ~room_left)
         x = torch.where(to_right, right, left)
         # An end that was given may be the root: it becomes the next iterate.
         x = torch.where(self.f_left == 0, self.left, torch.where(self.f_right == 0, self.right, x))
-        return x, to_right, (room_left | room_right) & (self.k < 2 * DOUBLINGS)
+        return x, to_right, (room_left | room_right) & (self.step < self.longest)
 
-    def after(self, x: Tensor, f: Tensor, to_right: Tensor) -> Outward:
-        """The search goes on beyond x, or short of it where g is NaN."""
+    def after(self, x: Tensor, f: Tensor, to_right: Tensor, sought: Tensor) -> Outward:
+        """The search goes on beyond x, or short of it where g is NaN, in the systems that are sought."""
         nan = f.isnan()
-        left, right = ~to_right & ~nan, to_right & ~nan
+        to_left, to_right = sought & ~to_right, sought & to_right
+        left, right = to_left & ~nan, to_right & ~nan
         return Outward(
             torch.where(left, x, self.left),
             torch.where(left, f, self.f_left),
             torch.where(right, x, self.right),
             torch.where(right, f, self.f_right),
-            torch.where(~to_right & nan, x, self.wall_left),
+            torch.where(to_left & nan, x, self.wall_left),
             torch.where(to_right & nan, x, self.wall_right),
-            self.step * 2 if self.k % 2 else self.step,
-            self.k + 1,
+            torch.where(sought & ~self.rightwards, self.step * 2, self.step),
+            self.longest,
+            self.rightwards ^ sought,
         )
 
 
@@ -105,15 +110,18 @@ class BracketState(NamedTuple):
     """What the next step needs.
 
     bracket : of the systems that have one. found : which those are, (B, 1).
-    search : of the others; None when there are none.
-    exhausted : which systems have nowhere left to search, (B, 1); None with the search.
+    search : of the others, and where it goes on after a pole. seeking : whether there are any.
+    nothing : the status where the search ends without success, (B, 1): NO_BRACKET, after a pole STAGNATED.
+    status : of those that have come to an end, RUNNING of the others, (B, 1).
     own : what the method remembers.
     """
 
     bracket: Bracket
     found: Tensor
-    search: Outward | None
-    exhausted: Tensor | None
+    search: Outward
+    seeking: bool
+    nothing: Tensor
+    status: Tensor
     own: Own
 
 
@@ -127,7 +135,7 @@ class Bracketing(ABC):
 
     Every entry of z is an equation of its own (``batch_ndim=z.ndim``). A system for which no bracket is found ends with the
     status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, at the best that floats give, as STAGNATED if the
-    residual is still too large: a jump or a pole is no root.
+    residual is still too large: a jump or a pole is no root. Beyond a pole the search goes on, over some 2⁸ times the distance to it.
     """
 
     lower: End = None
@@ -193,17 +201,19 @@ class Bracketing(ABC):
         below, above = _opposite(f_left, r), _opposite(f_right, r)
         b, fb = torch.where(below, left, right), torch.where(below, f_left, f_right)
         bracket = Bracket(z, r, b, fb, b, fb)
-        search = Outward(left, f_left, right, f_right, wall_left, wall_right, _first_step(z), 0)
-        return r, self._state(bracket, below | above, search, self.begin(bracket))
+        step, rightwards = _first_step(z), torch.ones_like(z, dtype=torch.bool)
+        search = Outward(left, f_left, right, f_right, wall_left, wall_right, step, step * 2.0**DOUBLINGS, rightwards)
+        nothing = torch.full_like(z, Status.NO_BRACKET, dtype=torch.int64)
+        return r, self._state(bracket, below | above, search, r, nothing, self.begin(bracket))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BracketState
     ) -> tuple[Tensor, Tensor, BracketState]:
-        bracket, found, search, _, own = state
+        bracket, found, search, seeking, nothing, _, own = state
         x, own = self.propose(bracket, own)
         inside = ((bracket.a < x) & (x < bracket.b)) | ((bracket.b < x) & (x < bracket.a))
         x = torch.where(inside, x, bracket.middle)
-        if search is None:
+        if not seeking:
             f = equations.residual(x)
             bracket = bracket.shrunk(x, f)
         else:
@@ -216,24 +226,33 @@ class Bracketing(ABC):
             new = Bracket(x, f, end, f_end, end, f_end)
             bracket = bracket.shrunk(x, f).where(found, new)
             own = tuple(torch.where(found, *pair) for pair in zip(own, self.begin(new), strict=True))
-            found, search = found | hit, search.after(x, f, to_right)
+            found, search = found | hit, search.after(x, f, to_right, ~found)
         nan = f.isnan() & found  # within a bracket there is no side to turn to
         closer = (f.abs() < r.abs()) | nan
-        return torch.where(closer, x, z), torch.where(closer, f, r), self._state(bracket, found, search, own)
+        z, r = torch.where(closer, x, z), torch.where(closer, f, r)
+        return z, r, self._state(bracket, found, search, r, nothing, own)
 
     def verdict(self, state: BracketState) -> Tensor:
         """The status of the systems that have come to an end, (B,); RUNNING for the others."""
-        closed = state.found & (torch.nextafter(state.bracket.a, state.bracket.b) == state.bracket.b)
-        status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
-        if state.exhausted is not None:
-            status = torch.where(state.exhausted, Status.NO_BRACKET, status)
-        return status.squeeze(-1)
+        return state.status.squeeze(-1)
 
-    def _state(self, bracket: Bracket, found: Tensor, search: Outward | None, own: Own) -> BracketState:
-        if search is None or finished(found):
-            return BracketState(bracket, found, None, None, own)
-        known = (search.f_left == 0) | (search.f_right == 0)
-        return BracketState(bracket, found, search, ~found & ~known & ~search.next()[2], own)
+    def _state(
+        self, bracket: Bracket, found: Tensor, search: Outward, best: Tensor, nothing: Tensor, own: Own
+    ) -> BracketState:
+        """The state, with what is over: brackets that have closed, searches that have seen everything."""
+        closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
+        status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
+        if occurs(closed):  # the search goes on beyond a pole, where g has the other sign
+            pole = closed & (torch.minimum(bracket.fa.abs(), bracket.fb.abs()) > STEEP * best.abs())
+            found, status = found & ~pole, torch.where(pole, Status.RUNNING, status)
+            nothing = torch.where(pole, Status.STAGNATED, nothing)
+            further = search.longest.minimum(search.step * 2.0**BEYOND)
+            search = search._replace(longest=torch.where(pole, further, search.longest))
+        seeking = not finished(found)
+        if seeking:
+            known = (search.f_left == 0) | (search.f_right == 0)
+            status = torch.where(~found & ~known & ~search.next()[2], nothing, status)
+        return BracketState(bracket, found, search, seeking, nothing, status, own)
 
 
 def _rows(end: Tensor | float, layout: Layout, name: str) -> Tensor:
