@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+_AS_IT_IS = nullcontext()
+
 
 @dataclass(frozen=True)
 class Autocast:
@@ -25,8 +27,9 @@ class Autocast:
 
     def restored(self) -> AbstractContextManager[Any]:
         """This state again: a backward runs outside the autocast region of its forward."""
-        if Autocast.now(self.device_type) == self:
-            return nullcontext()
+        kind = self.device_type
+        if torch.is_autocast_enabled(kind) == self.enabled and torch.get_autocast_dtype(kind) == self.dtype:
+            return _AS_IT_IS
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled, cache_enabled=False)
 
 

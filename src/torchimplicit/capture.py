@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.autocast import Autocast
 from torchimplicit.names import name, name_of, scripted_in
 from torchimplicit.parametrised import State, cache_as_it_was, cache_now, left_as_they_are, states_of
+from torchimplicit.products import Linearisation, hooked
 from torchimplicit.recording import (
     Call,
     CaptureError,
@@ -34,6 +35,10 @@ from torchimplicit.recording import (
     sequence_now,
 )
 from torchimplicit.transforms import inside_transform
+
+KEPT = 2**15  # entries of what a function makes, up to which the graph of its evaluation waits for the backward
+
+Flat = Callable[[Tensor], Tensor]
 
 _PASS_IN_ARGS = "Pass it in args: f(z, w) with args=(w,)."
 
@@ -89,9 +94,17 @@ class Captured:
 
 
 def capture(
-    fn: Callable[..., Any], z: Any, args: Sequence[Any], output: Callable[[Any], Tensor]
-) -> tuple[Captured, Any]:
-    """Record fn at z. Returns the captured function and what fn returned there.
+    fn: Callable[..., Any],
+    z: Tensor,
+    argument: Callable[[Tensor], Any],
+    args: Sequence[Any],
+    output: Callable[[Any], Tensor],
+    residual: Callable[[Flat, Tensor], Tensor] | None = None,
+) -> tuple[Captured, Any, Linearisation | None]:
+    """Record fn at z, of which ``argument`` makes what fn is given, and ``output`` a flat tensor of what it returns.
+
+    Returns the captured function, what fn returned there, and ``residual``, the condition made from fn, linearised in z and in
+    every tensor: None inside transforms, and where what this keeps alive is not small.
 
     In plain code fn is evaluated on fresh copies of every tensor, so that the graph of this evaluation shows any tensor that
     was missed. Inside transforms, where copies cannot be made, it is evaluated twice: what is the same object both times
@@ -108,34 +121,43 @@ def capture(
         )
     arguments = Arguments.of(args)
     given = arguments.tensors(args)
-    z_leaves, z_tree = pytree.tree_flatten(z)
+    around = innermost()
+    copies_can_be_made = not inside_transform() and around is None
+    keeps = residual is not None and copies_can_be_made and not hooked()
 
-    def evaluate(tape: Tape) -> Any:
-        unknown = pytree.tree_unflatten([tape.unknown(leaf) for leaf in z_leaves], z_tree)
+    def evaluate(tape: Tape, z: Tensor) -> Any:
+        unknown = argument(z)
+        tape.mine(pytree.tree_leaves(unknown))
         rebuilt = arguments.rebuilt(tape.explicit)
         with tape:
             return tape.returned(fn(unknown, *rebuilt))
 
-    around = innermost()
-    copies_can_be_made = not inside_transform() and around is None
-
-    def recorded(states: Collection[int]) -> tuple[Tape, Any]:
+    def recorded(states: Collection[int]) -> tuple[Tape, Any, Linearisation | None]:
         with paused(), eager_cells():
             if not copies_can_be_made:
                 first = Tape(given, states=states, around=around)
-                evaluate(first)
+                evaluate(first, z)
                 tape = Tape(given, first=first, states=states, around=around)
-                return tape, evaluate(tape)
+                return tape, evaluate(tape, z), None
             tape = Tape(given, copy=True, states=states)
+            seen = []
+
+            def f(z: Tensor) -> Tensor:
+                out = evaluate(tape, z)
+                seen.append((out, output(out)))
+                return seen[-1][1]
+
             with torch.enable_grad():
-                out = evaluate(tape)
-                flat = output(out)
+                unknown = tape.unknown(z)
+                whole = residual(f, unknown) if keeps and residual is not None else f(unknown)
+            ((out, flat),) = seen
             missed = tape.hidden(flat)
             if missed is not None:
                 raise _hides(fn, missed, flat)
-            return tape, out
+            kept = keeps and tape.entries <= KEPT and not tape.foreign
+            return tape, out, Linearisation.of_graph(whole, (unknown, *tape.explicit)) if kept else None
 
-    tape, out = recorded(())
+    tape, out, linearised = recorded(())
     states: list[State] = []
     modified = tape.modified()
     if modified:
@@ -150,33 +172,41 @@ def capture(
                 f"without state (GroupNorm, LayerNorm), or compute the state outside."
             )
         with left_as_they_are(states):
-            tape, out = recorded(harmless)
-    autocast = Autocast.now(z_leaves[0].device.type)
+            tape, out, linearised = recorded(harmless)
+    autocast = Autocast.now(z.device.type)
     changing = frozenset(tape.changing)
-    return Captured(fn, arguments, tape.tensors, tape.calls, autocast, states, changing, cache_now()), out
+    captured = Captured(fn, arguments, tape.tensors, tape.calls, autocast, states, changing, cache_now())
+    return captured, out, linearised
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A user's args with their tensors taken out."""
+    """A user's args with their tensors taken out.
+
+    tree : their structure; None for a tuple of tensors, which needs no look into.
+    """
 
     leaves: tuple[Any, ...]
-    tree: pytree.TreeSpec
+    tree: pytree.TreeSpec | None
     places: tuple[int, ...]
 
     @staticmethod
     def of(args: Sequence[Any]) -> Arguments:
+        if all(isinstance(arg, Tensor) for arg in args):
+            return Arguments((None,) * len(args), None, tuple(range(len(args))))
         leaves, tree = pytree.tree_flatten(tuple(args))
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
         return Arguments(tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves), tree, places)
 
     def tensors(self, args: Sequence[Any]) -> list[Tensor]:
         """The tensors of args, in order."""
-        leaves = pytree.tree_leaves(tuple(args))
+        leaves = args if self.tree is None else pytree.tree_leaves(tuple(args))
         return [leaves[i] for i in self.places]
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """args with the first of ``tensors`` in place of theirs."""
+        if self.tree is None:
+            return tuple(tensors[: len(self.places)])
         leaves = list(self.leaves)
         for i, tensor in zip(self.places, tensors, strict=False):
             leaves[i] = tensor

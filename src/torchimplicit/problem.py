@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torchimplicit.graphs import NoGraph, graph_of
 from torchimplicit.hoisting import Hoisted
 from torchimplicit.names import name
 from torchimplicit.parametrised import cache_may_lack_graphs
+from torchimplicit.products import Linearisation
 from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
 from torchimplicit.solvers.equations import Equations
@@ -28,6 +29,8 @@ from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
 from torchimplicit.stopping import OnFailure, Status, Tolerance, report, users_frame
 from torchimplicit.transforms import inside_functorch
+
+SMALL = 2**10  # entries of z up to which the evaluation that is recorded may serve the backward too
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Problem:
 
     def hoisted(self) -> Flat:
         """The user's function for the evaluations of one solve: what does not depend on z is computed once."""
-        return replace(self, fn=Hoisted(self.fn)).function
+        return partial(self._evaluated, Hoisted(self.fn))
 
     def part(self, rows: slice | Tensor) -> Flat:
         """The user's function for some systems of the batch, given the rows of those arguments that carry it."""
@@ -87,33 +90,44 @@ class Problem:
 
     def function(self, z: Tensor) -> Tensor:
         """The user's function of flat unknowns, as plain PyTorch code: (B, n) -> (B, m), or (B,) for an objective."""
+        return self._evaluated(self.fn, z)
+
+    def _evaluated(self, fn: Callable[..., Any], z: Tensor) -> Tensor:
         argument = self.layout.argument(z)
-        versions = [version(leaf) for leaf in pytree.tree_leaves(argument)]
-        changes = f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
+        leaves = pytree.tree_leaves(argument)
+        versions = [version(leaf) for leaf in leaves]
         try:
             with self.autocast.restored():
-                value = self.value(self.fn(argument, *self.args))
+                value = self.value(fn(argument, *self.args))
         except RuntimeError as error:
             if "view of a leaf Variable that requires grad is being used in an in-place" in str(error):
-                raise RuntimeError(changes) from error
+                raise self._changes_z() from error
             raise
-        if versions != [version(leaf) for leaf in pytree.tree_leaves(argument)]:
-            raise RuntimeError(changes)
+        if versions != [version(leaf) for leaf in leaves]:
+            raise self._changes_z()
         return value
+
+    def _changes_z(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self.kind.name}: the function changes its argument z in place. Work on a copy: z = z.clone()."
+        )
 
     def aux(self, z: Tensor) -> Any:
         """Auxiliary output at z, detached."""
         with torch.no_grad():
             return detached(self.fn(self.layout.argument(z.detach()), *self.args)[1])
 
-    def capture(self, z: Tensor) -> tuple[Captured, Condition, Any]:
-        """The condition as a pure function of explicit tensors, recorded at z, and what the user's function returned there."""
-        captured, out = capture(self.fn, self.layout.argument(z), self.args, self.value)
+    def capture(self, z: Tensor) -> tuple[Captured, Condition, Any, Linearisation | None]:
+        """The condition as a pure function of explicit tensors, recorded at z, what the user's function returned there, and the
+        linearised condition, if it is worth keeping.
+        """
+        residual = self.kind.residual if z.numel() <= SMALL else None
+        captured, out, linearised = capture(self.fn, z, self.layout.argument, self.args, self.value, residual)
 
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
             return self.value(captured(self.layout.argument(z), tensors))
 
-        return captured, Condition(function, self.kind), out
+        return captured, Condition(function, self.kind), out, linearised
 
     def equations(self, z: Tensor) -> Equations:
         """What a search from z may ask about the problem, in plain code."""
@@ -165,9 +179,7 @@ class Problem:
                 self.on_failure,
                 equations.raised,
             )
-        device = found.status.device
-        counts = [torch.tensor(k, device=device) for k in (equations.evaluations, equations.products)]
-        return Facts(found.status, found.steps, found.residual, *counts)
+        return Facts.counted(found.status, found.steps, found.residual, equations.evaluations, equations.products)
 
     def bound(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
         """The largest residual that counts as converged, (B,)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from functools import cached_property, reduce
 from typing import Any
 
@@ -50,16 +49,25 @@ class Linearisation:
                 self._graph = f(*self._with(self._inputs))
             self.value = self._graph if torch.is_grad_enabled() else self._graph.detach()
 
+    @staticmethod
+    def of_graph(graph: Tensor, x: Sequence[Tensor]) -> Linearisation:
+        """From an evaluation that was recorded already: f at x as a graph, in plain code."""
+        found = object.__new__(Linearisation)
+        found._x = tuple(x)
+        found._inputs = list(x)
+        found._floats = list(range(len(x)))
+        found._graph, found.value, found._transposed = graph, graph.detach(), None
+        return found
+
     def restricted(self, which: Sequence[int]) -> Linearisation:
         """The same linearisation in some of the variables, for plain code (inside a transform they are differentiated
         together)."""
         assert self._graph is not None
-        part = copy(self)
+        part = object.__new__(Linearisation)
         part._x = tuple(self._x[i] for i in which)
         part._inputs = [self._inputs[self._floats.index(i)] for i in which if i in self._floats]
         part._floats = [k for k, i in enumerate(which) if i in self._floats]
-        part._transposed = None
-        part.__dict__.pop("_pulled", None)
+        part._graph, part.value, part._transposed = self._graph, self.value, None
         return part
 
     def pull(self, u: Tensor) -> Grads:
@@ -110,11 +118,7 @@ class Linearisation:
         graph, u = self._pulled
         if not graph.requires_grad:
             return torch.zeros_like(self.value)
-        create_graph = torch.is_grad_enabled()
-        found = torch.autograd.grad(
-            graph, u, direction, retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
-        return _or_zero(found[0], self.value)
+        return _or_zero(_grads(graph, (u,), direction, torch.is_grad_enabled())[0], self.value)
 
     @cached_property
     def _pulled(self) -> tuple[Tensor, Tensor]:
@@ -132,9 +136,7 @@ class Linearisation:
             return tuple(self._func_pullback(u))
         if not self._graph.requires_grad or not self._inputs:
             return (None,) * len(self._floats)
-        return torch.autograd.grad(
-            self._graph, self._inputs, u, retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
+        return _grads(self._graph, self._inputs, u, create_graph)
 
     def _with(self, floats: Sequence[Tensor]) -> list[Tensor]:
         full = list(self._x)
@@ -164,6 +166,16 @@ def _compiled(graph: Tensor | None) -> bool:
     return False
 
 
+def _grads(output: Tensor, inputs: Sequence[Tensor], u: Tensor, create_graph: bool) -> Grads:
+    """``torch.autograd.grad`` with ``retain_graph`` and ``allow_unused``, without the checks of what we know: they take as long as
+    the arithmetic of a small function."""
+    run = torch.autograd.Variable._execution_engine.run_backward
+    grads: Grads = run(
+        (output,), (u,), True, create_graph, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
+    return grads
+
+
 def _swept(output: Tensor, inputs: Sequence[Tensor], u: Tensor) -> Grads:
     """``torch.autograd.grad`` of many cotangents u at once.
 
@@ -177,7 +189,7 @@ def _swept(output: Tensor, inputs: Sequence[Tensor], u: Tensor) -> Grads:
     level = functorch._vmap_increment_nesting(len(u), "same")
     try:
         batched = functorch._add_batch_dim(u, 0, level)
-        grads = torch.autograd.grad(output, inputs, batched, retain_graph=True, allow_unused=True)
+        grads = _grads(output, inputs, batched, create_graph=False)
         return tuple(None if grad is None else functorch._remove_batch_dim(grad, level, len(u), 0) for grad in grads)
     finally:
         functorch._vmap_decrement_nesting()
@@ -196,13 +208,17 @@ def _recording() -> Iterator[None]:
     make activation checkpointing around the layer recompute the layer inside its own forward. What is kept is detached: an
     operation that keeps its own output would otherwise keep itself."""
     ours = not torch.is_grad_enabled()
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     with torch.enable_grad():
-        if ours and hooked:
+        if ours and hooked():
             with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
                 yield
         else:
             yield
+
+
+def hooked() -> bool:
+    """Whether the caller has saved-tensor hooks."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ class CaptureError(RuntimeError):
     """A function uses a tensor in a way that cannot be made explicit; the message names it and says what to do."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One torch call: the function, its plain arguments, and which of its leaves are explicit tensors.
 
     places : (position among the leaves, slot, depth: how many vmaps that the function itself entered wrap the tensor).
@@ -34,6 +33,7 @@ class Call:
     places: tuple[tuple[int, int, int], ...]
 
 
+_Leaf: Any = vars(torch._C._functions)["AccumulateGrad"]  # a graph ends in these
 _GRAD = inspect.signature(torch.autograd.grad)
 
 
@@ -101,6 +101,10 @@ class Tape(Mode):
         self.tensors: list[Tensor] = []
         self.explicit: list[Tensor] = []
         self.calls: list[Call] = []
+        self.entries = 0  # of all that the calls returned
+        self.foreign = (
+            False  # whether a call was given numbers in the memory of another library, which may change unseen
+        )
         self._versions: list[int] = []
         self._slots: dict[int, int] = {}
         self._made: dict[int, Tensor] = {}  # kept alive, so that no identity is used twice
@@ -110,16 +114,17 @@ class Tape(Mode):
         for tensor in given:
             self._add(tensor)
 
-    def unknown(self, leaf: Tensor) -> Tensor:
-        """z's leaf, as the function is to be given it: where copies are made, a variable of this evaluation."""
-        if not self.copy:
-            self._made[id(leaf)] = leaf
-            return leaf
-        variable = leaf.detach().requires_grad_()
+    def unknown(self, z: Tensor) -> Tensor:
+        """A variable of this evaluation with the values of z, where copies are made."""
+        variable = z.detach().requires_grad_()
         self._variables.append(variable)
         view = variable.view_as(variable)
-        self._start = _sequence(view) if self._start == 0 else self._start
+        self._start = _sequence(view)
         return view
+
+    def mine(self, leaves: Sequence[Tensor]) -> None:
+        """What the function is given as z is no tensor from outside."""
+        self._made.update((id(leaf), leaf) for leaf in leaves)
 
     def modified(self) -> list[Tensor]:
         """The explicit tensors that the function changed in place."""
@@ -136,6 +141,7 @@ class Tape(Mode):
         def visit(position: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 plain.append(plain_of(leaf))
+                self.foreign = self.foreign or isinstance(plain[-1], _Numbers)
                 return leaf
             if id(leaf) in self._made:
                 return leaf
@@ -157,6 +163,7 @@ class Tape(Mode):
         for tensor in tensors_in(out):
             if id(tensor) not in self._slots:
                 self._made[id(tensor)] = tensor
+                self.entries += tensor.numel()
         return out
 
     def _add(self, tensor: Tensor) -> int:
@@ -214,7 +221,7 @@ class Tape(Mode):
         if tensor.grad_fn is None or _sequence(tensor) < self._start:
             return False
         ours = {id(t) for t in (*self.explicit, *self._variables)}
-        return any(id(getattr(node, "variable", None)) in ours for node in _graph(tensor))
+        return any(isinstance(node, _Leaf) and id(node.variable) in ours for node in _graph(tensor))
 
 
 class Replay(Mode):
@@ -303,8 +310,8 @@ def hidden(out: Tensor, allowed: Sequence[Tensor], start: int) -> Tensor | None:
     """A tensor in the graph of ``out`` that is none of ``allowed``: a leaf, or (as ``out`` itself) one computed before ``start``."""
     ours = {id(t) for t in allowed}
     for node in _graph(out):
-        variable = getattr(node, "variable", None)
-        if variable is not None:
+        if isinstance(node, _Leaf):
+            variable: Tensor = node.variable
             if id(variable) not in ours:
                 return variable
         elif node._sequence_nr() < start:
@@ -322,17 +329,16 @@ def _sequence(tensor: Tensor) -> int:
     return int(tensor.grad_fn._sequence_nr()) if tensor.grad_fn is not None else 0
 
 
-def _graph(tensor: Tensor) -> Iterator[Any]:
+def _graph(tensor: Tensor) -> Collection[Any]:
     """The nodes of the autograd graph of a tensor."""
-    seen = set()
+    seen: dict[Any, None] = {}  # in the order met
     waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(below for below, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen[node] = None
+            waiting += [below for below, _ in node.next_functions]
+    return seen
 
 
 _local = threading.local()
@@ -450,21 +456,24 @@ def same(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(x is y or x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
 
 
-def tensors_in(out: Any) -> Iterator[Tensor]:
+def tensors_in(out: Any) -> Sequence[Tensor]:
+    """The tensors that a torch call has returned."""
     if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, (tuple, list)):
-        for item in out:
-            yield from tensors_in(item)
-    elif isinstance(out, dict):
-        for item in out.values():
-            yield from tensors_in(item)
+        return (out,)
+    if isinstance(out, dict):
+        out = tuple(out.values())
+    return [t for item in out for t in tensors_in(item)] if isinstance(out, (tuple, list)) else ()
 
 
 def map_leaves(args: Any, kwargs: Any, visit: Callable[[int, Any], Any]) -> tuple[Any, Any]:
     """``visit(position, leaf)`` at every leaf of the containers that torch calls take, in order."""
+    if not kwargs and not any(type(arg) in _CONTAINERS for arg in args):  # most calls
+        return tuple([visit(position, arg) for position, arg in enumerate(args)]), kwargs
     positions = itertools.count()
     return _walk(args, positions, visit), _walk(kwargs, positions, visit)
+
+
+_CONTAINERS = (tuple, list, dict, slice)
 
 
 def _walk(tree: Any, positions: Iterator[int], visit: Callable[[int, Any], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +27,12 @@ class Record:
     trace: Tensor | None = None
     tried: tuple[str, ...] = ()
     solved_by: Tensor | None = None
-    adjoint: SolveInfo | None = None
+    backward: Callable[[], SolveInfo] | None = None  # told when somebody asks
+
+    @property
+    def adjoint(self) -> SolveInfo | None:
+        """The facts of the latest first-order backward solve."""
+        return None if self.backward is None else self.backward()
 
 
 @dataclass
@@ -115,6 +120,11 @@ class Facts(NamedTuple):
     evaluations: Tensor
     products: Tensor
 
+    @staticmethod
+    def counted(status: Tensor, steps: Tensor, residual: Tensor, evaluations: int, products: int) -> Facts:
+        """With the counts as tensors."""
+        return Facts(status, steps, residual, status.new_full((), evaluations), status.new_full((), products))
+
     def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
         """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""
 
@@ -122,6 +132,6 @@ class Facts(NamedTuple):
             return t.reshape(batch_shape) if t.shape[0] == batch_shape.numel() else t.reshape(-1, *batch_shape)
 
         status = shaped(self.status)
-        converged = status == Status.CONVERGED
+        converged = status == int(Status.CONVERGED)  # torch takes three times as long for the enum itself
         steps, residual = shaped(self.steps), shaped(self.residual)
         return SolveInfo(converged, status, steps, residual, self.evaluations, self.products, aux, record)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -86,7 +87,8 @@ class Layout:
                 )
         evaluate_in = torch.float32 if first.dtype in HALF else first.dtype
         shapes = tuple(leaf.shape for leaf in leaves)
-        return Layout(tree, shapes, first.shape[:batch_ndim], first.dtype, evaluate_in, first.device)
+        make = _remembered if isinstance(z0, Tensor) else Layout
+        return make(tree, shapes, first.shape[:batch_ndim], first.dtype, evaluate_in, first.device)
 
     def of_rows(self, rows: slice | Tensor) -> Layout:
         """The layout of some systems of a single batch dimension."""
@@ -95,17 +97,28 @@ class Layout:
             self, shapes=tuple(torch.Size((size, *s[1:])) for s in self.shapes), batch_shape=torch.Size((size,))
         )
 
-    @property
+    @cached_property
     def batch(self) -> int:
         """B: the number of independent systems."""
         return math.prod(self.batch_shape)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """n: the number of real unknowns of one system."""
-        return sum(self._reals(shape) for shape in self.shapes)
+        return sum(self.widths)
 
-    @property
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """How many real unknowns of one system each leaf holds."""
+        parts = 2 if self.dtype.is_complex else 1
+        return tuple(parts * math.prod(shape[len(self.batch_shape) :]) for shape in self.shapes)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether the unknowns are one tensor, and no other pytree."""
+        return self.tree.is_leaf()
+
+    @cached_property
     def real_dtype(self) -> torch.dtype:
         """The dtype of the flat tensor."""
         return torch.float32 if self.dtype in HALF else REAL.get(self.dtype, self.dtype)
@@ -119,44 +132,74 @@ class Layout:
         """The same layout, but the user's function is given leaves of its own half-precision dtype."""
         return replace(self, evaluate_in=self.dtype)
 
+    def like_z(self, value: Any) -> bool:
+        """Whether a value is just like z, where that is one tensor."""
+        return (
+            isinstance(value, Tensor)
+            and value.shape == self.shapes[0]
+            and value.dtype == self.dtype
+            and value.device == self.device
+        )
+
     def flatten(self, tree: Any) -> Tensor:
         """A pytree of this layout as one (B, n) tensor (differentiable)."""
         return self.join(pytree.tree_leaves(tree))
 
     def join(self, leaves: list[Tensor]) -> Tensor:
         """Leaves of this layout's shapes as one (B, n) tensor of the real dtype."""
-        rows = [
-            _real(leaf.to(self._flat_source_dtype())).reshape(self.batch, self._reals(leaf.shape)) for leaf in leaves
-        ]
+        rows = [self._row(leaf, width) for leaf, width in zip(leaves, self.widths, strict=True)]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
-    def _flat_source_dtype(self) -> torch.dtype:
-        return COMPLEX[self.real_dtype] if self.dtype.is_complex else self.real_dtype
+    def _row(self, leaf: Tensor, width: int) -> Tensor:
+        return _real(_cast(leaf, self._source_dtype)).reshape(self.batch, width)
 
-    def _reals(self, shape: torch.Size) -> int:
-        """How many real unknowns of one system a leaf holds."""
-        return math.prod(shape[len(self.batch_shape) :]) * (2 if self.dtype.is_complex else 1)
+    @cached_property
+    def _source_dtype(self) -> torch.dtype:
+        return COMPLEX[self.real_dtype] if self.dtype.is_complex else self.real_dtype
 
     def split(self, flat: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The leaves, of the given dtype, of a (B, n) tensor."""
         leaves = []
         start = 0
-        for shape in self.shapes:
-            per_system = self._reals(shape)
-            part = flat if per_system == flat.shape[1] else flat[:, start : start + per_system]
-            start += per_system
-            if self.dtype.is_complex:
-                part = torch.view_as_complex(part.reshape(*shape, 2))
-            leaves.append(part.reshape(shape).to(dtype))
+        for shape, width in zip(self.shapes, self.widths, strict=True):
+            leaves.append(self._leaf(flat[:, start : start + width], shape, dtype))
+            start += width
         return leaves
+
+    def _leaf(self, part: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if self.dtype.is_complex:
+            part = torch.view_as_complex(part.reshape(*shape, 2))
+        return _cast(part.reshape(shape), dtype)
 
     def unflatten(self, flat: Tensor) -> Any:
         """The pytree, in the user's own dtype, of a (B, n) tensor."""
-        return pytree.tree_unflatten(self.split(flat, self.dtype), self.tree)
+        return self._tree(flat, self.dtype)
 
     def argument(self, flat: Tensor) -> Any:
         """The pytree that the user's function is given as z."""
-        return pytree.tree_unflatten(self.split(flat, self.evaluate_in), self.tree)
+        return self._tree(flat, self.evaluate_in)
+
+    def _tree(self, flat: Tensor, dtype: torch.dtype) -> Any:
+        if self.single:
+            return self._leaf(flat, self.shapes[0], dtype)
+        return pytree.tree_unflatten(self.split(flat, dtype), self.tree)
+
+
+@lru_cache(maxsize=256)
+def _remembered(
+    tree: pytree.TreeSpec,
+    shapes: tuple[torch.Size, ...],
+    batch_shape: torch.Size,
+    dtype: torch.dtype,
+    evaluate_in: torch.dtype,
+    device: torch.device,
+) -> Layout:
+    """The layout of a single tensor, whose sizes need not be found anew at every call."""
+    return Layout(tree, shapes, batch_shape, dtype, evaluate_in, device)
+
+
+def _cast(leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    return leaf if leaf.dtype == dtype else leaf.to(dtype)
 
 
 def _real(leaf: Tensor) -> Tensor:
@@ -167,6 +210,8 @@ def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
     """Flatten the output of a function that must look like z (a root's g, a fixed point's f), checking that it does."""
 
     def flatten(out: Any) -> Tensor:
+        if layout.single and layout.like_z(out):
+            return layout.join([out])
         leaves, tree = pytree.tree_flatten(out)
         if tree != layout.tree or any(not isinstance(leaf, Tensor) for leaf in leaves):
             raise TypeError(

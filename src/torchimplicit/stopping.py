@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
 from torchimplicit.linear.iteration import LinearResult
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import inside_functorch, occurs
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
@@ -99,7 +99,7 @@ _PROSE = {
 
 def all_converged(status: Tensor) -> bool:
     """Whether every status is CONVERGED, which is the smallest; inside a functorch transform never (:func:`finished`)."""
-    return not inside_functorch() and (not len(status) or int(status.max()) == Status.CONVERGED)
+    return not occurs(status)
 
 
 def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:

@@ -10,6 +10,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+FEW = 16
+
 
 def inside_functorch() -> bool:
     """True when a ``torch.func`` level (grad, vjp, jvp, vmap) is active."""
@@ -61,10 +63,21 @@ def finished(mask: Tensor) -> bool:
 
 
 def occurs(mask: Tensor) -> bool:
-    """Whether some entry of ``mask`` is True, so that something is to be done; inside a functorch transform always."""
-    return inside_functorch() or not _all(~mask)
+    """Whether some entry of ``mask`` is True, or no zero, so that something is to be done; inside a functorch transform always."""
+    if inside_functorch():
+        return True
+    if _few(mask):
+        return any(mask.tolist())
+    return mask.numel() > 0 and bool(mask.view(torch.uint8).max())
 
 
 def _all(mask: Tensor) -> bool:
     """``mask.all()``; as numbers, a large mask is reduced in a twentieth of the time on a processor."""
-    return bool(mask.view(torch.uint8).min() if mask.numel() else True)
+    if _few(mask):
+        return all(mask.tolist())
+    return mask.numel() == 0 or bool(mask.view(torch.uint8).min())
+
+
+def _few(mask: Tensor) -> bool:
+    """Whether Python looks through the entries in less time than an operation takes."""
+    return mask.ndim == 1 and mask.shape[0] <= FEW

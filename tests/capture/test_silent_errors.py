@@ -51,11 +51,25 @@ def test_a_closure_over_a_loop_variable_keeps_the_tensor_of_its_own_turn(W: Tens
     assert torch.allclose(W.grad, expected, atol=1e-9)
 
 
-def test_a_number_that_was_rebound_since_the_forward_is_an_error(W: Tensor) -> None:
+def test_a_number_that_was_rebound_since_the_forward_is_that_of_the_forward_or_an_error(W: Tensor) -> None:
+    x = torch.ones(N, dtype=torch.float64)
     k = 0.3
-    z = ti.fixed_point(lambda z: torch.tanh(k * (W @ z) + 1), ZERO).value
+    z = ti.fixed_point(lambda z: torch.tanh(k * (W @ z) + x), ZERO, **TIGHT).value
+    large = ti.fixed_point(lambda z: torch.tanh(k * (z @ W) + x), torch.zeros(2**9, N, dtype=torch.float64)).value
     k = 0.7
+    (found,) = torch.autograd.grad(z.square().sum(), W, retain_graph=True)
+    assert torch.allclose(found, 0.3 * dense_gradient(0.3 * W, x)[0], atol=1e-9)
     with pytest.raises(ti.CaptureError, match=r"0\.3.*0\.7.*late binding"):
+        torch.autograd.grad(z.sum(), W, create_graph=True)
+    with pytest.raises(ti.CaptureError, match=r"0\.3.*0\.7.*late binding"):
+        large.sum().backward()
+
+
+def test_an_array_that_is_changed_in_its_own_memory_is_an_error(W: Tensor) -> None:
+    k = np.full(N, 0.3)
+    z = ti.fixed_point(lambda z: torch.tanh(torch.as_tensor(k) * (W @ z) + 1), ZERO).value
+    k *= 2
+    with pytest.raises(ti.CaptureError, match="array"):
         z.sum().backward()
 
 

@@ -23,6 +23,7 @@ from torchimplicit.autocast import full_precision
 from torchimplicit.condition import Condition
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
+from torchimplicit.stopping import all_converged
 from torchimplicit.transforms import alive, inside_functorch
 
 
@@ -30,9 +31,13 @@ class System(Protocol):
     """A condition and a way to solve it.
 
     own_operator : whether the operator of :meth:`linear` is the Jacobian of this very condition in its unknowns.
+    linearised : the condition linearised at the solution, in the unknowns and in all tensors, where it was kept.
     """
 
     own_operator: ClassVar[bool]
+
+    @property
+    def linearised(self) -> Linearisation | None: ...
 
     @property
     def condition(self) -> Condition:
@@ -66,8 +71,11 @@ class System(Protocol):
 class LinearSystem(System, Protocol):
     """A w = b, with A the operator of another system or its transpose; b is the first of its tensors."""
 
-    def solve_linearised(self, tensors: Sequence[Tensor], linearisation: Linearisation | None) -> tuple[Tensor, Facts]:
-        """w and the facts, from a linearisation of the other system's condition in its unknowns."""
+    def pulled_back(
+        self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
+    ) -> Sequence[Tensor | None]:
+        """−wᵀ ∂g/∂x for some x, from the other system's condition g linearised in its unknowns and in every x. For plain code
+        without grad mode: no derivative of this one will be asked for."""
         ...
 
 
@@ -133,20 +141,25 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     z, status, *rest = alive(ctx.saved_tensors)
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     which = [i - 2 for i in wanted]
-    at_once = system.own_operator and not torch.is_grad_enabled() and not inside_functorch()
-    grads = system.pulled(v, z, inverse, tensors, which) if at_once else None
-    if grads is not None:
-        return tuple(grads)
-    z = replace_failed(z, status)
-    if at_once:
-        tensors = replace_what_failed(system.condition, z, status, tensors)
+    if system.own_operator and not torch.is_grad_enabled() and not inside_functorch():
+        grads = system.pulled(v, z, inverse, tensors, which)
+        if grads is not None:
+            return tuple(grads)
+        linearised = system.linearised
+        if not all_converged(status):
+            linearised = None
+            z = replace_failed(z, status)
+            tensors = replace_what_failed(system.condition, z, status, tensors)
+        if linearised is None:  # one evaluation of g serves the solve and the last product
+            some = [tensors[i] for i in which]
+            linearised = Linearisation(
+                lambda z, *some: _in_some(system.condition, z, tensors, which)(*some), (z, *some)
+            )
+            which = list(range(len(some)))
         adjoint, at = system.linear(True, z, status, inverse, tensors)
-        some = [tensors[i] for i in which]
-        # No derivative of this derivative will be asked for: one evaluation of g serves the solve and the last product.
-        both = Linearisation(lambda z, *some: _in_some(system.condition, z, tensors, which)(*some), (z, *some))
         with full_precision(z.device.type):
-            u, _ = adjoint.solve_linearised((v, *at), both.restricted([0]))
-        return both.restricted(range(1, 1 + len(some))).pull(-u)
+            return tuple(adjoint.pulled_back((v, *at), linearised, which))
+    z = replace_failed(z, status)
     some = [tensors[i] for i in which]
     adjoint, at = system.linear(True, z, status, inverse, tensors)
     u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
@@ -218,5 +231,9 @@ def over_batched_cotangents(
 
 def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Apply the Function: (z*, *facts, *inverse)."""
-    output: tuple[Tensor, ...] = ImplicitFunction.apply(system, z0, *tensors)
+    output: tuple[Tensor, ...]
+    if inside_functorch():
+        output = ImplicitFunction.apply(system, z0, *tensors)
+    else:  # what torch's own `apply` comes to here, without reading the signature of `forward` each time
+        output = super(torch.autograd.Function, ImplicitFunction).apply(system, z0, *alive(tensors))
     return output

@@ -14,6 +14,7 @@ from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
 from torchimplicit.condition import Condition
 from torchimplicit.problem import Problem, detached
+from torchimplicit.products import Linearisation
 from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
 from torchimplicit.solvers.equations import Equations
@@ -69,10 +70,10 @@ class Implicit:
                 system = replace(system, fused=fused)
             z = solve_system(system, z, graph.tensors)[0]
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
-        captured, condition, out = problem.capture(z)
+        captured, condition, out, linearised = problem.capture(z)
         aux = detached(out[1]) if problem.has_aux else None
         if any(tensor.requires_grad for tensor in captured.tensors):
-            system = self._system(problem, condition, _Solved(z, facts, inverse))
+            system = self._system(problem, condition, _Solved(z, facts, inverse), linearised)
             z = solve_system(system, z, captured.tensors)[0]
         return problem.solution(z, facts, aux)
 
@@ -87,7 +88,7 @@ class Implicit:
 
     def _solve_inside(self, problem: Problem, z0: Tensor) -> tuple[Tensor, Facts, Any]:
         """Inside a transform the Function itself solves, for only there the batch of a vmap is seen as a whole."""
-        captured, condition, _ = problem.capture(z0)
+        captured, condition, *_ = problem.capture(z0)
         given = len(captured.args.places)
 
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
@@ -100,7 +101,9 @@ class Implicit:
         output = as_one_call(_solve, self._system(problem, condition, find), z0.detach(), *captured.tensors)
         return output[0], Facts(*output[1:6]), problem.aux(output[0]) if problem.has_aux else None
 
-    def _system(self, problem: Problem, condition: Condition, find: Any) -> ConditionSystem:
+    def _system(
+        self, problem: Problem, condition: Condition, find: Any, linearised: Linearisation | None = None
+    ) -> ConditionSystem:
         floor = ROUNDING * torch.finfo(problem.layout.real_dtype).eps
         settings = LinearSettings(
             self.linear_solver,
@@ -112,7 +115,9 @@ class Implicit:
             problem.search.from_tensors,
             problem.kind.near_identity or problem.search.near_identity,
         )
-        return ConditionSystem(condition, find, settings, problem.layout.batch_shape, problem.record)
+        return ConditionSystem(
+            condition, find, settings, problem.layout.batch_shape, problem.record, linearised=linearised
+        )
 
 
 class _Solved:

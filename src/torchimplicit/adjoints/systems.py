@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.fused import FusedPullback
-from torchimplicit.adjoints.well_posed import at_a_multiple_root, suspicious
+from torchimplicit.adjoints.well_posed import SUSPECT, at_a_multiple_root, suspicious
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
@@ -18,13 +19,16 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_to_rounding
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.products import Linearisation
-from torchimplicit.solution import Facts, Record
+from torchimplicit.solution import Facts, Record, SolveInfo
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.stopping import OnFailure, Status, linear_status, report
-from torchimplicit.transforms import occurs
+from torchimplicit.transforms import finished, occurs
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
+TINY = (
+    64  # entries of the Jacobians of all systems, up to which they cost hardly more than one product and are made anew
+)
 REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
 KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
 AMPLIFIED = 100  # ‖J‖ ‖w‖ / ‖b‖ from which a Jacobian that has moved may be on its way to a singular one
@@ -61,6 +65,7 @@ class ConditionSystem:
 
     find : (condition, z0, tensors) -> root, facts and inverse: the forward solve.
     fused : the products of the backward as one kernel, where every system has converged in kernels.
+    linearised : the condition linearised at the root, in z and in all tensors, where the forward solve has left that behind.
     """
 
     own_operator: ClassVar[bool] = True
@@ -70,6 +75,7 @@ class ConditionSystem:
     batch_shape: torch.Size
     record: Record
     fused: FusedPullback | None = None
+    linearised: Linearisation | None = None
 
     def pulled(
         self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
@@ -79,7 +85,7 @@ class ConditionSystem:
         if found is None:
             return None
         grads, facts = found
-        self.record.adjoint = facts.info(self.batch_shape, Record())
+        self.record.backward = partial(_info, lambda: facts, self.batch_shape)
         return grads
 
     def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
@@ -88,7 +94,8 @@ class ConditionSystem:
     def vmapped(
         self, size: int, dims: Sequence[int | None], z0: Tensor, tensors: Sequence[Tensor]
     ) -> tuple[ConditionSystem, Tensor, list[Tensor]]:
-        return replace(self, condition=self.condition.vmapped(size, dims), fused=None), z0.flatten(0, 1), list(tensors)
+        larger = replace(self, condition=self.condition.vmapped(size, dims), fused=None, linearised=None)
+        return larger, z0.flatten(0, 1), list(tensors)
 
     def linear(
         self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
@@ -103,6 +110,7 @@ class JacobianSystem:
     """A w = b with A = ∂g/∂z at z*, or its transpose. Its tensors are (b, z*, status of z*, *inverse, *tensors of g)."""
 
     own_operator: ClassVar[bool] = False  # but that of the system that it was made for
+    linearised: ClassVar[None] = None
     base: Condition
     transpose: bool
     inverses: int
@@ -152,10 +160,57 @@ class JacobianSystem:
         return replace(self, transpose=self.transpose != transpose, record=None), list(tensors[1:])
 
     def solve(self, w0: Tensor, tensors: Sequence[Tensor]) -> Solved:
-        return *self.solve_linearised(tensors, None), ()
+        w, facts = self.solve_linearised(tensors, None)
+        return w, facts(), ()
 
-    def solve_linearised(self, tensors: Sequence[Tensor], linearisation: Linearisation | None) -> tuple[Tensor, Facts]:
-        """w and the facts, from a linearisation of g in z at z*, or from one evaluation of g."""
+    def pulled_back(
+        self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
+    ) -> Sequence[Tensor | None]:
+        if self.settings.solver is None and tensors[1].numel() * tensors[1].shape[-1] <= TINY:
+            grads = self._pulled_back_tiny(tensors, linearised, which)
+            if grads is not None:
+                return grads
+        w, _ = self.solve_linearised(tensors, linearised.restricted([0]))
+        return linearised.restricted([1 + i for i in which]).pull(-w)
+
+    def _pulled_back_tiny(
+        self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
+    ) -> Sequence[Tensor | None] | None:
+        """The same for so few numbers that only the number of operations counts: the Jacobian is factorised anew, and the last
+        product checks the residual. None where anything is out of the ordinary, by the criteria of :meth:`solve_linearised`.
+        """
+        b, z, _, *rest = tensors
+        operator = Jacobian(self.base.at(rest[self.inverses :]), z, linearisation=linearised.restricted([0]))
+        factors = LU(equilibrate=False).factorize(operator)
+        w = factors.solve(b, self.transpose)
+        product, *grads = linearised.restricted([0, *(1 + i for i in which)]).pull(-w)
+        if product is None:
+            return None
+        norms = torch.linalg.vector_norm(torch.stack((b + product, b, w, operator.value, z)), dim=-1).tolist()
+        pivots = factors.pivots().abs().tolist()
+        finfo = torch.finfo(z.dtype)
+        for residual, size_b, size_w, size_g, size_z in zip(*norms, strict=True):
+            solved = residual <= self.settings.atol + self.settings.rtol * size_b
+            if not (
+                solved and finfo.tiny**0.25 < size_b < finfo.max**0.25 and size_w * size_g <= SUSPECT * size_z * size_b
+            ):
+                return None
+        if not all(min(row) > finfo.eps**0.5 * max(row) for row in pivots):
+            return None
+
+        def facts(products: int = operator.products + 1) -> Facts:
+            status = torch.zeros(len(norms[0]), dtype=torch.int64, device=device)
+            residual = torch.tensor(norms[0], dtype=dtype, device=device)
+            return Facts.counted(status, status + 1, residual, 0, products)
+
+        dtype, device = b.dtype, b.device
+        self._note(facts)
+        return grads
+
+    def solve_linearised(
+        self, tensors: Sequence[Tensor], linearisation: Linearisation | None
+    ) -> tuple[Tensor, Callable[[], Facts]]:
+        """w and what makes the facts, from a linearisation of g in z at z*, or from one evaluation of g."""
         b, z, forward, *rest = tensors
 
         def g(z: Tensor) -> Tensor:
@@ -164,8 +219,8 @@ class JacobianSystem:
         operator = Jacobian(g, z, symmetric=self.base.kind.symmetric, linearisation=linearisation)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
-        refused = unusable & (b != 0).any(-1) if occurs(unusable) else unusable
-        if refused is not unusable:
+        refused = unusable & (b != 0).any(-1) if occurs(unusable) else None
+        if refused is not None:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
         solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
         result = solver.solve(b, self.transpose)
@@ -173,27 +228,34 @@ class JacobianSystem:
             A = operator.to_dense()
             rounded = solved_to_rounding(A.mT if self.transpose else A, b, result.x)
             result = result._replace(converged=result.converged | rounded)
-        suspects = (forward == Status.CONVERGED) & (
-            suspicious(operator.value, z, b, result.x) | solver.moved(b, result.x)
-        )
+        doubtful = suspicious(operator.value, z, b, result.x)
+        moved = solver.moved(b, result.x)
+        doubtful = doubtful if moved is None else doubtful | moved
         singular = solver.singular()
-        looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
-        if occurs(suspects):
-            singular = singular | at_a_multiple_root(looked.jacobian, operator, z, suspects)
-        bad = ~result.converged | singular | refused
+        evaluations = 1
+        if occurs(doubtful) and occurs(suspects := doubtful & (forward == Status.CONVERGED)):
+            looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
+            found = at_a_multiple_root(looked.jacobian, operator, z, suspects)
+            singular = found if singular is None else singular | found
+            evaluations += looked.evaluations
+            operator.count(looked.products)
+        bad = ~result.converged
+        bad = bad if singular is None else bad | singular
+        bad = bad if refused is None else bad | refused
         w, status = result.x, torch.zeros_like(result.steps)
         failed = occurs(bad)
         if failed:
-            status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, linear_status(result))
-            status = torch.where(refused, Status.NONFINITE, status)
+            status = linear_status(result)
+            if singular is not None:
+                status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, status)
+            if refused is not None:
+                status = torch.where(refused, Status.NONFINITE, status)
             if self.settings.on_failure == "nan":
                 w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
-        counts = (1 + looked.evaluations, operator.products + looked.products)
-        facts = Facts(status, result.steps, result.residual_norm, *(torch.tensor(k, device=b.device) for k in counts))
-        if self.record is not None:
-            self.record.adjoint = facts.info(self.batch_shape, Record())
+        facts = partial(Facts.counted, status, result.steps, result.residual_norm, evaluations, operator.products)
+        self._note(facts)
         if failed and not getattr(self.settings.solver, "truncated", False):
             bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
             report(
@@ -206,10 +268,19 @@ class JacobianSystem:
             )
         return w, facts
 
+    def _note(self, facts: Callable[[], Facts]) -> None:
+        """Keep what makes the facts, for those who ask."""
+        if self.record is not None:
+            self.record.backward = partial(_info, facts, self.batch_shape)
+
     def _inverse(self, tensors: Sequence[Tensor], batch: int) -> Any:
         if not tensors:
             return None
         return _Tiled(self.settings.inverse(tensors), tensors[0].shape[0], batch)
+
+
+def _info(facts: Callable[[], Facts], batch_shape: torch.Size) -> SolveInfo:
+    return facts().info(batch_shape, Record())
 
 
 class _Solver:
@@ -239,13 +310,13 @@ class _Solver:
             return self._chosen(b, adjoint)
         rtol, atol = self.settings.rtol, self.settings.atol
         result = self.refined.factorize(self.operator).iterate(b, adjoint, rtol=rtol, atol=atol)
-        self.unrefined = ~result.converged
-        if not bool(self.unrefined.any()):
+        if finished(result.converged):
             return result
+        self.unrefined = ~result.converged
         if self.operator.shape[-1] > Auto.dense_limit:
             krylov = GMRES(preconditioner=self.inverse, restart=KRYLOV, max_steps=KRYLOV).factorize(self.operator)
             result = better_of(result, krylov.iterate(b, adjoint, x0=result.x.nan_to_num(), rtol=rtol, atol=atol))
-        return result if bool(result.converged.all()) else better_of(result, self._chosen(b, adjoint))
+        return result if finished(result.converged) else better_of(result, self._chosen(b, adjoint))
 
     def _divided(self, b: Tensor) -> LinearResult:
         """The solutions of systems with one unknown."""
@@ -265,26 +336,22 @@ class _Solver:
         )
         return result
 
-    def moved(self, b: Tensor, w: Tensor) -> Tensor:
-        """Where the Jacobian is far from the one whose inverse the forward solver left, and badly conditioned."""
-        if self.unrefined is None or not bool(self.unrefined.any()):
-            return torch.zeros(len(b), dtype=torch.bool, device=b.device)
+    def moved(self, b: Tensor, w: Tensor) -> Tensor | None:
+        """Where the Jacobian is far from the one whose inverse the forward solver left, and badly conditioned; None: nowhere."""
+        if self.unrefined is None:
+            return None
         v = unpatterned(b)
         norm = torch.linalg.vector_norm(self.operator.rmatvec(v), dim=-1) / torch.linalg.vector_norm(v, dim=-1)
         amplification = torch.linalg.vector_norm(w, dim=-1) / torch.linalg.vector_norm(b, dim=-1)
         return self.unrefined & ~(norm * amplification < AMPLIFIED)
 
-    def singular(self) -> Tensor:
-        """Where the factors that were used say that the matrix is singular."""
-        if self._state is None and self.inverse is not None and bool(self.inverse.suspicious.any()):
+    def singular(self) -> Tensor | None:
+        """Where the factors that were used say that the matrix is singular; None: nowhere."""
+        if self._state is None:
+            if self.inverse is None or not occurs(self.inverse.suspicious):
+                return None
             self._state = LU().factorize(self.operator)  # the inverse was of a nearby matrix, and perhaps badly scaled
-        used = None if self._state is None else getattr(self._state, "direct", self._state)
-        found = getattr(used, "singular", None)
-        return (
-            torch.zeros(self.operator.batch_shape, dtype=torch.bool, device=self.operator.device)
-            if found is None
-            else found
-        )
+        return getattr(getattr(self._state, "direct", self._state), "singular", None)
 
 
 class _Tiled:

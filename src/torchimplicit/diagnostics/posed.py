@@ -53,7 +53,7 @@ class Posed:
         self.f, self.z0, self.kind, self.keywords, self.layout = f, z0, kind, keywords, layout
         self.args = pytree.tree_map(_own, args)
         given = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        captured, _ = capture(f, layout.argument(layout.flatten(z0)), self.args, flat_real)
+        captured, *_ = capture(f, layout.flatten(z0), layout.argument, self.args, flat_real)
         seen = {id(leaf) for leaf in pytree.tree_leaves(self.args)}
         self.leaves = given + [t for t in captured.tensors if t.requires_grad and t.is_leaf and id(t) not in seen]
 

@@ -203,9 +203,9 @@ class IterativeState:
         # derivative, for the solution is proportional to b.
         scale = self._size(b)
         low, high = torch.finfo(scale.dtype).tiny ** 0.25, torch.finfo(scale.dtype).max ** 0.25
-        zero = scale == 0
-        unit = None
-        if not finished((scale > low) & (scale < high)):
+        ordinary = finished((scale > low) & (scale < high))
+        zero = unit = None
+        if not ordinary:
             scale = norm(b).detach()
             zero = scale == 0
             unit = torch.where(zero | ~scale.isfinite(), 1, scale)
@@ -213,44 +213,65 @@ class IterativeState:
         tol = tolerance(scale, rtol, atol)
         tol = tol if unit is None else tol / unit
         if x0 is None:
-            x, r, residual = torch.zeros_like(b), b, scale if unit is None else self._size(b)
+            x, r, residual = None, b, scale if unit is None else self._size(b)
         else:
             x0 = fit(x0, operator.batch_shape, n, operator.dtype, name="x0").expand(b.shape)
-            x = torch.where(zero.unsqueeze(-1), 0, x0 if unit is None else x0 / unit.unsqueeze(-1))
-            r = torch.where(zero.unsqueeze(-1), 0, b - A(x))
+            x = x0 if unit is None else x0 / unit.unsqueeze(-1)
+            x = x if zero is None else torch.where(zero.unsqueeze(-1), 0, x)
+            r = b - A(x)
+            r = r if zero is None else torch.where(zero.unsqueeze(-1), 0, r)
             residual = self._size(r)
         steps = torch.zeros_like(residual, dtype=torch.int64)
-        breakdown = torch.zeros_like(zero)
-        active = (residual > tol) & residual.isfinite()
+        broken_down = torch.zeros_like(residual, dtype=torch.bool)
+        active = residual > tol
+        active = active if ordinary and x0 is None else active & residual.isfinite()
         everyone, nobody = finished(active), finished(~active)
         used = 0
         while used < limit and not nobody:
             rhs = r if everyone else torch.where(active.unsqueeze(-1), r, 0)
             d, taken, broken, length = self.solver.cycle(A, M, rhs, tol, active, limit - used)
-            x_new = x + d
+            x_new = d if x is None else x + d
             r_new = b - A(x_new)
             residual_new = self._size(r_new)
             used += length
+            if everyone and finished(residual_new <= tol):  # the common case
+                no = torch.zeros_like(active)
+                return self._result(x_new, residual_new, steps + taken, (~no, no, no), unit, products)
             if everyone and finished(residual_new < PROGRESS * residual):  # nothing to mask
                 x, r, residual = x_new, r_new, residual_new
-                steps, breakdown = steps + taken, broken
+                steps, broken_down = steps + taken, broken
                 active = residual > tol
             else:
                 better = active & (residual_new < residual)  # False for NaN
                 steps = steps + torch.where(active, taken, 0)
-                breakdown = torch.where(active, broken | ~residual_new.isfinite(), breakdown)
+                broken_down = torch.where(active, broken | ~residual_new.isfinite(), broken_down)
                 # A restart from (nearly) the same residual would only repeat itself.
                 active = better & (residual_new > tol) & (residual_new < PROGRESS * residual)
-                x = torch.where(better.unsqueeze(-1), x_new, x)
+                x = torch.where(better.unsqueeze(-1), x_new, 0 if x is None else x)
                 r = torch.where(better.unsqueeze(-1), r_new, r)
                 residual = torch.where(better, residual_new, residual)
             everyone, nobody = everyone and finished(active), finished(~active)
         converged = residual <= tol
+        x = torch.zeros_like(b) if x is None else x
         if not finished(converged):
-            x = torch.where((residual.isfinite() | zero).unsqueeze(-1), x, torch.nan)
+            usable = residual.isfinite() if zero is None else residual.isfinite() | zero
+            x = torch.where(usable.unsqueeze(-1), x, torch.nan)
+        how = (converged, broken_down & ~converged, active & ~converged)
+        return self._result(x, residual, steps, how, unit, products)
+
+    def _result(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        steps: Tensor,
+        how: tuple[Tensor, Tensor, Tensor],
+        unit: Tensor | None,
+        products: int,
+    ) -> LinearResult:
+        """For the right-hand sides that were divided by ``unit``; ``how`` it ended: converged, broken down, exhausted."""
         if unit is not None:
             x, residual = x * unit.unsqueeze(-1), residual * unit
-        return LinearResult(x, residual, steps, converged, breakdown & ~converged, active & ~converged, products)
+        return LinearResult(x, residual, steps, *how, products)
 
     def _size(self, x: Tensor) -> Tensor:
         """The norm of vectors of ordinary scale, not differentiated."""
@@ -261,4 +282,4 @@ class IterativeState:
 def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:
     """atol + rtol ‖b‖ with the defaults rtol = √eps, atol = 0."""
     rtol = torch.finfo(norm_b.dtype).eps ** 0.5 if rtol is None else rtol
-    return rtol * norm_b + (0.0 if atol is None else atol)
+    return rtol * norm_b + atol if atol else rtol * norm_b

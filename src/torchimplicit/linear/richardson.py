@@ -19,5 +19,4 @@ class Richardson(IterativeSolver):
     """
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
-        d = torch.where(active.unsqueeze(-1), M(r), 0)
-        return Cycle(d, active.long(), torch.zeros_like(active), 1)
+        return Cycle(M(r), active.long(), torch.zeros_like(active), 1)

@@ -22,6 +22,8 @@ from torchimplicit.solvers.search import Iterate
 from torchimplicit.state import HALF, Layout, describe
 from torchimplicit.stopping import OnFailure, Tolerance, check_policy, check_steps
 
+EXACT = Implicit()
+
 Callback = Callable[[int, Any, Tensor], None]
 
 
@@ -55,7 +57,7 @@ def pose_and_solve(
     check_steps(max_steps)
     check_adjoint(adjoint)
     if adjoint is None:
-        adjoint = Implicit()
+        adjoint = EXACT
     layout = Layout.of(z0, batch_ndim)
     method = resolve(
         solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares

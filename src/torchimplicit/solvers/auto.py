@@ -51,8 +51,14 @@ def choose(
     if minimised:
         return TrustNewton() if dense else NewtonCG()
     if n == 1:
-        return Polyalgorithm((Newton(), Chandrupatla(), Dogleg()))
+        return NUMBERS
     if dense:
-        robust = (Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0))
-        return Polyalgorithm(robust if n < CHEAP_LIMIT else (Broyden(patience=5), *robust))
-    return Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))
+        return SMALL if n < CHEAP_LIMIT else MIDDLING
+    return LARGE
+
+
+_ROBUST = (Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0))
+NUMBERS = Polyalgorithm((Newton(), Chandrupatla(), Dogleg()))
+SMALL = Polyalgorithm(_ROBUST)
+MIDDLING = Polyalgorithm((Broyden(patience=5), *_ROBUST))
+LARGE = Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

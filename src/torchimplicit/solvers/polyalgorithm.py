@@ -49,6 +49,8 @@ class Polyalgorithm:
 
     def fitted(self, layout: Layout) -> Polyalgorithm:
         """With every stage fitted that wants to be."""
+        if not any(hasattr(stage, "fitted") for stage in self.stages):
+            return self
         return replace(self, stages=[s.fitted(layout) if hasattr(s, "fitted") else s for s in self.stages])
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
@@ -70,8 +72,8 @@ def solve_in_stages(
 ) -> Found:
     """Where the stages end. Its inverse is that of the first stage if this has solved every system; else there is none."""
     seen = watch is not None or keep_trace  # then the rows stay together
-    stopping = replace(stopping, forgiving=len(stages) > 1)
-    first = replace(stopping, max_steps=min(stopping.max_steps, stages[0].max_steps))
+    forgiving = len(stages) > 1
+    first = replace(stopping, forgiving=forgiving, max_steps=min(stopping.max_steps, stages[0].max_steps))
     if equations.part is not None and not seen:
         found = solve_in_blocks(stages[0], equations, z0, first)
     else:
@@ -88,7 +90,7 @@ def solve_in_stages(
         rows = allowed.nonzero().flatten()
         if not len(rows):
             break
-        limited = replace(stopping, max_steps=int(allowed.max()))
+        limited = replace(stopping, forgiving=forgiving, max_steps=int(allowed.max()))
         if equations.part is not None and not seen:
             part = equations.of_rows(rows)
             own = stage.of_rows(rows) if hasattr(stage, "of_rows") else stage
@@ -107,7 +109,7 @@ def solve_in_stages(
 
 def by_first(found: Found, stages: Sequence[Solver]) -> Found:
     """Where the first of the stages has solved everything."""
-    return replace(found, tried=_names(stages[:1]), solved_by=found.status.new_zeros(()).expand(found.status.shape))
+    return replace(found, tried=_names(stages[:1]), solved_by=torch.zeros_like(found.status))
 
 
 def _names(stages: Sequence[Solver]) -> tuple[str, ...]:
