@@ -56,6 +56,14 @@ class Bracket(NamedTuple):
         return Bracket(*(torch.where(rows, ours, theirs) for ours, theirs in zip(self, other, strict=True)))
 
 
+class Ahead(NamedTuple):
+    """Where a search looks next, (B, 1) each: the point, whether it lies to the right, and whether there is any."""
+
+    x: Tensor
+    to_right: Tensor
+    any: Tensor
+
+
 class Outward(NamedTuple):
     """A search from the start to both sides, in steps that double, one side at a time.
 
@@ -74,8 +82,8 @@ class Outward(NamedTuple):
     longest: Tensor
     rightwards: Tensor
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The next point, whether it lies to the right, and whether there is any."""
+    def next(self) -> Ahead:
+        """The next point."""
         largest = torch.finfo(self.step.dtype).max
         left, right = (self.left - self.step).clamp(min=-largest), (self.right + self.step).clamp(max=largest)
         left = torch.where(left > self.wall_left, left, self.left / 2 + self.wall_left / 2)
@@ -86,7 +94,7 @@ class Outward(NamedTuple):
         x = torch.where(to_right, right, left)
         # An end that was given may be the root: it becomes the next iterate.
         x = torch.where(self.f_left == 0, self.left, torch.where(self.f_right == 0, self.right, x))
-        return x, to_right, (room_left | room_right) & (self.step < self.longest)
+        return Ahead(x, to_right, (room_left | room_right) & (self.step < self.longest))
 
     def after(self, x: Tensor, f: Tensor, to_right: Tensor, sought: Tensor) -> Outward:
         """The search goes on beyond x, or short of it where g is NaN, in the systems that are sought."""
@@ -110,7 +118,7 @@ class BracketState(NamedTuple):
     """What the next step needs.
 
     bracket : of the systems that have one. found : which those are, (B, 1).
-    search : of the others, and where it goes on after a pole. seeking : whether there are any.
+    search : of the others, and where it goes on after a pole. ahead : its next points; None where all have a bracket.
     nothing : the status where the search ends without success, (B, 1): NO_BRACKET, after a pole STAGNATED.
     status : of those that have come to an end, RUNNING of the others, (B, 1).
     own : what the method remembers.
@@ -119,7 +127,7 @@ class BracketState(NamedTuple):
     bracket: Bracket
     found: Tensor
     search: Outward
-    seeking: bool
+    ahead: Ahead | None
     nothing: Tensor
     status: Tensor
     own: Own
@@ -209,16 +217,16 @@ class Bracketing(ABC):
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BracketState
     ) -> tuple[Tensor, Tensor, BracketState]:
-        bracket, found, search, seeking, nothing, _, own = state
+        bracket, found, search, ahead, nothing, _, own = state
         x, own = self.propose(bracket, own)
         inside = ((bracket.a < x) & (x < bracket.b)) | ((bracket.b < x) & (x < bracket.a))
         x = torch.where(inside, x, bracket.middle)
-        if not seeking:
+        if ahead is None:
             f = equations.residual(x)
             bracket = bracket.shrunk(x, f)
         else:
-            outside, to_right, _ = search.next()
-            x = torch.where(found, x, outside)
+            to_right = ahead.to_right
+            x = torch.where(found, x, ahead.x)
             f = equations.residual(x)
             end = torch.where(to_right, search.right, search.left)
             f_end = torch.where(to_right, search.f_right, search.f_left)
@@ -242,17 +250,20 @@ class Bracketing(ABC):
         """The state, with what is over: brackets that have closed, searches that have seen everything."""
         closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
         status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
-        if occurs(closed):  # the search goes on beyond a pole, where g has the other sign
-            pole = closed & (torch.minimum(bracket.fa.abs(), bracket.fb.abs()) > STEEP * best.abs())
-            found, status = found & ~pole, torch.where(pole, Status.RUNNING, status)
-            nothing = torch.where(pole, Status.STAGNATED, nothing)
-            further = search.longest.minimum(search.step * 2.0**BEYOND)
-            search = search._replace(longest=torch.where(pole, further, search.longest))
-        seeking = not finished(found)
-        if seeking:
+        if occurs(closed):
+            least = STEEP * best.abs()
+            pole = closed & (bracket.fa.abs() > least) & (bracket.fb.abs() > least)
+            if occurs(pole):  # the search goes on beyond it, where g has the other sign
+                found, status = found & ~pole, torch.where(pole, Status.RUNNING, status)
+                nothing = torch.where(pole, Status.STAGNATED, nothing)
+                further = search.longest.minimum(search.step * 2.0**BEYOND)
+                search = search._replace(longest=torch.where(pole, further, search.longest))
+        ahead = None
+        if not finished(found):
+            ahead = search.next()
             known = (search.f_left == 0) | (search.f_right == 0)
-            status = torch.where(~found & ~known & ~search.next()[2], nothing, status)
-        return BracketState(bracket, found, search, seeking, nothing, status, own)
+            status = torch.where(found | known | ahead.any, status, nothing)
+        return BracketState(bracket, found, search, ahead, nothing, status, own)
 
 
 def _rows(end: Tensor | float, layout: Layout, name: str) -> Tensor:
