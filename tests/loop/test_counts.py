@@ -226,6 +226,10 @@ def test_one_jacobian_is_all_that_broyden_from_it_needs() -> None:
     assert info.evaluations == int(info.steps.max()) + 1
 
 
+def test_a_step_of_broyden_reads_its_windows_twice() -> None:
+    assert of_one_step("broyden")["aten.bmm.default"] == 4  # a product with (I + Σ u vᵀ), and one with its transpose
+
+
 def test_what_does_not_depend_on_z_is_computed_once() -> None:
     U = torch.randn(200, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 40
     x = torch.linspace(-1, 1, 400, dtype=torch.float64).reshape(2, 200)

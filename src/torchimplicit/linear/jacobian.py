@@ -73,13 +73,13 @@ class Jacobian(LinearOperator):
 
     def _swept(self, size: int, many: Callable[[Tensor], Tensor], one: Callable[[Tensor], Tensor]) -> Tensor:
         self.count(size)
+        if size == 1:
+            return one(torch.ones(*self.batch_shape, 1, dtype=self.dtype, device=self.device)).unsqueeze(0)
         eye = torch.eye(size, dtype=self.dtype, device=self.device)
         vectors = eye.reshape(size, *(1,) * len(self.batch_shape), size).expand(size, *self.batch_shape, size)
         at_once = max(1, SWEEP_ENTRIES // max(1, math.prod(self.batch_shape) * max(self.shape[-2:])))
-        if size == 1:
-            return one(vectors[0]).unsqueeze(0)
         parts = []
-        for part in vectors.split(at_once):
+        for part in (vectors,) if at_once >= size else vectors.split(at_once):
             try:
                 parts.append(many(part))
             except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
+from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 
@@ -21,12 +22,14 @@ class BroydenState(NamedTuple):
 
     factors : of the first Jacobian; None where M is the identity.
     p : M r, with the residual r.
+    Hp : H r, the next step but for its sign: (I + Σ u vᵀ) p.
     u, v : windows (B, m, n).
     k : how many updates they hold.
     """
 
     factors: Factors | None
     p: Tensor
+    Hp: Tensor
     u: Tensor
     v: Tensor
     k: int
@@ -66,31 +69,32 @@ class Broyden:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
         if self.start == "identity":
             r = equations.residual(z)
-            return r, BroydenState(None, r, window, window.clone(), 0)
+            return r, BroydenState(None, r, r, window, window.clone(), 0)
         jacobian = equations.jacobian(z)
         factors = self.linear_solver.factorize(jacobian)
-        return jacobian.value, BroydenState(factors, factors.solve(jacobian.value), window, window.clone(), 0)
+        p = factors.solve(jacobian.value)
+        return jacobian.value, BroydenState(factors, p, p, window, window.clone(), 0)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BroydenState
     ) -> tuple[Tensor, Tensor, BroydenState]:
-        factors, p, u, v, k = state
-        s = -_apply(u[:, :k], v[:, :k], p)
+        factors, p, Hp, u, v, k = state
+        s = -Hp
         z_new = z + s
         r_new = equations.residual(z_new)
         p_new = r_new if factors is None else factors.solve(r_new)
         if k == self.memory:
-            u, v, k = torch.zeros_like(u), torch.zeros_like(v), 0
+            u, v, k, Hp = torch.zeros_like(u), torch.zeros_like(v), 0, p
         y = p_new - p
         Hy = _apply(u[:, :k], v[:, :k], y)
-        Hs = _apply(v[:, :k], u[:, :k], s)  # (I + Σ v uᵀ) s
-        divisor = (Hs * y).sum(-1, keepdim=True)
-        eps = torch.finfo(z.dtype).eps
-        size = (Hs.square().sum(-1, keepdim=True) * y.square().sum(-1, keepdim=True)).sqrt()
-        usable = (divisor.abs() > eps * size) & size.isfinite()
+        divisor = dot(s, Hy).unsqueeze(-1)
+        size = (torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(Hy, dim=-1)).unsqueeze(-1)
+        usable = (divisor.abs() > torch.finfo(z.dtype).eps * size) & size.isfinite()
         update = torch.where(usable, (s - Hy) / torch.where(usable, divisor, 1), 0)
-        u, v = store(u, k, update), store(v, k, torch.where(usable, Hs, 0))
-        return z_new, r_new, BroydenState(factors, p_new, u, v, k + 1)
+        v_new = torch.where(usable, _apply(v[:, :k], u[:, :k], s), 0)  # (I + Σ v uᵀ) s
+        Hp_new = Hp + Hy  # with the new H one term more; products with the windows are what a step costs
+        Hp_new = Hp_new + update * dot(s, Hp_new).unsqueeze(-1)
+        return z_new, r_new, BroydenState(factors, p_new, Hp_new, store(u, k, update), store(v, k, v_new), k + 1)
 
     def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""
