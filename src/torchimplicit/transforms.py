@@ -71,6 +71,11 @@ def occurs(mask: Tensor) -> bool:
     return mask.numel() > 0 and bool(mask.view(torch.uint8).max())
 
 
+def count(mask: Tensor) -> int:
+    """How many entries of ``mask`` are True; −1 inside a functorch transform, where that is not known."""
+    return -1 if inside_functorch() else int(mask.count_nonzero())
+
+
 def _all(mask: Tensor) -> bool:
     """``mask.all()``; as numbers, a large mask is reduced in a twentieth of the time on a processor."""
     if _few(mask):

@@ -37,9 +37,9 @@ class Gathering:
         ] = []  # which rows went on, and the results of all until then
         self._parts: list[tuple[Equations, int]] = []
 
-    def worthwhile(self, running: Tensor) -> bool:
+    def worthwhile(self, left: int, batch: int) -> bool:
         """Whether so many systems have ended that the rest goes on alone."""
-        return self.possible and len(running) >= self.least and int(running.count_nonzero()) <= FEWER * len(running)
+        return self.possible and batch >= self.least and 0 < left <= FEWER * batch
 
     def keep(self, running: Tensor, results: tuple[Tensor, ...]) -> Tensor:
         """Put the results aside, those of what has ended being final; which of the rows go on."""

@@ -15,7 +15,7 @@ from torchimplicit.solvers.endings import local_minimum, rounded, second_order, 
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.gathering import Gathering, take
 from torchimplicit.stopping import Status, all_converged, rms, rounding, unit_of
-from torchimplicit.transforms import finished, inside_functorch, occurs
+from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 
@@ -125,10 +125,9 @@ def solve(
         running, status, noted = running & finite, torch.where(finite, status, Status.NONFINITE), True
     if allowed is not None:
         running, status = running & (allowed > 0), torch.where(allowed > 0, status, Status.CONVERGED)
-    none_ended, none_left = finished(running), finished(~running)
+    left = count(running)
     taken = 0
-    never = torch.zeros((), dtype=torch.int64, device=z.device)
-    stuck = never  # for how many steps a system has made no progress
+    stuck: Tensor | int = 0  # for how many steps a system has made no progress
     verdict: Tensor | None  # None: what ends has converged
     best_z, best, mark = z, norm, norm
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
@@ -137,7 +136,7 @@ def solve(
     inverse_of: Callable[[Any], tuple[Tensor, ...]] = getattr(solver, "inverse", _no_inverse)
     if advance is not None:  # its states are not the solver's
         inverse_of = _no_inverse
-    while taken < stopping.max_steps and not none_left:
+    while taken < stopping.max_steps and left:
         there = equations.attempt(step, z, r, state) if stopping.forgiving else step(z, r, state)
         if there is None:
             status, noted = torch.where(running, Status.NONFINITE, status), True
@@ -147,6 +146,7 @@ def solve(
         norm_new = rms(r_new.detach(), unit)
         if keep_trace:
             trace.append(torch.where(running, norm_new, trace[-1]))
+        none_ended = left == len(running)
         closer = norm_new < PROGRESS * mark
         if finished(closer if none_ended else closer | ~running) and _all_finite(z_new.detach()):
             # The common case: every system that runs has come closer. Those that have ended go on unmasked, and unheeded.
@@ -154,7 +154,7 @@ def solve(
             bound = stopping.bound(z, start, unit) if stopping.moving else bound
             ends = norm <= bound if none_ended else running & (norm <= bound)
             best_z, best = (z, norm) if none_ended else (_where(running, z, best_z), torch.where(running, norm, best))
-            mark, stuck, verdict = best, never, None
+            mark, stuck, verdict = best, 0, None
         else:
             valid = (norm_new + z_new.detach().sum(-1)).isfinite()
             moves = running & valid
@@ -188,21 +188,21 @@ def solve(
             ends = ends | (running & (taken >= allowed))
         if watch is not None:
             watch(taken, _where(running, z, best_z), torch.where(running, norm, best))
-        if occurs(ends):
+        if count(ends):
             if verdict is not None:
                 status, noted = torch.where(ends, verdict, status), True
             steps = torch.add(steps, ends, alpha=taken)  # each ends once
             running = running & ~ends
-            none_ended, none_left = False, finished(~running)
-            if not (keep_trace or watch or none_left) and gathering.worthwhile(running):
+            left = count(running)
+            if not (keep_trace or watch) and gathering.worthwhile(left, len(running)):
                 results = (best_z, best, status, steps, bound, *inverse_of(state))
                 rows = gathering.keep(running, results)
                 best_z, best, status, steps, bound = (take(rows, t) for t in results[:5])
                 here = (z, unit, start, norm, mark, stuck, lowest, allowed)
                 z, unit, start, norm, mark, stuck, lowest, allowed = take(rows, here)
                 r, state = gathering.restart(rows, z, r, state)
-                running, none_ended = take(rows, running), True
-    if not none_left:
+                running = take(rows, running)
+    if left:
         steps = torch.add(steps, running, alpha=taken)
         status, noted = torch.where(running & (status == Status.CONVERGED), Status.MAX_STEPS, status), True
     results = (best_z, best, status, steps, bound, *inverse_of(state))
