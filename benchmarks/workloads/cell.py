@@ -28,7 +28,7 @@ Everybody starts at zero, computes the injection x Uᵀ + b once, and stops at a
 """,
     parameters=tanh_cell.PARAMETERS,
     arrays=arrays,
-    reference=tanh_cell.reference,
+    reference=tanh_cell.reference_by_iteration,
 )
 
 cell_competitors.compete(workload, RMS)

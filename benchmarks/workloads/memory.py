@@ -29,7 +29,7 @@ the ratio is that of the peaks, to the loop by hand with as many steps.
 """,
     parameters=tanh_cell.PARAMETERS,
     arrays=arrays,
-    reference=tanh_cell.reference,
+    reference=tanh_cell.reference_by_iteration,
     memory_only=True,
 )
 

@@ -30,7 +30,7 @@ and the loops by hand all of them when the last one has, jaxopt and optimistix w
 """,
     parameters=tanh_cell.PARAMETERS,
     arrays=arrays,
-    reference=tanh_cell.reference,
+    reference=tanh_cell.reference_by_iteration,
 )
 
 cell_competitors.compete(workload, RMS)

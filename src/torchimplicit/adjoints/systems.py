@@ -171,7 +171,8 @@ class JacobianSystem:
             if grads is not None:
                 return grads
         w, _ = self.solve_linearised(tensors, linearised.restricted([0]))
-        return linearised.restricted([1 + i for i in which]).pull(-w)
+        w = -w  # under its own name: the last product then needs no more memory than those before
+        return linearised.restricted([1 + i for i in which]).pull(w)
 
     def _pulled_back_tiny(
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]

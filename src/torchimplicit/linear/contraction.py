@@ -130,7 +130,7 @@ class ContractionState:
 
 
 class _Steps:
-    """Steps from x, whose residual is r; systems that have converged stay where they are.
+    """Steps from x, whose residual is r; systems that have converged stay where they are: their r is set to zero.
 
     dr, dp : the last differences of residuals, and of where plain steps lead (p = x + r), (..., m, n); None as long as all are fast.
     k : how many of them were stored.
@@ -142,6 +142,8 @@ class _Steps:
         self.operator, self.adjoint, self.b, self.x, self.r, self.bound = operator, adjoint, b, x.clone(), r, bound
         self.norms = [torch.linalg.vector_norm(r, dim=-1)]
         self.active = self.norms[0] > bound  # False for NaN
+        if not bool(self.active.all()):
+            self.r = torch.where(self.active.unsqueeze(-1), r, 0)
         self.taken = torch.zeros_like(self.norms[0], dtype=torch.int64)
         self.products = products
         self.dr: Tensor | None = None
@@ -157,25 +159,27 @@ class _Steps:
         """At most so many steps; returns how many there were."""
         taken = 0
         while taken < limit and bool(self.active.any()):
-            mixed: Tensor | None = None
-            if self.dr is not None and self.dp is not None and self.k % PERIOD == 0:
+            mixed = None
+            if self.dr is not None and self.dp is not None and self.k and self.k % PERIOD == 0:
                 m = min(self.k, MEMORY)
                 mixed = (mixture(self.dr[..., :m, :], self.r) @ self.dp[..., :m, :]).squeeze(-2)
-            step = self.r if mixed is None else self.r - mixed
-            self.x += step if bool(self.active.all()) else torch.where(self.active.unsqueeze(-1), step, 0)
-            r = self.b - self.operator.apply(self.x, self.adjoint)  # for those that stay what it was
+            self.x += self.r if mixed is None else self.r - mixed
+            before = None if self.dr is None else self.r
+            del self.r  # what nobody needs any more makes room for the product
+            self.r = self.b - self.operator.apply(self.x, self.adjoint)
             taken += 1
             self.taken = self.taken + self.active
-            self.norms.append(torch.linalg.vector_norm(r, dim=-1))
+            self.norms.append(torch.linalg.vector_norm(self.r, dim=-1))
             self.active = self.active & (self.norms[-1] > self.bound)
-            if self.dr is None and _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
-                self.dr = r.new_zeros(*r.shape[:-1], MEMORY, r.shape[-1])
-                self.dp = torch.zeros_like(self.dr)
-            if self.dr is not None and self.dp is not None:
-                store(self.dr, self.k, r, self.r)
-                store(self.dp, self.k, r, mixed)
+            if not bool(self.active.all()):
+                self.r.masked_fill_(~self.active.unsqueeze(-1), 0)
+            if before is not None and self.dr is not None and self.dp is not None:
+                store(self.dr, self.k, self.r, before)
+                store(self.dp, self.k, self.r, mixed)
                 self.k += 1
-            self.r = r
+            elif _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
+                self.dr = self.r.new_zeros(*self.r.shape[:-1], MEMORY, self.r.shape[-1])
+                self.dp = torch.zeros_like(self.dr)
         self.products += taken
         return taken
 
