@@ -229,3 +229,26 @@ def test_unrolled_inside_a_transform_runs_steps_or_else_max_steps(transform: str
     else:
         torch.vmap(torch.func.grad(run))(xs)
     assert seen == list(range((steps or 9) + 1))
+
+
+@pytest.mark.parametrize("steps", [None, 12])
+@pytest.mark.parametrize(
+    "solver", ["newton", "dogleg", "trust_newton", "projected_newton", "gauss_newton", "levenberg_marquardt"]
+)
+def test_the_explicit_way_from_a_start_that_is_the_solution_of_some_systems_only(
+    solver: str, steps: int | None
+) -> None:
+    """A step of length 0 from there is the Newton step, whose derivative is that of the solution."""
+    a = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    W = torch.tensor([[2.0, 0.5], [0.2, 1.0]], dtype=torch.float64)
+    start = torch.stack([a.detach()[0], torch.zeros(2).double()])
+    how = {"solver": solver, "batch_ndim": 1, "adjoint": ti.Unrolled(steps=steps)}
+    solved = [ti.least_squares(lambda z: (z - a) @ W, start, **how)]
+    if solver in ("trust_newton", "projected_newton"):
+        solved.append(ti.minimize(lambda z: ((z - a) @ W * (z - a)).sum(-1), start, **how))
+    else:
+        solved.append(ti.root(lambda z: (z - a) @ W, start, **how))
+    for z, info in solved:
+        assert info.converged.all()
+        (gradient,) = torch.autograd.grad(z.sum(), a)
+        torch.testing.assert_close(gradient, torch.ones_like(a), rtol=1e-6, atol=0)

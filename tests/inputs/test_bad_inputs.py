@@ -87,6 +87,24 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "half b": (lambda: ti.linear_solve(torch.eye(3).half(), Z.half()), TypeError, "float32"),
     "a decorated number": (lambda: ti.implicit(same)(3), TypeError, "solver must be a function"),
     "a black box's adjoint class": (lambda: ti.implicit(same, adjoint=ti.Implicit), TypeError, "Implicit"),
+    "no stages": (lambda: ti.solvers.Polyalgorithm(()), ValueError, r"at least one; got \(\)"),
+    "a solver as stages": (
+        lambda: ti.solvers.Polyalgorithm(ti.solvers.Newton()),
+        ValueError,
+        "tuple of solvers.*Newton",
+    ),
+    "a stage that is a name": (
+        lambda: ti.solvers.Polyalgorithm(("newton",)),
+        TypeError,
+        r"such as Newton\(\).*'newton'",
+    ),
+    "a stage that is a class": (lambda: ti.solvers.Polyalgorithm((ti.solvers.Newton,)), TypeError, r"Newton\(\)"),
+    "stages within stages": (
+        lambda: ti.solvers.Polyalgorithm((ti.solvers.Polyalgorithm((ti.solvers.Newton(),)),)),
+        TypeError,
+        "no Polyalgorithm itself",
+    ),
+    "SciPy's tolerance": (lambda: ti.interop.SciPy("hybr", tol=-1), ValueError, "SciPy: tol > 0.*-1"),
     "no terms": (lambda: ti.linear.Neumann(0), ValueError, "terms >= 1"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
 
 ROOT = (
@@ -58,6 +59,7 @@ class SciPy:
             raise ValueError(
                 f"SciPy has no method {method!r} that is known here; the methods are {', '.join(sorted(known))}."
             )
+        check_positive("SciPy: tol", tol)
         self.method, self.tol, self.options = method, tol, options
 
     def __repr__(self) -> str:

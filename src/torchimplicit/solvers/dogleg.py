@@ -79,6 +79,7 @@ class Dogleg:
             slope, bend = (tangent.gradient * scaled).sum(-1) / tangent.norm, apply(tangent.R, scaled).square().sum(-1)
             ratio = actual / (-2 * slope - bend)
             taken, better = ratio >= ACCEPTED, ratio >= 0.1  # neither where NaN
+            taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
             good = torch.where(better, good + 1, 0)
             wider = torch.where((ratio >= 0.5) | (good > 1), radius.maximum(2 * length), radius)
             narrower = torch.where(taken, 0.5, 0.25) * radius.minimum(length)

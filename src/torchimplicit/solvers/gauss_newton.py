@@ -50,7 +50,9 @@ class GaussNewton:
         new, decrease = compare(tangent, linearised, z, step)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
-            taken = decrease >= ACCEPTED * slope  # not where NaN
+            taken = (decrease >= ACCEPTED * slope) | (r == 0).all(
+                -1
+            )  # not where NaN; where z is already it has a derivative
             fraction = torch.where(taken, 1, fraction / 2)
         if finished(~taken):
             return z, r, GaussNewtonState(tangent, fraction)

@@ -34,8 +34,16 @@ class Polyalgorithm:
     stages: Sequence[Solver]
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("Polyalgorithm needs at least one solver.")
+        stages = self.stages
+        if not isinstance(stages, (tuple, list)) or not stages:
+            raise ValueError(f"Polyalgorithm needs a tuple of solvers, at least one; got {stages!r}.")
+        for stage in stages:
+            known = all(hasattr(stage, part) for part in ("init", "step", "max_steps", "patience"))
+            if isinstance(stage, (type, Polyalgorithm)) or not known:
+                raise TypeError(
+                    f"Polyalgorithm: each stage must be an object of torchimplicit.solvers, such as Newton(), and no Polyalgorithm "
+                    f"itself; got {stage!r}."
+                )
 
     @property
     def max_steps(self) -> int:

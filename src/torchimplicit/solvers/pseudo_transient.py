@@ -58,7 +58,8 @@ class PseudoTransient:
             return z, r, PseudoTransientState(jacobian, 4 * rate)
         norm = rms(linearised.value.detach())
         taken = (norm + rms(s.detach())).isfinite()
-        rate = rate * torch.where(taken, norm / rms(r.detach()), 4)
+        before = rms(r.detach())
+        rate = rate * torch.where(taken, norm / torch.where(before > 0, before, 1), 4)
         if finished(~taken):
             return z, r, PseudoTransientState(jacobian, rate)
         rows = taken.unsqueeze(-1)

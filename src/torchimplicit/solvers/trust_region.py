@@ -36,7 +36,8 @@ def judge(
     decrease = value - value_new
     hidden = decrease.abs() <= rounding(value)
     decrease = torch.where(hidden, -dot(r + r_new, s) / 2, decrease)
-    ratio = torch.where(predicted > 0, decrease / predicted, -1)
+    # A step from where the gradient is exactly 0 leads nowhere, but has a derivative.
+    ratio = torch.where(predicted > 0, decrease / predicted, torch.where((r == 0).all(-1), 1, -1))
     ratio = torch.where(r_new.isfinite().all(-1) & ratio.isfinite(), ratio, -1)
     length = torch.linalg.vector_norm(s, dim=-1)
     at_the_edge = length > 0.8 * radius
