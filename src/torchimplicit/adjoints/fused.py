@@ -14,6 +14,8 @@ from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import suspicious
 from torchimplicit.compiled import FlatGraph
+from torchimplicit.linear.lu import LUFactors
+from torchimplicit.linear.small_lu import solve_transposed, worthwhile
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
 
@@ -68,7 +70,8 @@ class FusedPullback:
             doubtful = suspicious(g.value, z, v, u)
         else:
             factors = self.inverse(inverse)
-            u = factors.solve(v, adjoint=True)
+            small = isinstance(factors, LUFactors) and len(inverse) == LUFactors.own and worthwhile(v)
+            u = solve_transposed(*inverse, v) if small else factors.solve(v, adjoint=True)
             doubtful = suspicious(g.value, z, v, u) | factors.suspicious
         ours, *grads = g.pull(-u)
         residual = torch.linalg.vector_norm(v if ours is None else v + ours, dim=-1)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.compiled import CompiledEquations, FlatGraph
-from torchimplicit.linear.jacobian import SWEEP_ENTRIES
+from torchimplicit.linear.jacobian import SWEEP_ENTRIES, Jacobian
+from torchimplicit.linear.small_lu import factor_and_solve, worthwhile
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import PROGRESS, Found, Stopping
-from torchimplicit.solvers.newton import Newton
+from torchimplicit.solvers.newton import PLAIN_LU, Newton
 from torchimplicit.solvers.trust_newton import TrustNewton
 from torchimplicit.solvers.trust_region import judge
 from torchimplicit.stopping import Status, rms
@@ -113,11 +114,19 @@ class _Roots:
         if z.shape[-1] == 1:
             step, factors = jacobian.value / jacobian.rmatvec(torch.ones_like(z)), ()
         else:
-            factorised = self.solver.linear_solver.factorize(jacobian)
-            step, factors = factorised.solve(jacobian.value), factorised.tensors
+            step, factors = self._solved(jacobian)
         z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
         refused = torch.zeros_like(left)
         return (z, norm, start, steps + left), (_signal(norm, bound, refused), *factors)
+
+
+    def _solved(self, jacobian: Jacobian) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The step J⁻¹ r and the factors of J."""
+        if self.solver.linear_solver == PLAIN_LU and worthwhile(jacobian.value):
+            *factors, step = factor_and_solve(jacobian.to_dense(), jacobian.value)
+            return step, tuple(factors)
+        factorised = self.solver.linear_solver.factorize(jacobian)
+        return factorised.solve(jacobian.value), factorised.tensors
 
 
 @dataclass(frozen=True)
