@@ -152,6 +152,14 @@ def test_a_minimum_and_its_gradient() -> None:
     torch.testing.assert_close(torch.autograd.grad(w.sum(), penalty)[0], expected)
 
 
+def test_many_small_systems_are_factorised_side_by_side() -> None:
+    W, b, v = matrix().requires_grad_(), vectors(200).requires_grad_(), torch.cos(vectors(200))
+    z, info = root(W, b)
+    torch.testing.assert_close((z, *torch.autograd.grad((v * z).sum(), (W, b))), dense(W.detach(), b.detach(), v))
+    assert info.adjoint is not None
+    assert info.adjoint.converged.all()
+
+
 @pytest.mark.slow
 def test_a_saddle_on_the_way_is_left_to_the_loop() -> None:
     def phi(z: Tensor) -> Tensor:

@@ -119,12 +119,12 @@ class _Roots:
         refused = torch.zeros_like(left)
         return (z, norm, start, steps + left), (_signal(norm, bound, refused), *factors)
 
-
     def _solved(self, jacobian: Jacobian) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The step J⁻¹ r and the factors of J."""
         if self.solver.linear_solver == PLAIN_LU and worthwhile(jacobian.value):
-            *factors, step = factor_and_solve(jacobian.to_dense(), jacobian.value)
-            return step, tuple(factors)
+            LU = jacobian.to_dense()
+            pivots, step = factor_and_solve(LU, jacobian.value)
+            return step, (LU, pivots)
         factorised = self.solver.linear_solver.factorize(jacobian)
         return factorised.solve(jacobian.value), factorised.tensors
 
