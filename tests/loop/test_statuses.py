@@ -153,3 +153,14 @@ def test_anderson_survives_a_singular_mixing_system_in_one_row() -> None:
     z, info = ti.fixed_point(lambda z: 0.5 * z.sin() + x, torch.zeros_like(x), solver="anderson", batch_ndim=1)
     assert info.converged.all()
     assert torch.allclose(z, 0.5 * z.sin() + x, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["linear", "huber"])
+@pytest.mark.parametrize("method", [None, "gauss_newton", "trust_newton", "projected_newton"])
+def test_a_fit_of_noise_is_stochastic(method: str | None, loss: str) -> None:
+    """Each number of z has a residual of its own, so that no two terms of the gradient can cancel, whatever the noise."""
+    torch.manual_seed(0)
+    info = ti.least_squares(
+        lambda z: z - torch.rand(2, dtype=D), torch.zeros(2, dtype=D), solver=method, loss=loss, on_failure="ignore"
+    ).info
+    assert info.status == Status.STOCHASTIC

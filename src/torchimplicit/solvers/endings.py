@@ -35,9 +35,15 @@ def rounded(equations: Equations, z: Tensor, r: Tensor) -> Tensor:
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
     """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
     with torch.no_grad():
-        r = solver.init(equations, z)[0]
-        again = rms(r, unit_of(r))
-    differs = (again - norm).abs() > torch.finfo(norm.dtype).eps ** 0.5 * (norm + rms(z, unit_of(z)))
+        if (
+            hasattr(solver, "scale") and equations.kind.sums_squares
+        ):  # what it judges has no unit: noise may leave it at 1
+            before, after = equations.squares(z), equations.squares(z)
+            change, size = rms(after - before), rms(before) + rms(after)
+        else:
+            r = solver.init(equations, z)[0]
+            change, size = (rms(r, unit_of(r)) - norm).abs(), norm + rms(z, unit_of(z))
+    differs = change > torch.finfo(norm.dtype).eps ** 0.5 * size
     return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
 
 
