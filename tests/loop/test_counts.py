@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchimplicit as ti
+from torchimplicit.problems.root import Root
+from torchimplicit.solvers.equations import Equations
 
 SYNCHRONISATION = "aten._local_scalar_dense.default"  # bool(tensor), tensor.item(): the device has to finish first
 
@@ -110,6 +112,30 @@ def test_anderson_mixes_at_every_third_step_and_does_little_else() -> None:
     assert three["aten.mm.default"] == 3  # the evaluations
     assert three[SYNCHRONISATION] <= 12
     assert total(three) <= 120
+
+
+def test_the_loop_adds_ten_operations_to_a_step_of_newton_in_which_all_come_closer() -> None:
+    def g(z: Tensor) -> Tensor:
+        return z**3 + z + z @ W.T - B
+
+    def solved(steps: int) -> Counter[str]:
+        with Operations() as operations, torch.no_grad():
+            _, info = ti.root(
+                g, 0 * B, solver="newton", batch_ndim=1, rtol=0.0, atol=0.0, max_steps=steps, on_failure="ignore"
+            )
+        assert info.steps.tolist() == [steps] * len(B)
+        return operations.counts
+
+    solver, equations = ti.solvers.Newton(), Equations(g, Root())
+    with torch.no_grad():
+        r, state = solver.init(equations, 0 * B)
+        with Operations() as of_method:
+            solver.step(equations, 0 * B, r, state)
+    step = solved(3)
+    step.subtract(solved(2))
+    step.subtract(of_method.counts)
+    assert step[SYNCHRONISATION] <= 3  # whether all have come closer, whether z is finite, whether something has ended
+    assert total(step) - step[SYNCHRONISATION] <= 10
 
 
 def test_newton_factorises_once_a_step_and_not_where_it_has_converged() -> None:
