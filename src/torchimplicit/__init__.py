@@ -1,7 +1,7 @@
 """Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
 
 from torchimplicit import diagnostics, interop, linear, nn, solvers
-from torchimplicit.adjoints import Implicit, OneStep, Phantom, Unrolled
+from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
@@ -20,6 +20,7 @@ __all__ = [
     "Continuation",
     "ConvergenceError",
     "ConvergenceWarning",
+    "GaussNewton",
     "Implicit",
     "OneStep",
     "Phantom",

@@ -167,3 +167,14 @@ def test_bounds_are_left_to_methods_that_keep_them(solver: object) -> None:
 def test_an_objective_is_no_sum_of_squares(solver: object) -> None:
     with pytest.raises(TypeError, match="sum of squares"):
         ti.minimize(lambda z: (z**2).sum(), torch.ones(2), solver=solver)
+
+
+@pytest.mark.parametrize("method", ["levenberg_marquardt", "gauss_newton", "lbfgs"])
+def test_the_backward_solves_with_the_hessian_that_was_looked_at_in_the_end(method: str) -> None:
+    y, start = series(20).requires_grad_(), torch.ones(20, 3, dtype=D)
+    z, info = ti.least_squares(r, start, (y,), solver=method, batch_ndim=1)
+    z.sum().backward()
+    assert info.converged.all()
+    assert info.adjoint is not None
+    assert info.adjoint.converged.all()
+    assert info.adjoint.products == 1  # that which checks the solution; the Hessian anew would be three more

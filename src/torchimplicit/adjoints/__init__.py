@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from torchimplicit.adjoints.gauss_newton import GaussNewton
 from torchimplicit.adjoints.implicit import Implicit
 from torchimplicit.adjoints.one_step import OneStep
 from torchimplicit.adjoints.phantom import Phantom
@@ -20,4 +21,4 @@ class Adjoint(Protocol):
         ...
 
 
-__all__ = ["Adjoint", "Implicit", "OneStep", "Phantom", "Unrolled"]
+__all__ = ["Adjoint", "GaussNewton", "Implicit", "OneStep", "Phantom", "Unrolled"]

@@ -57,6 +57,13 @@ def solve_triangle(R: Tensor, c: Tensor, transposed: bool = False) -> Tensor:
     return torch.stack([x[k] for k in range(n)], -1) if x else c
 
 
+def full_rank(R: Tensor) -> Tensor:
+    """Whether a triangle R (B, n, n) of A, and so A itself, has full rank beyond rounding, (B,)."""
+    R = R.detach()
+    columns, pivots = torch.linalg.vector_norm(R, dim=-2), R.diagonal(dim1=-2, dim2=-1).abs()
+    return (pivots > 16 * R.shape[-1] * torch.finfo(R.dtype).eps * columns).all(-1)
+
+
 def apply(A: Tensor, x: Tensor) -> Tensor:
     """A x for each system: (B, m, n), (B, n) -> (B, m)."""
     return (A @ x.unsqueeze(-1)).squeeze(-1)

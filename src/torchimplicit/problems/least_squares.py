@@ -75,7 +75,8 @@ def least_squares(
             "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which go downhill; "newton", "chord",
             "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
             "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
-        adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
+        adjoint: how gradients come back: ``Implicit()`` (default, exact), ``GaussNewton()`` (approximate, without
+            second derivatives of r), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
         rtol, atol: tolerance; by default √eps and eps of the dtype, and a residual below eps^(3/4) that has stopped to fall
@@ -102,7 +103,8 @@ def least_squares(
     (:func:`torchimplicit.solvers.tangent.imbalance`). Other solvers, who do
     not know J, stop at rms(Jᵀr) ≤ atol + rtol · rms(Jᵀr at z0). Both are stationary points near z0. Up to n = 64 the Hessian is
     looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is
-    exact: it is that of Jᵀr = 0 with the full Hessian, not the Gauss–Newton approximation.
+    exact: it is that of Jᵀr = 0 with the full Hessian, not the Gauss–Newton approximation unless ``adjoint=GaussNewton()``
+    asks for it.
 
     Example::
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import LU
+from torchimplicit.linear import LU, Cholesky
+from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.stopping import Status, rms, unit_of
@@ -76,28 +77,38 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
     return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 
-def second_order(equations: Equations, z: Tensor, status: Tensor) -> Tensor:
+def second_order(equations: Equations, z: Tensor, status: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
 
-    Asked up to n = 64: Cholesky's factorisation of the Hessian, shifted by √eps of its norm, fails there.
+    Asked up to n = 64: Cholesky's factorisation of the Hessian fails there, even shifted by √eps of its norm. Its tensors are
+    returned too, of the Hessian itself, for the backward; none where it was not asked for or is not the condition's Jacobian.
     """
     batch, n = z.shape
-    if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return status
     found = status == Status.CONVERGED
-    if finished(~found):
-        return status
+    if (
+        not equations.kind.minimised
+        or not 0 < n <= DIAGNOSE_LIMIT
+        or batch * n * n > DIAGNOSE_ENTRIES
+        or finished(~found)
+    ):
+        return status, ()
     with torch.no_grad():
         hessian = equations.jacobian(z).to_dense()
-        if equations.kind.bounded:  # an unknown that its bound holds has a row of the identity: the others decide
+        bounded = equations.kind.bounded
+        if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
             eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
             held = (hessian == eye).all(-1)
             hessian = torch.where(held.unsqueeze(-2), eye, hessian)
-        size = torch.linalg.matrix_norm(hessian)
-        known = found & size.isfinite()
-        shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
-        hessian = torch.where(known[:, None, None], (hessian + hessian.mT) / 2, 0) + torch.diag_embed(
-            shift.unsqueeze(-1).expand(batch, n)
-        )
-        failed = torch.linalg.cholesky_ex(hessian).info != 0
-        return torch.where(known & failed, Status.SADDLE, status)
+        hessian = (hessian + hessian.mT) / 2
+        factors = Cholesky().factorize(Dense(hessian))
+        doubtful = found & ~factors.pivots().isfinite().all(-1)
+        if not finished(~doubtful):
+            size = torch.linalg.matrix_norm(hessian)
+            known = doubtful & size.isfinite()
+            shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
+            shifted = torch.where(known[:, None, None], hessian, 0) + torch.diag_embed(
+                shift.unsqueeze(-1).expand(batch, n)
+            )
+            failed = torch.linalg.cholesky_ex(shifted).info != 0
+            status = torch.where(known & failed, Status.SADDLE, status)
+        return status, () if bounded else factors.tensors

@@ -47,7 +47,8 @@ class Stopping:
 class Found:
     """Where the loop ended; per system: status, steps, residual and the bound it was held against.
 
-    inverse : the tensors of the approximate inverse of ∂g/∂z that the solver leaves behind; none if it has none.
+    inverse : the tensors of the approximate inverse of ∂g/∂z that the solver leaves behind; of one that has none, those of the
+        second look at a minimum; or none.
     tried : the methods that ran, where there were several.
     solved_by : which of them has solved each system; -1 where none.
     """
@@ -111,7 +112,7 @@ def solve(
         bound = stopping.bound(z, start, unit)
         status = torch.where(norm.isfinite(), Status.MAX_STEPS, Status.NONFINITE)
         status = torch.where(norm.isfinite() & (norm <= bound), Status.CONVERGED, status)
-        status = second_order(equations, z.detach(), status)
+        status, _ = second_order(equations, z.detach(), status)
         steps = torch.full_like(status, stopping.exactly)
         return Found(z, status, steps, norm, bound, trace=torch.stack(trace) if trace else None)
 
@@ -214,7 +215,9 @@ def solve(
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
     if failed or not torch.equal(noise, random_state(z.device)):
         status = stochastic(solver, equations, best_z.detach(), best, status)
-    status = second_order(equations, best_z.detach(), status)
+    status, of_hessian = second_order(equations, best_z.detach(), status)
+    if inverse_of is _no_inverse:
+        inverse = [*of_hessian]
     return Found(best_z, status, steps, best, bound, tuple(inverse), torch.stack(trace) if trace else None)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
+from torchimplicit.linear.cholesky import CholeskyFactors
 from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.fused import solve_fused
@@ -92,7 +93,8 @@ class Iterate:
         return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        return self._first.from_tensors(tensors)  # only asked of solvers with an inverse
+        # A solver that leaves no inverse behind leaves the factors of the Hessian that was looked at in the end.
+        return getattr(self._first, "from_tensors", CholeskyFactors)(tensors)
 
     def _checkpointed(self, equations: Equations) -> Advance:
         """Steps that keep their inputs only. A state that holds a graph is made anew from z and what its solver remembers."""

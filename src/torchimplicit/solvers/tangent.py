@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.triangular import apply, triangularise
+from torchimplicit.linear.triangular import apply, full_rank, triangularise
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
@@ -24,7 +24,7 @@ class Tangent(NamedTuple):
     norm : ‖r(z)‖, (B,), without a gradient, and so
     columns : the norms of the columns of J, (B, n);
     terms : Σᵢ |Jᵢⱼ rᵢ|, what the gradient would be if nothing in its sums cancelled, (B, n);
-    doubt : what rounding the unknowns may change the gradient by, eps |J|ᵀ|J||z|, (B, n).
+    doubt : what rounding the unknowns may change the gradient by, eps |JᵀJ| |z|, (B, n).
     value, jacobian : r(z), (B, m), and J, (B, m, n), for those who want to keep them.
     """
 
@@ -45,17 +45,15 @@ class Tangent(NamedTuple):
         R, c = triangularise(jacobian, value)
         gradient = apply(jacobian.mT, value)
         norm, columns = torch.linalg.vector_norm(value.detach(), dim=-1), R.detach().square().sum(-2).sqrt()
-        size = jacobian.detach().abs()
-        moved = torch.finfo(z.dtype).eps * apply(size, z.detach().abs())
-        terms, doubt = (size.mT @ torch.stack([value.detach().abs(), moved], -1)).unbind(-1)
+        with torch.no_grad():
+            terms = apply(jacobian.mT.abs(), value.abs())
+            doubt = torch.finfo(z.dtype).eps * apply((R.mT @ R).abs(), z.abs())
         return Tangent(R, c, gradient, norm, columns, terms, doubt, *((value, jacobian) if keep else ()))
 
     @property
     def regular(self) -> Tensor:
         """Whether J has full rank beyond rounding, (B,)."""
-        pivots = self.R.diagonal(dim1=-2, dim2=-1).detach().abs()
-        level = 16 * self.R.shape[-1] * torch.finfo(self.R.dtype).eps
-        return (pivots > level * self.columns).all(-1)
+        return full_rank(self.R)
 
     def where(self, rows: Tensor, other: Tangent) -> Tangent:
         """This model in those rows, the other in the rest."""
