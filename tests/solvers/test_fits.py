@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.linear.triangular import solve_triangle, triangularise
+from torchimplicit.linear.triangular import CACHED, solve_triangle, triangularise
 
 D = torch.float64
 METHODS = {
@@ -55,6 +55,17 @@ def test_a_triangle_has_the_least_squares_solution_and_the_norms_of_the_matrix(s
         w = solve_triangle(R, c, transposed=True).unsqueeze(-1)
         level = (R.mT.abs() @ w.abs()).squeeze(-1)
         assert ((R.mT @ w).squeeze(-1) - c).abs().le(1e-14 * shape[1] * level).all()
+
+
+def test_a_batch_larger_than_the_cache_gives_the_triangles_of_its_parts() -> None:
+    draw = torch.Generator().manual_seed(0)
+    A, b = torch.randn(2000, 40, 4, dtype=D, generator=draw), torch.randn(2000, 40, dtype=D, generator=draw)
+    assert A.numel() > 2 * CACHED
+    R, c = triangularise(A, b)
+    for some in (slice(0, 7), slice(1000, 1007), slice(1993, 2000)):
+        R_some, c_some = triangularise(A[some], b[some])
+        assert torch.allclose(R[some], R_some, rtol=1e-13, atol=1e-13)
+        assert torch.allclose(c[some], c_some, rtol=1e-13, atol=1e-13)
 
 
 def test_an_ill_conditioned_fit_keeps_the_digits_that_normal_equations_lose(solver: object) -> None:

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 FEW = 8  # the largest n whose columns are taken one by one, for the whole batch at once
+CACHED = (
+    2**17
+)  # entries of A that are taken at once: as many as stay in the processor's cache from one column to the next
 
 
 def triangularise(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,6 +25,11 @@ def triangularise(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         finite = A.detach().isfinite().flatten(1).all(1)[:, None, None]
         Q, R = torch.linalg.qr(torch.where(finite, A, 0))
         return torch.where(finite, R, torch.nan), apply(Q.mT, b)
+    at_once = max(1, CACHED // max(1, m * n))
+    if A.device.type == "cpu" and len(A) > at_once:
+        parts = [triangularise(*part) for part in zip(A.split(at_once), b.split(at_once), strict=True)]
+        R, c = (torch.cat(part) for part in zip(*parts, strict=True))
+        return R, c
     if m <= 2 * FEW:  # so short sums run along the batch
         columns, dim = [*A.permute(2, 1, 0).contiguous(), b.mT.contiguous()], 0
     else:
