@@ -258,3 +258,11 @@ def test_no_graph_without_the_unknowns_or_of_what_changes_its_tensors() -> None:
     ):
         with pytest.raises(NoGraph, match=why):
             graph_of(function, z, ())
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e200])
+def test_residuals_whose_squares_vanish_or_overflow_are_left_to_the_loop(scale: float) -> None:
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    z, info = ti.root(lambda z: scale * (z**3 + z - x), torch.zeros_like(x), atol=0.0, compile=True)
+    assert info.converged
+    torch.testing.assert_close(z**3 + z, x, rtol=1e-7, atol=0)

@@ -89,9 +89,13 @@ def _bound(graph: FlatGraph, norm: Tensor, start: Tensor) -> tuple[Tensor, Tenso
     return start, graph.tolerance.bound(start)
 
 
-def _signal(norm: Tensor, bound: Tensor, refused: Tensor) -> Tensor:
-    """How many systems are left, how many refuse the step, and the largest residual."""
-    left = ~(norm <= bound)
+def _signal(norm: Tensor, bound: Tensor, refused: Tensor, steps: Tensor) -> Tensor:
+    """How many systems are left, how many refuse the step, and the largest residual.
+
+    A start whose squares may vanish or overflow is refused: the loop has units for it.
+    """
+    left, about = ~(norm <= bound), torch.finfo(norm.dtype)
+    refused = refused | ((steps == 0) & ~((norm > about.tiny**0.25) & (norm < about.max**0.25)))
     return torch.stack([left.sum().to(norm.dtype), refused.sum().to(norm.dtype), norm.max()])
 
 
@@ -117,7 +121,7 @@ class _Roots:
             step, factors = self._solved(jacobian)
         z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
         refused = torch.zeros_like(left)
-        return (z, norm, start, steps + left), (_signal(norm, bound, refused), *factors)
+        return (z, norm, start, steps + left), (_signal(norm, bound, refused, steps), *factors)
 
     def _solved(self, jacobian: Jacobian) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The step J⁻¹ r and the factors of J."""
@@ -150,4 +154,4 @@ class _Minima:
         refused = ~(accepted | predicted.isnan()) | (info != 0) | (left & ~s.isfinite().all(-1))
         predicted = torch.where(left, -dot(r, s) - dot(s, (H @ s.unsqueeze(-1)).squeeze(-1)) / 2, torch.nan)
         z = torch.where(left.unsqueeze(-1), z + s, z)
-        return (z, norm, start, steps + left, value, r, s, predicted), (_signal(norm, bound, refused), L)
+        return (z, norm, start, steps + left, value, r, s, predicted), (_signal(norm, bound, refused, steps), L)
