@@ -63,7 +63,7 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
         left, refused, worst = signal.tolist()
         if not left and not refused:
             equations.solved_as = graph
-            status = torch.tensor(Status.CONVERGED, device=z.device).expand(batch)
+            status = torch.full((batch,), Status.CONVERGED, device=z.device)
             bound = graph.tolerance.bound(start)
             return Found(z, status, steps.to(torch.int64), norm, bound, tuple(factors))
         stuck = 0 if worst < PROGRESS * lowest else stuck + 1
