@@ -77,7 +77,9 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
     return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 
-def second_order(equations: Equations, z: Tensor, status: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def second_order(
+    equations: Equations, z: Tensor, status: Tensor, hessian: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
 
     Asked up to n = 64: Cholesky's factorisation of the Hessian fails there, even shifted by √eps of its norm. Its tensors are
@@ -93,7 +95,7 @@ def second_order(equations: Equations, z: Tensor, status: Tensor) -> tuple[Tenso
     ):
         return status, ()
     with torch.no_grad():
-        hessian = equations.jacobian(z).to_dense()
+        hessian = equations.jacobian(z).to_dense() if hessian is None else hessian
         bounded = equations.kind.bounded
         if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
             eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)

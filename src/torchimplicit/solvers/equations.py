@@ -34,8 +34,9 @@ class Solver(Protocol):
     objective of one that goes downhill. ``scale(equations, start)``, (B,), is what rtol is relative to in place of the norm of
     the residual at the start: a method that knows J judges a fit by its imbalance, which is relative already. ``inverse(state) ->
     tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last Jacobian, with
-    ``solve(b, adjoint)`` and ``suspicious``, for the backward. A solver whose state holds a graph has ``memory(state)`` and
-    ``restart(equations, z, memory) -> (r, state)``, so that steps can be checkpointed, and systems that have ended be put aside.
+    ``solve(b, adjoint)`` and ``suspicious``, for the backward. ``hessian(state)``, (B, n, n), is that of a minimum's objective at z.
+    A solver whose state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so that steps can be
+    checkpointed, and systems that have ended be put aside.
 
     A solver with parameters for each system, or for some problems only, has ``fitted(layout)``, itself with those parameters as
     (B, 1), and ``of_rows(rows)``, itself for some systems. ``starting_point(z)`` is the start as the method wants it. One that knows

@@ -215,7 +215,10 @@ def solve(
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
     if failed or not torch.equal(noise, random_state(z.device)):
         status = stochastic(solver, equations, best_z.detach(), best, status)
-    status, of_hessian = second_order(equations, best_z.detach(), status)
+    hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
+    known = advance is None and best_z is z and not equations.kind.bounded
+    hessian = hessian_of(state) if hessian_of and known else None
+    status, of_hessian = second_order(equations, best_z.detach(), status, hessian)
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
     return Found(best_z, status, steps, best, bound, tuple(inverse), torch.stack(trace) if trace else None)

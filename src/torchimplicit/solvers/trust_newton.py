@@ -25,13 +25,11 @@ class TrustState(NamedTuple):
     value : the objective at z, (B,).
     hessian : at z, (B, n, n).
     radius : no step is longer, (B,); infinite until one was refused.
-    factor : Cholesky's L of the Hessian that the last step used; NaN where that was not positive definite.
     """
 
     value: Tensor
     hessian: Tensor
     radius: Tensor
-    factor: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class TrustNewton:
     Elsewhere s = −(H + λI)⁻¹∇φ with the λ for which ‖s‖ = Δ, from the eigenvalues of H: the way down from a saddle point or a maximum,
     also where ∇φ has no part in the direction of negative curvature. A step that does not lower φ as promised, or leads to NaN or Inf,
     is refused, in its own system only, and Δ falls.
-    The factors of the last step stay behind for the backward pass. One evaluation a step.
+    The Hessian at z* is factorised for the backward pass. One evaluation a step.
     Source: Moré and Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput. 4 (1983); Nocedal and Wright, Numerical
     Optimization (2006), section 4.3.
     """
@@ -54,56 +52,62 @@ class TrustNewton:
         check_minimised(equations, "TrustNewton")
         value, jacobian = equations.objective_and_jacobian(z)
         radius = torch.full_like(value, torch.inf)
-        return jacobian.value, TrustState(value, jacobian.to_dense(), radius, None)
+        return jacobian.value, TrustState(value, jacobian.to_dense(), radius)
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
-        value, hessian, radius, _ = state
-        s, radius, factor = _step(hessian, r, radius, z)
+        value, hessian, radius = state
+        s, radius = _step(hessian, r, radius, z)
         predicted = -dot(r, s) - dot(s, (hessian @ s.unsqueeze(-1)).squeeze(-1)) / 2
         trial = z + s
         value_new, jacobian = equations.objective_and_jacobian(trial)
         accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
         if finished(~accepted):
-            return z, r, TrustState(value, hessian, radius, factor)
+            return z, r, TrustState(value, hessian, radius)
         hessian_new = jacobian.to_dense()
         if finished(accepted):
-            return trial, jacobian.value, TrustState(value_new, hessian_new, radius, factor)
+            return trial, jacobian.value, TrustState(value_new, hessian_new, radius)
         moved = accepted.unsqueeze(-1)
         value = torch.where(accepted, value_new, value)
         hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
         z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
-        return z, r, TrustState(value, hessian, radius, factor)
+        return z, r, TrustState(value, hessian, radius)
 
     def merit(self, state: TrustState) -> Tensor:
         """The objective at z, (B,)."""
         return state.value
 
+    def hessian(self, state: TrustState) -> Tensor:
+        """At z, (B, n, n)."""
+        return state.hessian
+
     def inverse(self, state: TrustState) -> tuple[Tensor, ...]:
-        """The tensors of the last factors, to serve in the backward; none after 0 steps, nor for numbers."""
-        return () if state.factor is None or state.factor.shape[-1] == 1 else (state.factor,)
+        """Cholesky's L of the Hessian at z, NaN where that is not positive definite, to serve in the backward; none for numbers."""
+        if state.hessian.shape[-1] == 1:
+            return ()
+        L, info = torch.linalg.cholesky_ex(state.hessian)
+        return (torch.where((info == 0)[:, None, None], L, torch.nan),)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""
         return CholeskyFactors(tensors)
 
 
-def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The step of every system, the radius it was found for, and the factors L of the Hessians."""
+def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of every system, and the radius it was found for."""
     L, info = torch.linalg.cholesky_ex(H)
     s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
     definite = info == 0
     length = torch.linalg.vector_norm(s.detach(), dim=-1)
     inside = definite & (length <= radius) & length.isfinite()
     if finished(inside):
-        return s, radius, L
-    factor = torch.where(definite[:, None, None], L, torch.nan)
+        return s, radius
     radius = torch.where(inside, radius, first_radius(radius, z))
     with torch.no_grad():
         if inside_functorch():
-            return torch.where(inside.unsqueeze(-1), s, _at_the_edge(H, r, radius)), radius, factor
+            return torch.where(inside.unsqueeze(-1), s, _at_the_edge(H, r, radius)), radius
         others = (~inside).nonzero().squeeze(-1)
         edge = _at_the_edge(H[others], r[others], radius[others])
-    return s.index_put((others,), edge), radius, factor
+    return s.index_put((others,), edge), radius
 
 
 def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:
