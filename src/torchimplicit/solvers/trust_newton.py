@@ -56,8 +56,7 @@ class TrustNewton:
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
         value, hessian, radius = state
-        s, radius = _step(hessian, r, radius, z)
-        predicted = -dot(r, s) - dot(s, (hessian @ s.unsqueeze(-1)).squeeze(-1)) / 2
+        s, radius, predicted = _step(hessian, r, radius, z)
         trial = z + s
         value_new, jacobian = equations.objective_and_jacobian(trial)
         accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
@@ -92,22 +91,24 @@ class TrustNewton:
         return CholeskyFactors(tensors)
 
 
-def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The step of every system, and the radius it was found for."""
+def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step of every system, the radius it was found for, and the decrease of the objective that the parabola predicts."""
     L, info = torch.linalg.cholesky_ex(H)
     s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
     definite = info == 0
     length = torch.linalg.vector_norm(s.detach(), dim=-1)
-    inside = definite & (length <= radius) & length.isfinite()
+    inside = definite & (length < radius)  # which is not so of NaN, nor of Inf
     if finished(inside):
-        return s, radius
+        return s, radius, -dot(r, s) / 2
     radius = torch.where(inside, radius, first_radius(radius, z))
     with torch.no_grad():
         if inside_functorch():
-            return torch.where(inside.unsqueeze(-1), s, _at_the_edge(H, r, radius)), radius
-        others = (~inside).nonzero().squeeze(-1)
-        edge = _at_the_edge(H[others], r[others], radius[others])
-    return s.index_put((others,), edge), radius
+            edge = _at_the_edge(H, r, radius)
+        else:
+            others = (~inside).nonzero().squeeze(-1)
+            edge = torch.zeros_like(s).index_put((others,), _at_the_edge(H[others], r[others], radius[others]))
+    s = torch.where(inside.unsqueeze(-1), s, edge)
+    return s, radius, -dot(r, s) - dot(s, (H @ s.unsqueeze(-1)).squeeze(-1)) / 2
 
 
 def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:

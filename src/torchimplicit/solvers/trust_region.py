@@ -34,6 +34,11 @@ def judge(
     value, value_new = (value.detach() for value in values)
     r, r_new = (r.detach() for r in gradients)
     decrease = value - value_new
+    plain = (decrease > torch.maximum(rounding(value), predicted / 4)) & (predicted > 0) & (radius == torch.inf)
+    if finished(
+        plain & ((r_new.sum(-1) + decrease).abs() < torch.inf)
+    ):  # the common case: Newton's steps near the minimum
+        return plain, radius
     hidden = decrease.abs() <= rounding(value)
     decrease = torch.where(hidden, -dot(r + r_new, s) / 2, decrease)
     # A step from where the gradient is exactly 0 leads nowhere, but has a derivative.
