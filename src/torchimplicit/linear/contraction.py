@@ -178,8 +178,8 @@ class _Steps:
                 store(self.dp, self.k, self.r, mixed)
                 self.k += 1
             elif _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
-                self.dr = self.r.new_zeros(*self.r.shape[:-1], MEMORY, self.r.shape[-1])
-                self.dp = torch.zeros_like(self.dr)
+                self.dr = self.r.new_empty(*self.r.shape[:-1], MEMORY, self.r.shape[-1])
+                self.dp = torch.empty_like(self.dr)
         self.products += taken
         return taken
 

@@ -76,7 +76,7 @@ class Anderson:
         before, mixing, eager, dr, dp, k = state
         plain = z.sub(r, alpha=self.damping)
         always = z.shape[1] <= self.memory or k % self.period == 0
-        ahead = None
+        shift = None
         if dr is None or dp is None or not (always or occurs(eager)):
             z_new, r_new = plain, equations.residual(plain)
             norm = rms(r_new.detach())
@@ -87,29 +87,29 @@ class Anderson:
             if not always or mixing is not None:
                 rows = eager if mixing is None else mixing if always else mixing & eager
                 gamma = torch.where(rows[:, None, None], gamma, 0)
-            z_new = plain - (gamma @ dp[:, :m]).squeeze(1)
+            shift = (-gamma @ dp[:, :m]).squeeze(1)
+            z_new = plain + shift
             r_new = equations.residual(z_new)
             norm = rms(r_new.detach())
-            z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
-            ahead = z_new - plain
+            if not finished(norm <= before):
+                z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
+                shift = z_new - plain
         if mixing is not None:
             mixing = mixing | ~(norm < self.plain_below * before)
             mixing = None if finished(mixing) else mixing
             if dr is None and mixing is not None and finished(~mixing):
                 return z_new, r_new, AndersonState(norm, mixing, eager)
         if dr is None or dp is None:
-            window = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
-            dr, dp = window, window.clone()
-        back = r_new if self.damping == 1 else self.damping * r_new
-        dr, dp = store(dr, k, r, r_new), store(dp, k, back, ahead)
+            dr = z.new_empty(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
+            dp = torch.empty_like(dr)
+        ahead = r_new if self.damping == 1 else self.damping * r_new
+        dr, dp = store(dr, k, r, r_new), store(dp, k, ahead, shift)
         return z_new, r_new, AndersonState(norm, mixing, eager, dr, dp, k + 1)
 
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed step, or the plain one of a system where mixing has made the residual larger and that does better."""
-        if finished(norm <= before):
-            return z_new, r_new, norm
         floor = torch.finfo(norm.dtype).eps ** 0.75 * rms(z_new.detach())  # below it the residual is rounding error
         suspects = ~(norm <= before.maximum(floor))
         if finished(~suspects):
