@@ -205,3 +205,25 @@ def test_without_bounds_projected_newton_finds_the_same_minimum() -> None:
     z, info = ti.minimize(phi, z0, batch_ndim=1, solver="projected_newton", rtol=1e-11)
     assert info.converged.all()
     torch.testing.assert_close(z, ti.minimize(phi, z0, batch_ndim=1, rtol=1e-11).value, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["trust_newton", "newton_cg", "projected_newton"])
+def test_where_the_function_raises_the_step_is_shortened(method: str) -> None:
+    """Newton's first step from 0 goes to 4, beyond the domain; the minimum is at log 5."""
+
+    def phi(z: Tensor) -> Tensor:
+        if bool((z > 2.5).any()):
+            raise ValueError("out of the domain")
+        return (z.exp() - 5 * z).sum(-1)
+
+    z, info = ti.minimize(phi, torch.zeros(3, 2, dtype=D), batch_ndim=1, solver=method, rtol=1e-10)
+    assert info.converged.all()
+    torch.testing.assert_close(z, torch.full((3, 2), 5.0, dtype=D).log(), rtol=1e-9, atol=0)
+
+    def wall(z: Tensor) -> Tensor:
+        if bool((z > 1.5).any()):
+            raise ValueError("a wall before the minimum")
+        return (z.exp() - 5 * z).sum(-1)
+
+    with pytest.warns(ti.ConvergenceWarning, match="raised ValueError: a wall before the minimum"):
+        ti.minimize(wall, torch.zeros(3, 2, dtype=D), batch_ndim=1, solver=method)

@@ -12,7 +12,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.descent import check_minimised
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.trust_region import judge, steihaug
+from torchimplicit.solvers.trust_region import judge, nearer, steihaug
 from torchimplicit.transforms import finished
 
 
@@ -65,7 +65,10 @@ class NewtonCG:
         eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
         s, predicted, radius = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
         trial = z + s
-        value_new, hessian_new = equations.objective_and_jacobian(trial)
+        there = equations.attempt(equations.objective_and_jacobian, trial)
+        if there is None:  # it raises there: the whole batch comes nearer
+            return z, r, NewtonCGState(hessian, NewtonCGMemory(value, nearer(radius, s), start))
+        value_new, hessian_new = there
         accepted, radius = judge((value, value_new), (r, hessian_new.value), s.detach(), predicted, radius)
         if finished(~accepted):
             return z, r, NewtonCGState(hessian, NewtonCGMemory(value, radius, start))

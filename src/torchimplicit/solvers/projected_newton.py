@@ -69,21 +69,24 @@ class ProjectedNewton:
             held, torch.where(gradient > 0, lower, upper) - z, self._newton(hessian, gradient, held, z, damping)
         )
         trial = torch.minimum(torch.maximum(z + d, lower), upper)
-        value_new, jacobian = equations.objective_and_jacobian(trial)
-        gradient_new = jacobian.value
         s = trial - z
+        length = torch.linalg.vector_norm(s, dim=-1)
+        scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.where(length > 0, length, 1)
+        scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
+        more = torch.where(damping > 0, 10 * damping, scale)
+        there = equations.attempt(equations.objective_and_jacobian, trial)
+        if there is None:  # it raises there: the whole batch comes nearer
+            return z, r, state._replace(damping=more)
+        value_new, jacobian = there
+        gradient_new = jacobian.value
         promised = -dot(gradient, s)
         decrease = value - value_new
         hidden = decrease.abs() <= rounding(value)
         decrease = torch.where(hidden, -dot(gradient + gradient_new, s) / 2, decrease)
         downhill = (promised > 0) & (decrease >= SUFFICIENT * promised)
-        there = (r == 0).all(-1)  # a step to where z is already: it has a derivative
-        accepted = (downhill | there) & gradient_new.isfinite().all(-1)
-        length = torch.linalg.vector_norm(s, dim=-1)
-        scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.where(length > 0, length, 1)
-        scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
+        still = (r == 0).all(-1)  # a step to where z is already: it has a derivative
+        accepted = (downhill | still) & gradient_new.isfinite().all(-1)
         less = torch.where(damping > NEGLIGIBLE * scale, damping / 10, 0)
-        more = torch.where(damping > 0, 10 * damping, scale)
         damping = torch.where(accepted, less, more)
         if finished(~accepted):
             return z, r, state._replace(damping=damping)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.linear.cholesky import CholeskyFactors
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.trust_region import first_radius, judge
+from torchimplicit.solvers.trust_region import first_radius, judge, nearer
 from torchimplicit.transforms import finished, inside_functorch
 
 ITERATIONS = 60  # at most, for the length of a step
@@ -58,7 +58,10 @@ class TrustNewton:
         value, hessian, radius = state
         s, radius, predicted = _step(hessian, r, radius, z)
         trial = z + s
-        value_new, jacobian = equations.objective_and_jacobian(trial)
+        there = equations.attempt(equations.objective_and_jacobian, trial)
+        if there is None:  # it raises there: the whole batch comes nearer
+            return z, r, TrustState(value, hessian, nearer(radius, s))
+        value_new, jacobian = there
         accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
         if finished(~accepted):
             return z, r, TrustState(value, hessian, radius)

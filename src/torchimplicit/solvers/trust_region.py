@@ -22,6 +22,11 @@ def first_radius(radius: Tensor, z: Tensor) -> Tensor:
     return torch.where(radius.isfinite(), radius, FIRST * size.clamp(min=1))
 
 
+def nearer(radius: Tensor, s: Tensor) -> Tensor:
+    """The radius after a step s that leads to where nothing is known."""
+    return radius.minimum(torch.linalg.vector_norm(s.detach(), dim=-1)) / 4
+
+
 def judge(
     values: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], s: Tensor, predicted: Tensor, radius: Tensor
 ) -> tuple[Tensor, Tensor]:
