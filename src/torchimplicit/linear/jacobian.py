@@ -74,7 +74,7 @@ class Jacobian(LinearOperator):
     def _swept(self, size: int, many: Callable[[Tensor], Tensor], one: Callable[[Tensor], Tensor]) -> Tensor:
         self.count(size)
         if size == 1:
-            return one(torch.ones(*self.batch_shape, 1, dtype=self.dtype, device=self.device)).unsqueeze(0)
+            return one(torch.ones((), dtype=self.dtype, device=self.device).expand(*self.batch_shape, 1)).unsqueeze(0)
         eye = torch.eye(size, dtype=self.dtype, device=self.device)
         vectors = eye.reshape(size, *(1,) * len(self.batch_shape), size).expand(size, *self.batch_shape, size)
         at_once = max(1, SWEEP_ENTRIES // max(1, math.prod(self.batch_shape) * max(self.shape[-2:])))
