@@ -44,6 +44,16 @@ def test_diagonal_systems_are_divided(dtype: torch.dtype, adjoint: bool) -> None
     assert result.converged.tolist() == [[True, False, True]] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("bad", [[], [0.0], [torch.inf], [torch.nan], ["subnormal"], [0.0, "subnormal", torch.nan]])
+def test_a_division_is_singular_where_a_number_or_its_inverse_is_not_finite(bad: list, dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).smallest_normal
+    numbers = [tiny / 8 if number == "subnormal" else number for number in bad]
+    d = torch.tensor([*numbers, 1.0, -3.0, tiny, torch.finfo(dtype).max / 4], dtype=dtype).unsqueeze(-1)
+    singular = Auto().factorize(Diagonal(d)).direct.singular
+    assert singular.tolist() == [True] * len(bad) + [False] * 4
+
+
 @pytest.mark.parametrize("definite", [False, True])
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_same_answer_around_every_threshold(

@@ -323,7 +323,7 @@ class _Solver:
         """The solutions of systems with one unknown."""
         self._state = division = Division(self.operator.to_dense().squeeze(-1))
         x = division.solve(b)
-        residual = (b - division.d * x).abs().squeeze(-1)
+        residual = torch.addcmul(b, division.d, x, value=-1).abs().squeeze(-1)
         converged = residual <= self.settings.atol + self.settings.rtol * b.abs().squeeze(-1)
         one = torch.ones_like(converged, dtype=torch.int64)
         return LinearResult(x, residual, one, converged, ~converged, torch.zeros_like(converged), 0)

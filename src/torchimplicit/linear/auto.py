@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import Diagonal, LinearOperator
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.vectors import fit
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, inside_functorch
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,14 @@ class Division:
     @property
     def singular(self) -> Tensor:
         """Whether a system has an entry whose inverse is not finite, or that is not finite itself: bool (*batch_shape)."""
-        regular = ((1 / self.d).abs() < torch.inf) & (self.d.abs() < torch.inf)
+        size = self.d.abs()
+        if size.numel() and not inside_functorch():
+            smallest, largest = (
+                float(end) for end in size.aminmax()
+            )  # a number that is not subnormal has a finite inverse
+            if torch.finfo(size.dtype).tiny <= smallest and largest < math.inf:
+                return torch.zeros(size.shape[:-1], dtype=torch.bool, device=size.device)
+        regular = (1 / size < torch.inf) & (size < torch.inf)
         return ~(regular.squeeze(-1) if regular.shape[-1] == 1 else regular.all(-1))
 
 
