@@ -8,6 +8,7 @@ makes it cheap to have, and kernels can be made from it.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,7 @@ class Graph:
 
     module : the torch calls; its inputs are leaves of z and other tensors.
     unknowns : which of the inputs are leaves of z, in their order.
-    returned, tree : which of the module's results are the leaves of what fn returns, and its structure.
+    returned, tree : which of the module's results, and of its inputs after them, fn returns, and in what structure.
     kernels : what has been made of it, by whatever tells one from the other.
     """
 
@@ -47,7 +48,7 @@ class Graph:
         inputs = list(tensors)
         for place, leaf in sorted(zip(self.unknowns, pytree.tree_leaves(z), strict=True), key=lambda pair: pair[0]):
             inputs.insert(place, leaf)
-        results = self.module(*inputs)
+        results = [*self.module(*inputs), *inputs]
         return pytree.tree_unflatten([results[i] for i in self.returned], self.tree)
 
     def kernel(self, key: Any, function: Callable[..., Any], example: Sequence[Tensor]) -> Kernel | None:
@@ -71,11 +72,12 @@ def graph_of(fn: Callable[..., Any], z: Any, args: Sequence[Any]) -> tuple[Graph
         NoGraph: there is none: code that torch.compile cannot read as a whole (or that raises), tensors that fn changes, no room
             for another graph of the same code.
     """
-    leaves = pytree.tree_leaves(z)
+    leaves, tree = pytree.tree_flatten(z)
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]  # as where fn is differentiated
     _seen.take()
     try:
-        with torch.enable_grad():  # as it is where it is differentiated
-            out = _reader(fn)(fn, z, args)
+        with torch.enable_grad():
+            out = _reader(fn)(fn, pytree.tree_unflatten(leaves, tree), args)
     except Exception as error:
         raise NoGraph(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
     seen = _seen.take()
@@ -83,52 +85,65 @@ def graph_of(fn: Callable[..., Any], z: Any, args: Sequence[Any]) -> tuple[Graph
         raise NoGraph("nothing is computed by torch, or torch.compile is switched off")
     reading, inputs = seen
     if reading.graph is None:
-        reading.graph = reading.arranged(leaves, inputs, out)
-    unknowns = reading.graph.unknowns
-    return reading.graph, [tensor for place, tensor in enumerate(inputs) if place not in unknowns]
+        reading.arrange(leaves, inputs, out)
+        del out
+        reading.check_nothing_kept()
+    graph = reading.graph
+    if reading.refused or graph is None:
+        raise NoGraph(reading.refused)
+    return graph, [tensor for place, tensor in enumerate(inputs) if place not in graph.unknowns]
 
 
 class _Reading:
-    """What Dynamo calls in place of the torch calls it has read: notes the tensors, computes nothing after the first time."""
+    """What Dynamo calls in place of the torch calls it has read: notes the tensors, and computes nothing once the graph is known.
+
+    What a function does besides, such as storing a tensor in a module, Dynamo does after each call with what is returned here:
+    then that has to be the true results, and the function is no graph.
+    """
 
     def __init__(self, module: GraphModule) -> None:
         self.module = module
         self.graph: Graph | None = None
         self.refused = ""
-        self.stand_ins: tuple[Any, ...] = ()
+        self._results: tuple[Any, ...] = ()
+        self._stand_ins: tuple[Any, ...] = ()
+        self._alive: list[weakref.ref[Tensor]] = []
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
         _seen.last = self, inputs
-        if not self.stand_ins:
-            self.stand_ins = self._first(inputs)
-        return self.stand_ins
-
-    def _first(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A tensor of its own for each result, by which it is found in what the function returns."""
+        if self.graph is not None and not self.refused:
+            return self._stand_ins
         inside = self.module.state_dict(keep_vars=True).values()
         if not all(isinstance(tensor, Tensor) for tensor in inputs) or any(tensor.requires_grad for tensor in inside):
             self.refused = "it uses numbers or tensors that torch.compile does not show"
-            return (None,)
-        versions = [version(tensor) for tensor in inputs]
-        with torch.no_grad():
-            results = self.module(*inputs)
-        if versions != [version(tensor) for tensor in inputs]:
+        versions = [version(tensor) for tensor in inputs if isinstance(tensor, Tensor)]
+        results: tuple[Any, ...] = tuple(self.module(*inputs))
+        if versions != [version(tensor) for tensor in inputs if isinstance(tensor, Tensor)]:
             self.refused = "it changes a tensor in place"
-        return tuple(torch.empty_like(r, device="meta") if isinstance(r, Tensor) else r for r in results)
+        self._results = results
+        return results
 
-    def arranged(self, leaves: Sequence[Tensor], inputs: Sequence[Tensor], out: Any) -> Graph:
-        """The graph, if every leaf of z is among the inputs and every leaf of what is returned among the results."""
+    def arrange(self, leaves: Sequence[Tensor], inputs: Sequence[Any], out: Any) -> None:
+        """Make the graph, if every leaf of z is among the inputs and every leaf of what is returned among results and inputs."""
         returned, tree = pytree.tree_flatten(out)
-        places = [_place(leaf, inputs) for leaf in leaves]
-        results = [_place(leaf, self.stand_ins) for leaf in returned]
-        unknowns, found = ([i for i in these if i is not None] for these in (places, results))
-        if not self.refused and len(unknowns) < len(leaves):
+        results, self._results = self._results, ()
+        unknowns = [_place(leaf, inputs) for leaf in leaves]
+        found = [_place(leaf, [*results, *inputs]) for leaf in returned]
+        if not self.refused and None in unknowns:
             self.refused = "it does not use all of z"
-        if not self.refused and not len(found) == len(returned) == len(self.stand_ins):
+        if not self.refused and not (None not in found and set(range(len(results))) <= set(found)):
             self.refused = "it keeps tensors, or returns some that it has not computed"
         if self.refused:
-            raise NoGraph(self.refused)
-        return Graph(self.module, tuple(unknowns), tuple(found), tree)
+            return
+        self._stand_ins = tuple(torch.empty_like(result, device="meta") for result in results)
+        self._alive = [weakref.ref(result) for result in results]
+        places, back = ([i for i in these if i is not None] for these in (unknowns, found))
+        self.graph = Graph(self.module, tuple(places), tuple(back), tree)
+
+    def check_nothing_kept(self) -> None:
+        """Refuse a function some of whose results are still alive when it has returned and nobody here holds them."""
+        if any(result() is not None for result in self._alive):
+            self.refused = "it keeps a tensor that it returns"
 
 
 class _Seen(threading.local):

@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from dataclasses import dataclass
+from types import FrameType
 from typing import Literal
 
 import torch
@@ -233,8 +234,9 @@ def tell(message: str, on_failure: OnFailure) -> None:
 def users_frame() -> int:
     """The stacklevel, for a warning of the caller, of the nearest line that is neither ours nor PyTorch's; in a backward, which
     may run on a thread without such a line, the caller's own."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None:
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torchimplicit", "torch", "contextlib"):
             return level
         frame, level = frame.f_back, level + 1

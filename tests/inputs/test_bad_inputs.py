@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,3 +208,10 @@ def test_the_warning_points_at_the_line_that_called(solve: Callable[[Tensor], Te
     with pytest.warns(ti.ConvergenceWarning) as caught:
         solve(Z)
     assert {w.filename for w in caught} == {__file__}
+
+
+def test_a_warning_in_a_script_names_its_line(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import torch, torchimplicit as ti\n\nti.root(lambda z: z**2 + 1, torch.tensor(0.3))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert f"{script}:3: ConvergenceWarning" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -253,7 +254,7 @@ def test_no_graph_without_the_unknowns_or_of_what_changes_its_tensors() -> None:
     for function, why in (
         (lambda z: torch.ones(N) * 2, "not use all of z"),
         (lambda z: z + counter.add_(1), "changes a tensor"),
-        (lambda z: (z * 2, counter), "returns some"),
+        (lambda z: (z * 2, 1.0), "returns some"),
         (lambda z: z if bool(z.sum() > 0) else -z, "data-dependent"),
     ):
         with pytest.raises(NoGraph, match=why):
@@ -266,3 +267,52 @@ def test_residuals_whose_squares_vanish_or_overflow_are_left_to_the_loop(scale: 
     z, info = ti.root(lambda z: scale * (z**3 + z - x), torch.zeros_like(x), atol=0.0, compile=True)
     assert info.converged
     torch.testing.assert_close(z**3 + z, x, rtol=1e-7, atol=0)
+
+
+def test_a_module_that_keeps_tensors_is_no_graph_and_keeps_the_right_ones() -> None:
+    class Keeps(nn.Module):
+        last: Tensor | None = None
+
+        def __init__(self, what: str) -> None:
+            super().__init__()
+            self.what = what
+
+        def forward(self, z: Tensor) -> Tensor:
+            inner = torch.tanh(z)
+            out = 2 * inner
+            self.last = out if self.what == "what it returns" else inner
+            return out
+
+    for what in ("what it returns", "another"):
+        module = Keeps(what)
+        for z in (torch.ones(N), torch.zeros(N)):
+            with pytest.raises(NoGraph, match="keeps"):
+                graph_of(module, z, ())
+            assert module.last is not None
+            torch.testing.assert_close(module.last.detach(), torch.tanh(z) * (2 if what == "what it returns" else 1))
+
+
+def test_a_parametrised_module_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(N, N).double())
+    b = vectors(1)[0].requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        z = ti.root(lambda z: z - torch.tanh(linear(z)) / 2 - b, torch.zeros_like(b), compile=True).value
+    plain = ti.root(lambda z: z - torch.tanh(linear(z)) / 2 - b, torch.zeros_like(b)).value
+    torch.testing.assert_close(z, plain, rtol=1e-6, atol=1e-6)  # a power iteration goes on in it
+
+
+def test_a_function_that_differentiates_is_seen_as_where_it_is_differentiated() -> None:
+    v = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+
+    def g(z: Tensor) -> Tensor:
+        energy = (z**4 / 4 + z**2 / 2 - z * v).sum()
+        return torch.autograd.grad(energy, z, create_graph=True)[0] if z.requires_grad else z
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        z, info = ti.root(g, torch.tensor([0.5], dtype=torch.float64), solver="newton", compile=True, rtol=1e-12)
+    assert info.converged
+    torch.testing.assert_close(z**3 + z, v)
+    torch.testing.assert_close(torch.autograd.grad(z.sum(), v)[0], 1 / (3 * z.detach() ** 2 + 1))

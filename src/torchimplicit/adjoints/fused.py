@@ -49,8 +49,9 @@ class FusedPullback:
         residual, failed, *grads = kernel(*leading, *(tensor.detach() for tensor in tensors))
         if failed:
             return None
-        zero, one = torch.tensor([0, 1], device=z.device)
-        return grads, Facts(zero.expand(residual.shape), one.expand(residual.shape), residual, one, one)
+        status = torch.zeros_like(residual, dtype=torch.int64)
+        one = torch.ones((), dtype=torch.int64, device=z.device)
+        return grads, Facts(status, torch.ones_like(status), residual, one, one)
 
     def _pulled(
         self, leading: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
