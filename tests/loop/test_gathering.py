@@ -68,6 +68,43 @@ def test_what_has_ended_is_left_out_of_the_evaluations_and_the_answers_are_the_s
         assert operations[LU] == 0  # each system's own last factors have come back to its row
 
 
+def energy(z: Tensor, A: Tensor, b: Tensor) -> Tensor:
+    return (z**4 / 40 + z**2 - b * z).sum(-1) + (z * (A @ z.unsqueeze(-1)).squeeze(-1)).sum(-1) / 2
+
+
+LOWER = torch.full((3000, 3), -1.0, dtype=D)
+
+
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [
+        (ti.root, {"solver": "newton_krylov"}),
+        (ti.root, {"solver": ti.solvers.NewtonKrylov(line_search=ti.solvers.Backtracking(memory=3))}),
+        (ti.minimize, {"solver": "newton_cg"}),
+        (ti.minimize, {"bounds": (LOWER, 5.0)}),
+        (ti.minimize, {"bounds": (LOWER, 5.0), "solver": ti.solvers.ProjectedNewton(max_inner=50)}),
+    ],
+    ids=["krylov", "krylov, searching", "cg", "projected", "projected cg"],
+)
+def test_methods_that_remember_without_a_graph_go_on_with_the_rest(problem: Any, options: dict[str, Any]) -> None:
+    A, b = stiff(3000, 3)
+    function = g if problem is ti.root else energy
+
+    def solve(batched: Any) -> Any:
+        b_ = b.clone().requires_grad_()
+        with Operations() as operations:
+            z, info = problem(function, b / 2, (A, b_), batch_ndim=1, batched=batched, rtol=0.0, atol=1e-8, **options)
+        assert info.converged.all()
+        return z.detach(), info.steps, torch.autograd.grad(z.sin().sum(), b_)[0], operations.counts
+
+    z, steps, gradient, _ = solve(None)
+    same, its, theirs, operations = solve((True, True))
+    assert operations["aten.index_copy.default"] > 0  # the results of those that went on come back to their rows
+    assert torch.equal(steps, its)
+    assert torch.allclose(z, same, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(gradient, theirs, rtol=1e-8, atol=1e-8)
+
+
 def test_a_system_that_fails_among_those_that_are_put_aside_keeps_its_place_and_its_best_point() -> None:
     A, b = stiff(2**14, 1)
     b[3], b[7] = torch.nan, 1e4
