@@ -33,16 +33,17 @@ class Autocast:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled, cache_enabled=False)
 
 
-@contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Autocast off: norms, factorisations and the mixing of iterates must not be rounded to half precision.
 
     Casts cached in a region without gradients are forgotten afterwards, or later users of the same weights would find
     copies that lead nowhere.
     """
-    if not torch.is_autocast_enabled(device_type):
-        yield
-        return
+    return _switched_off(device_type) if torch.is_autocast_enabled(device_type) else _AS_IT_IS
+
+
+@contextmanager
+def _switched_off(device_type: str) -> Iterator[None]:
     try:
         with torch.autocast(device_type, enabled=False):
             yield

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, reduce
 from typing import Any
 
@@ -202,18 +202,18 @@ def _variable(tensor: Tensor) -> Tensor:
     return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
 
-@contextmanager
-def _recording() -> Iterator[None]:
+def _recording() -> AbstractContextManager[Any]:
     """Grad mode on. A graph that only we will consume ignores the caller's saved-tensor hooks: packing its tensors would
     make activation checkpointing around the layer recompute the layer inside its own forward. What is kept is detached: an
     operation that keeps its own output would otherwise keep itself."""
     ours = not torch.is_grad_enabled()
-    with torch.enable_grad():
-        if ours and hooked():
-            with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
-                yield
-        else:
-            yield
+    return _unhooked() if ours and hooked() else torch.enable_grad()
+
+
+@contextmanager
+def _unhooked() -> Iterator[None]:
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
+        yield
 
 
 def hooked() -> bool:

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -361,10 +361,14 @@ def being_captured() -> bool:
     return innermost() is not None
 
 
-@contextmanager
-def paused() -> Iterator[None]:
+def paused() -> AbstractContextManager[Any]:
     """No mode around us sees what happens here."""
     modes = [mode for mode in _modes() if not mode.paused]
+    return _paused(modes) if modes else nullcontext()
+
+
+@contextmanager
+def _paused(modes: Sequence[Mode]) -> Iterator[None]:
     for mode in modes:
         mode.paused = True
     try:

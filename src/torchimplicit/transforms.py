@@ -73,7 +73,9 @@ def occurs(mask: Tensor) -> bool:
 
 def count(mask: Tensor) -> int:
     """How many entries of ``mask`` are True; −1 inside a functorch transform, where that is not known."""
-    return -1 if inside_functorch() else int(mask.count_nonzero())
+    if inside_functorch():
+        return -1
+    return sum(mask.tolist()) if _few(mask) else int(mask.count_nonzero())
 
 
 def _all(mask: Tensor) -> bool:

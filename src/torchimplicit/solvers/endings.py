@@ -86,13 +86,10 @@ def second_order(
     returned too, of the Hessian itself, for the backward; none where it was not asked for or is not the condition's Jacobian.
     """
     batch, n = z.shape
+    if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
+        return status, ()
     found = status == Status.CONVERGED
-    if (
-        not equations.kind.minimised
-        or not 0 < n <= DIAGNOSE_LIMIT
-        or batch * n * n > DIAGNOSE_ENTRIES
-        or finished(~found)
-    ):
+    if finished(~found):
         return status, ()
     with torch.no_grad():
         hessian = equations.jacobian(z).to_dense() if hessian is None else hessian
