@@ -164,7 +164,7 @@ class _Steps:
                 m = min(self.k, MEMORY)
                 mixed = (mixture(self.dr[..., :m, :], self.r) @ self.dp[..., :m, :]).squeeze(-2)
             self.x += self.r if mixed is None else self.r - mixed
-            before = None if self.dr is None else self.r
+            before = self.r if self.dr is not None or self.r is self.b else None
             del self.r  # what nobody needs any more makes room for the product
             self.r = self.b - self.operator.apply(self.x, self.adjoint)
             taken += 1
@@ -173,13 +173,13 @@ class _Steps:
             self.active = self.active & (self.norms[-1] > self.bound)
             if not bool(self.active.all()):
                 self.r.masked_fill_(~self.active.unsqueeze(-1), 0)
+            if self.dr is None and _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
+                self.dr = self.r.new_empty(*self.r.shape[:-1], MEMORY, self.r.shape[-1])
+                self.dp = torch.empty_like(self.dr)
             if before is not None and self.dr is not None and self.dp is not None:
                 store(self.dr, self.k, self.r, before)
                 store(self.dp, self.k, self.r, mixed)
                 self.k += 1
-            elif _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
-                self.dr = self.r.new_empty(*self.r.shape[:-1], MEMORY, self.r.shape[-1])
-                self.dp = torch.empty_like(self.dr)
         self.products += taken
         return taken
 

@@ -13,7 +13,7 @@ from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.stopping import rms
-from torchimplicit.transforms import finished, occurs
+from torchimplicit.transforms import finished
 
 
 class AndersonState(NamedTuple):
@@ -21,7 +21,7 @@ class AndersonState(NamedTuple):
 
     norm : of the residual, (B,).
     mixing : the systems that mix, (B,); None where all do.
-    eager : those that mix at every step, (B,).
+    eager : those that mix at every step, (B,); None where none do.
     dr : the last differences of residuals, old less new, (B, m, n); None as long as no system mixes.
     dp : those of where a plain step leads, p = z − damping · r.
     k : how many of them were stored.
@@ -29,7 +29,7 @@ class AndersonState(NamedTuple):
 
     norm: Tensor
     mixing: Tensor | None
-    eager: Tensor
+    eager: Tensor | None = None
     dr: Tensor | None = None
     dp: Tensor | None = None
     k: int = 0
@@ -68,7 +68,7 @@ class Anderson:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         r = equations.residual(z)
         none = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        return r, AndersonState(rms(r.detach()), none if self.plain_below else None, none)
+        return r, AndersonState(rms(r.detach()), none if self.plain_below else None)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
@@ -77,16 +77,18 @@ class Anderson:
         plain = z.sub(r, alpha=self.damping)
         always = z.shape[1] <= self.memory or k % self.period == 0
         shift = None
-        if dr is None or dp is None or not (always or occurs(eager)):
+        if dr is None or dp is None or not (always or eager is not None):
             z_new, r_new = plain, equations.residual(plain)
             norm = rms(r_new.detach())
-            eager = eager | ~(norm <= before)
+            if not finished(norm <= before):
+                away = ~(norm <= before)
+                eager = away if eager is None else eager | away
         else:
             m = min(k, dr.shape[1])
             gamma = mixture(dr[:, :m], r, self.regularisation)
-            if not always or mixing is not None:
-                rows = eager if mixing is None else mixing if always else mixing & eager
-                gamma = torch.where(rows[:, None, None], gamma, 0)
+            for rows in (mixing, None if always else eager):
+                if rows is not None:
+                    gamma = torch.where(rows[:, None, None], gamma, 0)
             shift = (-gamma @ dp[:, :m]).squeeze(1)
             z_new = plain + shift
             r_new = equations.residual(z_new)
