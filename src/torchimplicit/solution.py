@@ -39,7 +39,7 @@ class Record:
 class SolveInfo:
     """Facts of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
 
-    converged : bool. The residual met the tolerance.
+    converged : bool. The residual met the tolerance, or nothing but rounding keeps it from that.
     status : int, a :class:`torchimplicit.Status`.
     steps : int. Steps taken by each system.
     residual : the final residual, in the norm that decided (see :mod:`torchimplicit.stopping`).

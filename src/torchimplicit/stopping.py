@@ -106,7 +106,7 @@ def all_converged(status: Tensor) -> bool:
 def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:
     """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided.
 
-    ``unit`` (B, 1) is what squares are taken in where those of v itself would vanish or overflow (:func:`unit_of`).
+    ``unit`` (B, 1) is what squares are taken in where those of v itself would vanish or overflow (:func:`measured`).
     """
     if unit is not None:
         return rms(v / unit) * unit.squeeze(-1)
@@ -117,18 +117,18 @@ def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
 
 
-def unit_of(v: Tensor) -> Tensor | None:
-    """The power of two next to the largest number of each row (B, 1), if some row is very small or large; else None.
+def measured(v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The norm of each row (B,), and its unit (B, 1) for that of smaller vectors: the power of two next to the largest number.
 
-    None is also the answer for what is so near to ordinary that all smaller residuals worth telling from 0 are ordinary too.
+    The unit is None where every norm is so near to ordinary that all smaller ones worth telling from 0 are ordinary too.
     """
-    if v.shape[-1] <= 1:
-        return None
-    if not inside_functorch():
-        norm, about = rms(v), torch.finfo(v.dtype)
-        if torch.equal(norm.clamp(about.tiny**0.25, about.max**0.25), norm):
-            return None
-    return 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
+    norm, about = rms(v), torch.finfo(v.dtype)
+    if v.shape[-1] <= 1 or not (
+        inside_functorch() or not torch.equal(norm.clamp(about.tiny**0.25, about.max**0.25), norm)
+    ):
+        return norm, None
+    unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
+    return rms(v, unit), unit
 
 
 def rounding(value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found, Stopping
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, rms, unit_of
+from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, measured
 from torchimplicit.transforms import inside_transform, outside_transforms
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
@@ -42,8 +42,8 @@ class BlackBox:
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         z = z0 if inside is None else self._inside(inside)
         r = equations.residual(z)
-        residual = rms(r, unit_of(r))
-        bound = stopping.bound(z, residual, unit_of(z))
+        residual, _ = measured(r)
+        bound = stopping.bound(z, residual, measured(z)[1])
         status = torch.where(residual <= bound, Status.CONVERGED, Status.STAGNATED)
         status = torch.where(residual.isfinite(), status, Status.NONFINITE)
         return Found(z, status, torch.zeros_like(status), residual, bound)

@@ -9,7 +9,7 @@ from torchimplicit.linear import LU, Cholesky
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.stopping import Status, rms, unit_of
+from torchimplicit.stopping import Status, measured, rms
 from torchimplicit.transforms import finished
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
@@ -29,8 +29,8 @@ def rounded(equations: Equations, z: Tensor, r: Tensor) -> Tensor:
         beside = equations.attempt(equations.residual, z + step)
     if beside is None:
         return torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    unit = unit_of(r)
-    return rms(r, unit) <= rms(beside - r, unit)
+    norm, unit = measured(r)
+    return norm <= rms(beside - r, unit)
 
 
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
             change, size = rms(after - before), rms(before) + rms(after)
         else:
             r = solver.init(equations, z)[0]
-            change, size = (rms(r, unit_of(r)) - norm).abs(), norm + rms(z, unit_of(z))
+            change, size = (measured(r)[0] - norm).abs(), norm + measured(z)[0]
     differs = change > torch.finfo(norm.dtype).eps ** 0.5 * size
     return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
 

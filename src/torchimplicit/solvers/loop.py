@@ -14,7 +14,7 @@ from torchimplicit.randomness import random_state
 from torchimplicit.solvers.endings import local_minimum, rounded, second_order, singular, stochastic
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.gathering import Gathering, take
-from torchimplicit.stopping import Status, all_converged, rms, rounding, unit_of
+from torchimplicit.stopping import Status, all_converged, measured, rms, rounding
 from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
@@ -93,8 +93,7 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
-    unit = unit_of(r.detach())
-    norm = rms(r.detach(), unit)
+    norm, unit = measured(r.detach())
     scale: Callable[[Equations, Tensor], Tensor] | None = getattr(solver, "scale", None)
     start = norm if scale is None else scale(equations, norm)
     angles = scale is not None and equations.kind.sums_squares  # a norm that has no unit
