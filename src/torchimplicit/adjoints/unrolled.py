@@ -19,8 +19,8 @@ from torchimplicit.transforms import inside_functorch
 class Unrolled:
     """Backpropagate through the steps: memory grows with their number, and the gradient is that of the last iterate.
 
-    A system whose residual is exactly 0 at the start has the derivative of a step from there; with "newton_krylov" and "newton_cg", whose
-    inner iterations have nothing to do then, that is 0.
+    A system whose residual is exactly 0 at the start has the derivative of a step from there; with "newton_krylov" and
+    "newton_cg", whose inner iterations have nothing to do then, that is 0.
 
     steps : exactly so many steps, whatever the residual. None: until convergence, at most ``max_steps`` of the call. Inside a
         ``torch.func`` transform, where no value may decide what runs, ``max_steps`` steps are run then, with those systems
