@@ -195,7 +195,7 @@ def test_a_callback_may_write_into_what_it_is_given() -> None:
 
 
 def test_noise_that_happens_to_pass_is_reported() -> None:
-    torch.manual_seed(4)  # five of the six pass; one in eight would go unseen, for three numbers have eight masks
+    torch.manual_seed(1)  # four of the six pass; one in eight would go unseen, for three numbers have eight masks
     for _ in range(6):
         with pytest.warns(ti.ConvergenceWarning, match="stochastic"):
             ti.fixed_point(lambda z: 0.5 * torch.nn.functional.dropout(z, 0.5) + X, ZERO)
