@@ -30,7 +30,8 @@ class Implicit:
     """Differentiate the condition at z*, whatever found it: one linear solve and one vector-Jacobian product.
 
     linear_solver : a solver of :mod:`torchimplicit.linear`. None: the inverse that the forward solver left (the factors of
-        Newton's last step, say), refined to tolerance with true products; then ``linear.Auto()``.
+        Newton's last step, say, or of the Hessian at a minimum up to n = 64), refined to tolerance with true products; then
+        ``linear.Auto()``.
     rtol, atol : of that linear solve, ‖(∂g/∂z)ᵀu − v‖ ≤ atol + rtol ‖v‖. None: the forward's rtol, and 0; then a solution has
         converged too that only rounding keeps from it (:func:`torchimplicit.linear.rounding.solved_to_rounding`; up to n = 64).
     max_steps : its step limit. None: the linear solver's own.

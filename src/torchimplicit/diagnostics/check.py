@@ -205,9 +205,7 @@ def _judge_gradient(
     elif not bool(report.info.converged.all()):
         text += "The solve did not converge: this is no gradient of a solution."
     else:
-        text += (
-            "Likely causes: (a) an adjoint that is not exact (OneStep, Phantom, Neumann); (b) a kink or jump near z*."
-        )
+        text += "Likely causes: (a) an adjoint that is not exact (OneStep, Phantom, Neumann, GaussNewton); (b) a kink or jump near z*."
     report.say("implicit gradient", "fail", text)
 
 
