@@ -158,7 +158,10 @@ def solve(
         else:
             valid = (norm_new + z_new.detach().sum(-1)).isfinite()
             moves = running & valid
-            z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
+            if finished(moves):  # two copies of z fewer
+                z, r, norm = z_new, r_new, norm_new
+            else:
+                z, r, norm = _where(moves, z_new, z), _where(moves, r_new, r), torch.where(moves, norm_new, norm)
             bound = torch.where(moves, stopping.bound(z, start, unit), bound)
             done = moves & (norm <= bound)
             closer, progress = norm < best, norm < PROGRESS * mark
