@@ -78,7 +78,9 @@ def test_a_graph_is_read_once_and_a_step_is_one_evaluation() -> None:
     for k in range(3):
         z, info = root(W, b + k)
         z.sum().backward()
-        assert int(info.evaluations) == int(info.steps.max()) + 1
+        assert int(info.evaluations) == 4 * -(
+            -(int(info.steps.max()) + 1) // 4
+        )  # four steps of tiny systems go together
         assert info.adjoint is not None
         assert int(info.adjoint.evaluations) == int(info.adjoint.products) == 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

@@ -25,6 +25,10 @@ from torchimplicit.solvers.trust_region import judge
 from torchimplicit.stopping import Status, rms
 
 
+TOGETHER = 4  # steps in one kernel, of systems so small that the call of a kernel costs more than some idle steps
+TINY = 2**8  # entries of all Jacobians of the batch up to which they are
+
+
 def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found | None:
     """Where full steps of ``solver`` lead from z, (B, n), if they lead every system to its solution; otherwise None.
 
@@ -43,9 +47,13 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
     steps = torch.zeros_like(norm, dtype=torch.int32)
     state = (z, norm, start, steps, *method.memory(z))
 
+    together = TOGETHER if batch * n * n <= TINY else 1
+
     def step(*all: Tensor) -> tuple[Tensor, ...]:
-        """A step that writes the next state over the last one, for memory is slow to come by: the signal and the factors."""
-        new, others = method.step(graph, all)
+        """The signal and the factors; the next state is written over the last one, for memory is slow to come by."""
+        new, tensors = all[: len(state)], all[len(state) :]
+        for _ in range(together):
+            new, others = method.step(graph, (*new, *tensors))
         for old, value in zip(all, new, strict=False):
             if value is not old:
                 old.copy_(value)
@@ -56,10 +64,10 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
         return None
     tensors = [tensor.detach() for tensor in graph.tensors]
     lowest, stuck = math.inf, 0
-    for _ in range(min(stopping.max_steps, solver.max_steps) + 1):
+    for _ in range(0, min(stopping.max_steps, solver.max_steps) + 1, together):
         signal, *factors = kernel(*state, *tensors)
-        equations.evaluations += 1
-        equations.products += n
+        equations.evaluations += together
+        equations.products += together * n
         left, refused, worst = signal.tolist()
         if not left and not refused:
             equations.solved_as = graph
