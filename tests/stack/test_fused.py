@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import torchimplicit as ti
 from torchimplicit.graphs import NoGraph, graph_of
+from torchimplicit.solvers.fused import solve_fused
 
 N = 3
 
@@ -22,6 +23,20 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether kernels have found the solution, for every solve."""
+    found = []
+
+    def noted(*args: Any) -> Any:
+        result = solve_fused(*args)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr("torchimplicit.solvers.search.solve_fused", noted)
+    return found
 
 
 def matrix() -> Tensor:
@@ -52,9 +67,10 @@ def root(W: Tensor, b: Tensor, **options: Any) -> ti.Solution:
     return ti.root(g, torch.zeros_like(b), (W, b), batch_ndim=1, rtol=1e-12, compile=True, **options)
 
 
-def test_value_and_gradient_are_those_of_dense_linear_algebra() -> None:
+def test_value_and_gradient_are_those_of_dense_linear_algebra(fused: list[bool]) -> None:
     W, b, v = matrix().requires_grad_(), vectors().requires_grad_(), torch.cos(vectors())
     z, info = root(W, b)
+    assert fused == [True]
     assert info.tried == ("Newton",)
     torch.testing.assert_close((z, *torch.autograd.grad((v * z).sum(), (W, b))), dense(W.detach(), b.detach(), v))
     assert info.adjoint is not None
@@ -140,7 +156,7 @@ def test_second_derivatives_and_transforms() -> None:
     torch.testing.assert_close(torch.func.hessian(f)(W), torch.func.hessian(plain)(W))
 
 
-def test_a_minimum_and_its_gradient() -> None:
+def test_a_minimum_and_its_gradient(fused: list[bool]) -> None:
     X = torch.sin(torch.arange(60, dtype=torch.float64)).reshape(20, N)
 
     def phi(w: Tensor, penalty: Tensor) -> Tensor:
@@ -148,6 +164,7 @@ def test_a_minimum_and_its_gradient() -> None:
 
     penalty = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     w, info = ti.minimize(phi, torch.zeros(N, dtype=torch.float64), (penalty,), rtol=1e-12, compile=True)
+    assert fused == [True]
     assert info.converged
     H = torch.func.hessian(phi)(w.detach(), penalty.detach())
     assert torch.func.grad(phi)(w.detach(), penalty.detach()).abs().max() < 1e-12
@@ -155,10 +172,11 @@ def test_a_minimum_and_its_gradient() -> None:
     torch.testing.assert_close(torch.autograd.grad(w.sum(), penalty)[0], expected)
 
 
-def test_many_small_systems_are_factorised_side_by_side() -> None:
+def test_many_small_systems_are_factorised_side_by_side(fused: list[bool]) -> None:
     W, b, v = matrix().requires_grad_(), vectors(200).requires_grad_(), torch.cos(vectors(200))
     z, info = root(W, b)
     torch.testing.assert_close((z, *torch.autograd.grad((v * z).sum(), (W, b))), dense(W.detach(), b.detach(), v))
+    assert fused == [True]
     assert info.adjoint is not None
     assert info.adjoint.converged.all()
 
@@ -175,10 +193,11 @@ def test_a_saddle_on_the_way_is_left_to_the_loop() -> None:
 
 
 @pytest.mark.slow
-def test_what_full_steps_do_not_solve_is_left_to_the_loop() -> None:
+def test_what_full_steps_do_not_solve_is_left_to_the_loop(fused: list[bool]) -> None:
     z, info = ti.root(
         torch.arctan, torch.tensor([[5.0], [0.5]], dtype=torch.float64), batch_ndim=1, compile=True, atol=1e-10
     )
+    assert fused == [False]
     assert info.converged.all()
     assert z.abs().max() < 1e-8
     assert info.tried[0] == "Newton"

@@ -21,9 +21,8 @@ from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import PROGRESS, Found, Stopping
 from torchimplicit.solvers.newton import PLAIN_LU, Newton
 from torchimplicit.solvers.trust_newton import TrustNewton
-from torchimplicit.solvers.trust_region import judge
+from torchimplicit.solvers.trust_region import judge_all
 from torchimplicit.stopping import Status, rms
-
 
 TOGETHER = 4  # steps in one kernel, of systems so small that the call of a kernel costs more than some idle steps
 TINY = 2**8  # entries of all Jacobians of the batch up to which they are
@@ -153,7 +152,7 @@ class _Minima:
         z, _, start, steps, value_old, r_old, s_old, predicted, *tensors = all
         value, hessian = Equations(graph.at(tensors), graph.kind).objective_and_jacobian(z)
         r, H = hessian.value, hessian.to_dense()
-        accepted, _ = judge((value_old, value), (r_old, r), s_old, predicted, torch.full_like(value, torch.inf))
+        accepted, _ = judge_all((value_old, value), (r_old, r), s_old, predicted, torch.full_like(value, torch.inf))
         norm = rms(r)
         start, bound = _bound(graph, norm, start)
         left = ~(norm <= bound)

@@ -30,7 +30,20 @@ def nearer(radius: Tensor, s: Tensor) -> Tensor:
 def judge(
     values: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], s: Tensor, predicted: Tensor, radius: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Which systems take their step s, (B,), and the next radius of each, from the objective and its gradient before and after.
+    """Which systems take their step s, (B,), and the next radius of each, from the objective and its gradient before and after."""
+    value, value_new = (value.detach() for value in values)
+    decrease = value - value_new
+    plain = (decrease > torch.maximum(rounding(value), predicted / 4)) & (predicted > 0) & (radius == torch.inf)
+    size = gradients[1].detach().sum(-1) + decrease
+    if finished(plain & (size.abs() < torch.inf)):  # the common case: Newton's steps near the minimum
+        return plain, radius
+    return judge_all(values, gradients, s, predicted, radius)
+
+
+def judge_all(
+    values: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], s: Tensor, predicted: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same for systems in whatever case, without a look at any value.
 
     Where rounding hides the decrease of the objective it is read off the gradients: −(g + g₊)ᵀs / 2, the trapezoidal rule.
     Source: Nocedal and Wright, Numerical Optimization (2006), algorithm 4.1; Conn, Gould and Toint, Trust-Region Methods (2000),
@@ -39,11 +52,6 @@ def judge(
     value, value_new = (value.detach() for value in values)
     r, r_new = (r.detach() for r in gradients)
     decrease = value - value_new
-    plain = (decrease > torch.maximum(rounding(value), predicted / 4)) & (predicted > 0) & (radius == torch.inf)
-    if finished(
-        plain & ((r_new.sum(-1) + decrease).abs() < torch.inf)
-    ):  # the common case: Newton's steps near the minimum
-        return plain, radius
     hidden = decrease.abs() <= rounding(value)
     decrease = torch.where(hidden, -dot(r + r_new, s) / 2, decrease)
     # A step from where the gradient is exactly 0 leads nowhere, but has a derivative.
