@@ -111,6 +111,19 @@ def test_a_gradient_asked_of_a_system_without_a_root_is_reported() -> None:
         z.sum().backward()
 
 
+@pytest.mark.parametrize("n", [2, 12])  # few numbers are solved for in another way than many
+def test_a_system_that_left_the_domain_has_no_gradient_whatever_its_neighbours_have(n: int) -> None:
+    a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    z0 = torch.full((2, n), 0.5, dtype=torch.float64)
+    z0[0, 0] = -1.0
+    z, info = ti.root(lambda z: z.log() + a, z0, solver="newton", batch_ndim=1, on_failure="ignore")
+    assert info.status.tolist() == [Status.NONFINITE, Status.CONVERGED]
+    z.sum().backward()
+    torch.testing.assert_close(a.grad, -z.detach()[1].sum())
+    assert info.adjoint is not None
+    assert info.adjoint.status.tolist() == [Status.NONFINITE, Status.CONVERGED]
+
+
 def fails_backward(on_failure: str) -> tuple[Tensor, ti.SolveInfo, Tensor]:
     """A good forward, and a backward whose linear solver is stopped after one step."""
     W = torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 8

@@ -180,7 +180,9 @@ class JacobianSystem:
         """The same for so few numbers that only the number of operations counts: the Jacobian is factorised anew, and the last
         product checks the residual. None where anything is out of the ordinary, by the criteria of :meth:`solve_linearised`.
         """
-        b, z, _, *rest = tensors
+        b, z, forward, *rest = tensors
+        if Status.NONFINITE in forward.tolist():
+            return None
         operator = Jacobian(self.base.at(rest[self.inverses :]), z, linearisation=linearised.restricted([0]))
         factors = LU(equilibrate=False).factorize(operator)
         w = factors.solve(b, self.transpose)
