@@ -157,7 +157,7 @@ class Problem:
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
             return self.value(graph(self.layout.argument(z), tensors))
 
-        key = type(self.kind), self.flatten, self.layout
+        key = type(self.kind), self.flatten, self.layout, self.has_aux
         return FlatGraph(graph, tensors, function, self.kind, self.tolerance, key)
 
     def noted(self, found: Found, equations: Equations) -> Facts:

@@ -250,6 +250,30 @@ def test_more_shapes_than_torch_compile_keeps_are_evaluated_as_they_are() -> Non
 
 
 @pytest.mark.slow
+def test_the_kernels_of_one_solver_are_not_given_the_factors_of_another(fused: list[bool]) -> None:
+    v = torch.cos(vectors())
+    expected = dense(matrix(), vectors(), v)
+    for factors in (ti.linear.LU(), ti.linear.QR(), ti.linear.LU(equilibrate=False)):
+        W, b = matrix().requires_grad_(), vectors().requires_grad_()
+        z, info = root(W, b, solver=ti.solvers.Newton(linear_solver=factors))
+        torch.testing.assert_close((z, *torch.autograd.grad((v * z).sum(), (W, b))), expected)
+        assert info.adjoint is not None
+        assert info.adjoint.converged.all()
+    assert fused == [True] * 3
+
+
+def test_what_is_auxiliary_in_one_call_is_a_residual_in_the_next() -> None:
+    b = torch.tensor([1.0, 3.0], dtype=torch.float64)
+
+    def r(z: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return z - b, z - 3 * b
+
+    for has_aux, exact in ((True, b), (False, 2 * b)):
+        z = ti.least_squares(r, torch.zeros_like(b), (b,), has_aux=has_aux, compile=True).value
+        torch.testing.assert_close(z, exact)
+
+
+@pytest.mark.slow
 def test_one_function_with_one_unknown_and_many() -> None:
     """The same graph for z (4, 3): as 12 equations in one unknown each, as 4 systems, and as one system."""
     b = vectors().requires_grad_()

@@ -43,7 +43,7 @@ class FusedPullback:
         def pulled(*all: Tensor) -> tuple[Tensor | None, ...]:
             return self._pulled(all[: len(leading)], all[len(leading) :], which)
 
-        kernel = self.graph.kernel(("pullback", tuple(which), len(inverse), self.rtol, self.atol), pulled, leading)
+        kernel = self.graph.kernel(("pullback", tuple(which), self.rtol, self.atol), pulled, leading)
         if kernel is None:
             return None
         residual, failed, *grads = kernel(*leading, *(tensor.detach() for tensor in tensors))

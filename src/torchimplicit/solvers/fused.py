@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,7 +69,9 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
         equations.products += together * n
         left, refused, worst = signal.tolist()
         if not left and not refused:
-            equations.solved_as = graph
+            equations.solved_as = replace(
+                graph, key=(graph.key, solver)
+            )  # whose factors the backward's kernel is given
             status = torch.full((batch,), Status.CONVERGED, device=z.device)
             bound = graph.tolerance.bound(start)
             return Found(z, status, steps.to(torch.int64), norm, bound, tuple(factors))
