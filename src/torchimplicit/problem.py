@@ -23,8 +23,9 @@ from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.products import Linearisation
 from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found, Stopping
+from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
 from torchimplicit.stopping import OnFailure, Status, Tolerance, report, users_frame

@@ -10,8 +10,8 @@ from torchimplicit.autocast import full_precision
 from torchimplicit.parameters import check_count
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Stopping
 from torchimplicit.transforms import inside_functorch
 
 

@@ -20,8 +20,9 @@ from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
 from torchimplicit.recording import being_captured, paused
 from torchimplicit.solution import Record
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found, Stopping
+from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, measured

@@ -18,8 +18,9 @@ from torchimplicit.linear.iteration import IterativeSolver
 from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.solution import Record, Solution
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found, Stopping
+from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps, linear_status

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.solvers.loop import Found, Stopping, solve
+from torchimplicit.solvers.loop import Found, solve
 
 ENTRIES = 2**18  # of z, of a block
 

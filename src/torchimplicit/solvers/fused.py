@@ -16,9 +16,10 @@ from torch import Tensor
 from torchimplicit.compiled import CompiledEquations, FlatGraph
 from torchimplicit.linear.jacobian import SWEEP_ENTRIES, Jacobian
 from torchimplicit.linear.small_lu import factor_and_solve, worthwhile
+from torchimplicit.solvers.course import PROGRESS, Stopping
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.solvers.loop import PROGRESS, Found, Stopping
+from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.newton import PLAIN_LU, Newton
 from torchimplicit.solvers.trust_newton import TrustNewton
 from torchimplicit.solvers.trust_region import judge_all

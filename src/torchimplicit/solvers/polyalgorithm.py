@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.solvers.blocks import solve_in_blocks
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.solvers.loop import Found, Stopping, Watch, solve
+from torchimplicit.solvers.loop import Found, Watch, solve
 from torchimplicit.state import Layout
 from torchimplicit.stopping import Status, all_converged
 from torchimplicit.transforms import inside_functorch

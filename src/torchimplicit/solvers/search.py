@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 from torchimplicit.condition import Vmap
 from torchimplicit.linear.cholesky import CholeskyFactors
 from torchimplicit.solvers.blocks import solve_in_blocks
+from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.fused import solve_fused
-from torchimplicit.solvers.loop import Advance, Found, Stopping, Watch, solve
+from torchimplicit.solvers.loop import Advance, Found, Watch, solve
 from torchimplicit.solvers.polyalgorithm import Polyalgorithm, by_first, solve_in_stages
 
 
