@@ -192,6 +192,28 @@ def test_a_saddle_on_the_way_is_left_to_the_loop() -> None:
     torch.testing.assert_close(z, torch.tensor([[1.0], [1.0], [-1.0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("max_steps", [5, 6, 7])
+def test_several_steps_in_one_kernel_are_no_more_than_were_allowed(fused: list[bool], max_steps: int) -> None:
+    b = torch.tensor([2.0, 30.0], dtype=torch.float64)
+    options: dict[str, Any] = {"solver": "newton", "max_steps": max_steps, "on_failure": "ignore"}
+    z, info = ti.root(lambda z: z**3 + z - b, torch.ones_like(b), compile=True, **options)
+    plain, expected = ti.root(lambda z: z**3 + z - b, torch.ones_like(b), **options)
+    assert fused == [bool(expected.converged), False]
+    assert info.steps == expected.steps
+    assert info.status == expected.status
+    torch.testing.assert_close(z, plain)
+
+
+def test_a_step_that_is_refused_is_not_forgotten_in_the_same_kernel(fused: list[bool]) -> None:
+    def phi(z: Tensor) -> Tensor:
+        return ((z**2 - 1) ** 2 + z * b).sum() + 0.3 * (z[0] * z[1]) ** 2
+
+    b, z0 = (torch.tensor(v, dtype=torch.float64) for v in ([0.3, -0.2], [-0.3418911629559211, -0.16013009144867485]))
+    z = ti.minimize(phi, z0, compile=True).value
+    assert fused == [False]
+    torch.testing.assert_close(z, ti.minimize(phi, z0).value)
+
+
 @pytest.mark.slow
 def test_what_full_steps_do_not_solve_is_left_to_the_loop(fused: list[bool]) -> None:
     z, info = ti.root(

@@ -52,24 +52,29 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
     def step(*all: Tensor) -> tuple[Tensor, ...]:
         """The signal and the factors; the next state is written over the last one, for memory is slow to come by."""
         new, tensors = all[: len(state)], all[len(state) :]
+        refused = new[1].new_zeros(())
         for _ in range(together):
-            new, others = method.step(graph, (*new, *tensors))
+            new, (signal, *factors) = method.step(graph, (*new, *tensors))
+            refused = refused + signal[1]
         for old, value in zip(all, new, strict=False):
             if value is not old:
                 old.copy_(value)
-        return others
+        return (torch.stack([signal[0], refused, signal[2]]), *factors)
 
     kernel = graph.kernel((type(method), solver, graph.tolerance), step, state)
     if kernel is None:
         return None
     tensors = [tensor.detach() for tensor in graph.tensors]
     lowest, stuck = math.inf, 0
-    for _ in range(0, min(stopping.max_steps, solver.max_steps) + 1, together):
+    limit = min(stopping.max_steps, solver.max_steps)
+    for before in range(0, limit + 1, together):
         signal, *factors = kernel(*state, *tensors)
         equations.evaluations += together
         equations.products += together * n
         left, refused, worst = signal.tolist()
         if not left and not refused:
+            if before + together - 1 > limit and int(steps.max()) > limit:
+                break
             equations.solved_as = replace(
                 graph, key=(graph.key, solver)
             )  # whose factors the backward's kernel is given
