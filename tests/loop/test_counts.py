@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torchimplicit as ti
 from torchimplicit.problems.root import Root
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.transforms import FEW
 
 SYNCHRONISATION = "aten._local_scalar_dense.default"  # bool(tensor), tensor.item(): the device has to finish first
 
@@ -31,7 +32,8 @@ class Operations(TorchDispatchMode):
 
 
 W = torch.tensor([[0.2, -0.4, 0.1], [0.3, 0.1, 0.2], [-0.1, 0.25, 0.3]], dtype=torch.float64)
-B = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+B = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
+assert len(B) > FEW  # the values of fewer systems are read as a list, which is waiting that no operation shows
 EVALUATION = 3  # operations of one evaluation: mm, add, tanh
 
 
@@ -53,7 +55,7 @@ def counted(steps: int, solver: Any) -> Counter[str]:
             max_steps=steps,
             on_failure="ignore",
         )
-    assert info.steps.tolist() == [steps] * 4
+    assert info.steps.tolist() == [steps] * len(B)
     return operations.counts
 
 
@@ -69,19 +71,19 @@ def total(counts: Counter[str]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("solver", "of_method"),
+    ("solver", "of_method", "waits"),
     [
-        ("picard", 1),  # z − r
-        (ti.solvers.Picard(damping=0.5), 2),
-        ("anderson", 34),
+        ("picard", 1, 0),  # z − r
+        (ti.solvers.Picard(damping=0.5), 2, 0),
+        ("anderson", 33, 1),  # waits to know whether the residual has grown
     ],
     ids=["picard", "damped", "anderson"],
 )
-def test_the_loop_adds_few_operations_to_those_of_a_step(solver: Any, of_method: int) -> None:
+def test_the_loop_adds_few_operations_to_those_of_a_step(solver: Any, of_method: int, waits: int) -> None:
     step = of_one_step(solver)
     residual = EVALUATION + 1
-    assert total(step) <= residual + of_method + 16
-    assert step[SYNCHRONISATION] <= 4
+    assert total(step) <= residual + of_method + 13
+    assert step[SYNCHRONISATION] <= 3 + waits
 
 
 def of_anderson(steps: int) -> Counter[str]:
@@ -91,7 +93,7 @@ def of_anderson(steps: int) -> Counter[str]:
     with Operations() as operations, torch.no_grad():
         _, info = ti.fixed_point(
             lambda z: z @ S + 0.1,
-            torch.zeros(5, 40, dtype=torch.float64),
+            torch.zeros(len(B), 40, dtype=torch.float64),
             batch_ndim=1,
             solver="anderson",
             rtol=1e-15,
@@ -111,7 +113,7 @@ def test_anderson_mixes_at_every_third_step_and_does_little_else() -> None:
     assert three["aten.bmm.default"] == 3  # the Gram matrix, its right-hand side, the mixture
     assert three["aten.mm.default"] == 3  # the evaluations
     assert three[SYNCHRONISATION] <= 12
-    assert total(three) <= 120
+    assert total(three) <= 105
 
 
 def test_the_loop_adds_ten_operations_to_a_step_of_newton_in_which_all_come_closer() -> None:
