@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from torchimplicit.products import unhooked
 from torchimplicit.recording import version
 
 Kernel = Callable[..., Any]
@@ -117,7 +118,8 @@ class _Reading:
         if not all(isinstance(tensor, Tensor) for tensor in inputs) or any(tensor.requires_grad for tensor in inside):
             self.refused = "it uses numbers or tensors that torch.compile does not show"
         versions = [version(tensor) for tensor in inputs if isinstance(tensor, Tensor)]
-        results: tuple[Any, ...] = tuple(self.module(*inputs))
+        with unhooked():  # activation checkpointing counts what is saved, and a second call saves nothing
+            results: tuple[Any, ...] = tuple(self.module(*inputs))
         if versions != [version(tensor) for tensor in inputs if isinstance(tensor, Tensor)]:
             self.refused = "it changes a tensor in place"
         self._results = results

@@ -207,11 +207,12 @@ def _recording() -> AbstractContextManager[Any]:
     make activation checkpointing around the layer recompute the layer inside its own forward. What is kept is detached: an
     operation that keeps its own output would otherwise keep itself."""
     ours = not torch.is_grad_enabled()
-    return _unhooked() if ours and hooked() else torch.enable_grad()
+    return unhooked() if ours and hooked() else torch.enable_grad()
 
 
 @contextmanager
-def _unhooked() -> Iterator[None]:
+def unhooked() -> Iterator[None]:
+    """Grad mode on, out of sight of the caller's saved-tensor hooks."""
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged):
         yield
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torchimplicit as ti
 from torchimplicit.graphs import NoGraph, graph_of
@@ -112,6 +113,18 @@ def test_tensors_that_a_function_captures_get_their_gradients() -> None:
         torch.testing.assert_close((z, *torch.autograd.grad((v * z).sum(), (W, b))), dense(W.detach(), b.detach(), v))
         with torch.no_grad():
             W.mul_(0.9)  # as an optimiser does
+
+
+def test_a_first_call_can_be_checkpointed(fused: list[bool]) -> None:
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def layer(b: Tensor) -> Tensor:
+        return ti.root(lambda z: z**3 + z - b, torch.ones_like(b), compile=True).value
+
+    z = checkpoint(layer, b, use_reentrant=False)
+    z.sum().backward()
+    assert fused == [True, True]
+    torch.testing.assert_close(b.grad, 1 / (3 * z.detach() ** 2 + 1))
 
 
 @pytest.mark.slow
