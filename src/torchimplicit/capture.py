@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast
+from torchimplicit.condition import Flat
 from torchimplicit.names import name, name_of, scripted_in
 from torchimplicit.parametrised import State, cache_as_it_was, cache_now, left_as_they_are, states_of
 from torchimplicit.products import Linearisation, hooked
@@ -37,8 +38,6 @@ from torchimplicit.recording import (
 from torchimplicit.transforms import inside_transform
 
 KEPT = 2**15  # entries of what a function makes, up to which the graph of its evaluation waits for the backward
-
-Flat = Callable[[Tensor], Tensor]
 
 _PASS_IN_ARGS = "Pass it in args: f(z, w) with args=(w,)."
 

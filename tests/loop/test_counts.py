@@ -100,9 +100,8 @@ def of_anderson(steps: int) -> Counter[str]:
             max_steps=steps,
             on_failure="ignore",
         )
-    assert (
-        int(info.evaluations) == steps + 2
-    )  # the start, and one that asks whether a failure is noise: none for a safeguard
+    # The start, and one that asks whether a failure is noise: none for a safeguard.
+    assert int(info.evaluations) == steps + 2
     return operations.counts
 
 

@@ -26,9 +26,7 @@ from torchimplicit.transforms import finished, occurs
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
-TINY = (
-    64  # entries of the Jacobians of all systems, up to which they cost hardly more than one product and are made anew
-)
+TINY = 64  # entries of all Jacobians of the batch, up to which they cost hardly more than one product and are made anew
 REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
 KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
 AMPLIFIED = 100  # ‖J‖ ‖w‖ / ‖b‖ from which a Jacobian that has moved may be on its way to a singular one

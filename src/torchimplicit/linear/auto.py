@@ -137,9 +137,8 @@ class Division:
         """Whether a system has an entry whose inverse is not finite, or that is not finite itself: bool (*batch_shape)."""
         size = self.d.abs()
         if size.numel() and not inside_functorch():
-            smallest, largest = (
-                float(end) for end in size.aminmax()
-            )  # a number that is not subnormal has a finite inverse
+            smallest, largest = (float(end) for end in size.aminmax())
+            # A number that is not subnormal has a finite inverse.
             if torch.finfo(size.dtype).tiny <= smallest and largest < math.inf:
                 return torch.zeros(size.shape[:-1], dtype=torch.bool, device=size.device)
         regular = (1 / size < torch.inf) & (size < torch.inf)

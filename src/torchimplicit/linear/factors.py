@@ -70,9 +70,8 @@ class Factors(ABC):
             if pivots.shape[-1] == 1:  # a number is as regular as its inverse is finite
                 return ~(1 / pivots).isfinite().squeeze(-1) | ~pivots.isfinite().squeeze(-1)
             smallest, largest = pivots.aminmax(dim=-1) if pivots.shape[-1] else (pivots.sum(-1) + 1, pivots.sum(-1) + 1)
-            return ~(
-                smallest > torch.finfo(smallest.dtype).eps ** 0.5 * largest
-            )  # NaN and Inf are greater than nothing
+            # NaN is greater than nothing, and nothing is greater than Inf.
+            return ~(smallest > torch.finfo(smallest.dtype).eps ** 0.5 * largest)
 
     @cached_property
     def singular(self) -> Tensor:

@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 FEW = 8  # the largest n whose columns are taken one by one, for the whole batch at once
-CACHED = (
-    2**17
-)  # entries of A that are taken at once: as many as stay in the processor's cache from one column to the next
+CACHED = 2**17  # entries of A that are taken at once: as many as stay in the processor's cache between columns
 
 
 def triangularise(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

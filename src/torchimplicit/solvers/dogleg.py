@@ -55,9 +55,8 @@ class Dogleg:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, DoglegState]:
         check_squares(equations, "Dogleg")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(
-            linearised, z, keep=not equations.kind.minimised
-        )  # for a fit J is not the condition's Jacobian
+        keep = not equations.kind.minimised  # for a fit J is not the condition's Jacobian
+        tangent = Tangent.of(linearised, z, keep)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         length = torch.linalg.vector_norm(scale * z.detach(), dim=-1)
         radius = self.factor * torch.where(length > 0, length, 1)

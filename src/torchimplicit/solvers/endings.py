@@ -36,9 +36,8 @@ def rounded(equations: Equations, z: Tensor, r: Tensor) -> Tensor:
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
     """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
     with torch.no_grad():
-        if (
-            hasattr(solver, "scale") and equations.kind.sums_squares
-        ):  # what it judges has no unit: noise may leave it at 1
+        if hasattr(solver, "scale") and equations.kind.sums_squares:
+            # What it judges has no unit: noise may leave it at 1.
             before, after = equations.squares(z), equations.squares(z)
             change, size = rms(after - before), rms(before) + rms(after)
         else:

@@ -32,9 +32,8 @@ class Gathering:
         self.least = LEAST if self.rowwise else max(LEAST, LEAST_ENTRIES // max(1, n * n))
         self.whole = self.equations = equations
         self._rows: Tensor | None = None
-        self._before: list[
-            tuple[Tensor, tuple[Tensor, ...]]
-        ] = []  # which rows went on, and the results of all until then
+        # Which rows went on, and the results of all until then.
+        self._before: list[tuple[Tensor, tuple[Tensor, ...]]] = []
         self._parts: list[tuple[Equations, int]] = []
 
     def worthwhile(self, left: int, batch: int) -> bool:

@@ -50,9 +50,8 @@ class GaussNewton:
         new, decrease = compare(tangent, linearised, z, step)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
-            taken = (decrease >= ACCEPTED * slope) | (r == 0).all(
-                -1
-            )  # not where NaN; where z is already it has a derivative
+            taken = decrease >= ACCEPTED * slope  # not where NaN
+            taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
             fraction = torch.where(taken, 1, fraction / 2)
         if finished(~taken):
             return z, r, GaussNewtonState(tangent, fraction)

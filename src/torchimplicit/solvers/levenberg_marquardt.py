@@ -85,9 +85,8 @@ class LevenbergMarquardt:
             modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()
             damped = damping * (length / norm).square()
             ratio = actual / (modelled + 2 * damped)
-            taken = (ratio >= ACCEPTED) | (r == 0).all(
-                -1
-            )  # not where NaN; where z is already the step has a derivative
+            taken = ratio >= ACCEPTED  # not where NaN
+            taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
             slope = modelled + damped
             shrink = torch.where(actual >= 0, 0.5, 0.5 * slope / (slope - 0.5 * actual))
             shrink = torch.where((norm_new >= 10 * norm) | ~(shrink >= 0.1), 0.1, shrink)
