@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -141,3 +142,21 @@ def test_under_vmap_each_system_is_mixed_as_it_is_alone() -> None:
         ).value
 
     torch.testing.assert_close(torch.vmap(solve)(x), torch.stack([solve(row) for row in x]), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_system_takes_the_steps_that_it_takes_alone(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    W, b = (torch.randn(k, 8, dtype=torch.float64, generator=generator) for k in (8, 30))
+
+    def steps(b: Tensor) -> list[int]:
+        info = ti.fixed_point(
+            lambda z: 1.1 * torch.tanh(z @ W / 2) + b,
+            torch.zeros_like(b),
+            batch_ndim=1,
+            solver="anderson",
+            on_failure="ignore",
+        ).info
+        return [int(k) for k in info.steps]
+
+    assert steps(b) == [steps(row)[0] for row in b.split(1)]

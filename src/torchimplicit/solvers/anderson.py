@@ -94,6 +94,8 @@ class Anderson:
             r_new = equations.residual(z_new)
             norm = rms(r_new.detach())
             if not finished(norm <= before):
+                if eager is not None and not always:  # others have taken a plain step, as if all had
+                    eager = eager | ~(norm <= before)
                 z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
         if mixing is not None:
