@@ -76,3 +76,22 @@ def test_no_systems_and_no_unknowns_are_solved_at_once(solver: str, shape: tuple
     assert x.grad.shape == shape
     assert info.converged.shape == shape[:1]
     assert info.converged.all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fixed_point_takes_the_steps_that_it_takes_alone_whenever_others_begin_to_mix(seed: int) -> None:
+    """The automatic choice mixes once plain steps are slow, which differs from one system to the next."""
+    draw = torch.Generator().manual_seed(seed)
+    n, batch = 12, 30
+    W = torch.randn(n, n, dtype=D, generator=draw)
+    W = 0.97 * W / torch.linalg.matrix_norm(W, 2)
+    x = torch.randn(batch, n, dtype=D, generator=draw) * torch.linspace(0.05, 3, batch, dtype=D).unsqueeze(-1)
+
+    def solve(x: Tensor) -> ti.Solution:
+        return ti.fixed_point(lambda z: torch.tanh(z @ W.T + x), torch.zeros_like(x), batch_ndim=1, rtol=1e-10)
+
+    together = solve(x)
+    alone = [solve(row[None]) for row in x]
+    assert together.info.steps.tolist() == [int(one.info.steps) for one in alone]
+    torch.testing.assert_close(together.value, torch.cat([one.value for one in alone]), rtol=1e-12, atol=1e-13)
+    assert len(set(together.info.steps.tolist())) > 3

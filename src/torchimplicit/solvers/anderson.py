@@ -17,14 +17,14 @@ from torchimplicit.transforms import finished
 
 
 class AndersonState(NamedTuple):
-    """What the method remembers.
+    """What the method remembers. A system's own part of it depends on no other system.
 
     norm : of the residual, (B,).
     mixing : the systems that mix, (B,); None where all do.
     eager : those that mix at every step, (B,); None where none do.
     dr : the last differences of residuals, old less new, (B, m, n); None as long as no system mixes.
     dp : those of where a plain step leads, p = z − damping · r.
-    k : how many of them were stored.
+    k : the steps taken. Of a system that did not mix yet the differences are 0, which play no part.
     """
 
     norm: Tensor
@@ -80,34 +80,36 @@ class Anderson:
         if dr is None or dp is None or not (always or eager is not None):
             z_new, r_new = plain, equations.residual(plain)
             norm = rms(r_new.detach())
-            if not finished(norm <= before):
-                away = ~(norm <= before)
-                eager = away if eager is None else eager | away
+            eager = _led_away(eager, None, norm, before)
         else:
             m = min(k, dr.shape[1])
             gamma = mixture(dr[:, :m], r, self.regularisation)
-            for rows in (mixing, None if always else eager):
-                if rows is not None:
-                    gamma = torch.where(rows[:, None, None], gamma, 0)
+            mixes = mixing if always else eager  # those that do not take a plain step, as if none did
+            if mixes is not None:
+                gamma = torch.where(mixes[:, None, None], gamma, 0)
             shift = (-gamma @ dp[:, :m]).squeeze(1)
             z_new = plain + shift
             r_new = equations.residual(z_new)
             norm = rms(r_new.detach())
             if not finished(norm <= before):
-                if eager is not None and not always:  # others have taken a plain step, as if all had
-                    eager = eager | ~(norm <= before)
+                if mixes is not None:
+                    eager = _led_away(eager, mixes, norm, before)
                 z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
         if mixing is not None:
             mixing = mixing | ~(norm < self.plain_below * before)
             mixing = None if finished(mixing) else mixing
             if dr is None and mixing is not None and finished(~mixing):
-                return z_new, r_new, AndersonState(norm, mixing, eager)
+                return z_new, r_new, AndersonState(norm, mixing, eager, k=k + 1)
         if dr is None or dp is None:
-            dr = z.new_empty(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
-            dp = torch.empty_like(dr)
+            dr = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
+            dp = torch.zeros_like(dr)
         ahead = r_new if self.damping == 1 else self.damping * r_new
-        dr, dp = store(dr, k, r, r_new), store(dp, k, ahead, shift)
+        dp = store(dp, k, ahead, shift)
+        if mixing is None:
+            dr = store(dr, k, r, r_new)
+        else:
+            dr = store(dr, k, torch.where(mixing.unsqueeze(-1), r - r_new, 0))
         return z_new, r_new, AndersonState(norm, mixing, eager, dr, dp, k + 1)
 
     def _safeguarded(
@@ -127,3 +129,11 @@ class Anderson:
             torch.where(rows, r_plain, r_new),
             torch.where(worse, norm_plain, norm),
         )
+
+
+def _led_away(eager: Tensor | None, mixes: Tensor | None, norm: Tensor, before: Tensor) -> Tensor | None:
+    """The eager systems, with those that a plain step (all of them, or those that do not mix) has led to a larger residual."""
+    if finished(norm <= before):
+        return eager
+    away = ~(norm <= before) if mixes is None else ~mixes & ~(norm <= before)
+    return away if eager is None else eager | away
