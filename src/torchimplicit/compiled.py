@@ -6,46 +6,18 @@ kernel is made of it when it is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.condition import Flat, Kind
-from torchimplicit.graphs import Graph, Kernel
+from torchimplicit.condition import Flat
+from torchimplicit.graphs import FlatGraph, Kernel
 from torchimplicit.linear.jacobian import SWEEP_ENTRIES, Jacobian
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.stopping import Tolerance
 
 Part = Callable[[Flat, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class FlatGraph:
-    """A problem whose function is a graph of explicit tensors, from which kernels are made.
-
-    function : (z, *tensors) -> the function's flat value, (B, n) -> (B, m) or (B,).
-    key : tells this problem from others with the same graph.
-    """
-
-    whole: Graph
-    tensors: list[Tensor]
-    function: Callable[..., Tensor]
-    kind: Kind
-    tolerance: Tolerance
-    key: Any
-
-    def at(self, tensors: Sequence[Tensor]) -> Flat:
-        """The function of z alone."""
-        return lambda z: self.function(z, *tensors)
-
-    def kernel(self, key: Any, part: Callable[..., Any], leading: Sequence[Tensor]) -> Kernel | None:
-        """``part``, a function of tensors like the leading ones and of those of the graph, compiled; None if that cannot be.
-        The key tells it from other parts of the same problem."""
-        return self.whole.kernel((key, self.key), part, [*leading, *(tensor.detach() for tensor in self.tensors)])
 
 
 class CompiledEquations(Equations):

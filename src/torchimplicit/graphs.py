@@ -8,6 +8,7 @@ makes it cheap to have, and kernels can be made from it.
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,14 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from torchimplicit.products import unhooked
+from torchimplicit.condition import Flat, Kind
+from torchimplicit.products import hooked, unhooked
 from torchimplicit.recording import version
+from torchimplicit.stopping import Tolerance, users_frame
 
 Kernel = Callable[..., Any]
+
+KEPT = 64  # kernels of one graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +60,41 @@ class Graph:
     def kernel(self, key: Any, function: Callable[..., Any], example: Sequence[Tensor]) -> Kernel | None:
         """``function`` of tensors, which evaluates this graph, compiled for tensors like the example; made once for each key.
 
-        None where no kernel can be made of it: it draws random numbers, say.
+        None where none can be made of it, because it draws random numbers, say; the user is warned once.
         """
         if key not in self.kernels:
-            self.kernels[key] = _compiled(function, example)
+            try:
+                self.kernels[key] = _compiled(function, example, full=len(self.kernels) >= KEPT)
+            except Exception as error:  # of tracing or compiling, which the plain evaluation knows nothing of
+                note = f"compile=True has no effect: no kernel can be made of the function ({_first_line(error)})."
+                warnings.warn(note, stacklevel=users_frame())
+                self.kernels[key] = None
         return self.kernels[key]
+
+
+@dataclass(frozen=True)
+class FlatGraph:
+    """A problem whose function is a graph of explicit tensors, from which kernels are made.
+
+    function : (z, *tensors) -> the function's flat value, (B, n) -> (B, m) or (B,).
+    key : tells this problem from others with the same graph.
+    """
+
+    whole: Graph
+    tensors: list[Tensor]
+    function: Callable[..., Tensor]
+    kind: Kind
+    tolerance: Tolerance
+    key: Any
+
+    def at(self, tensors: Sequence[Tensor]) -> Flat:
+        """The function of z alone."""
+        return lambda z: self.function(z, *tensors)
+
+    def kernel(self, key: Any, part: Callable[..., Any], leading: Sequence[Tensor]) -> Kernel | None:
+        """``part``, a function of tensors like the leading ones and of those of the graph, compiled; None if that cannot be.
+        The key tells it from other parts of the same problem."""
+        return self.whole.kernel((key, self.key), part, [*leading, *(tensor.detach() for tensor in self.tensors)])
 
 
 class NoGraph(Exception):
@@ -80,7 +115,7 @@ def graph_of(fn: Callable[..., Any], z: Any, args: Sequence[Any]) -> tuple[Graph
         with torch.enable_grad():
             out = _reader(fn)(fn, pytree.tree_unflatten(leaves, tree), args)
     except Exception as error:
-        raise NoGraph(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        raise NoGraph(_first_line(error)) from error
     seen = _seen.take()
     if seen is None:
         raise NoGraph("nothing is computed by torch, or torch.compile is switched off")
@@ -118,7 +153,9 @@ class _Reading:
         if not all(isinstance(tensor, Tensor) for tensor in inputs) or any(tensor.requires_grad for tensor in inside):
             self.refused = "it uses numbers or tensors that torch.compile does not show"
         versions = [version(tensor) for tensor in inputs if isinstance(tensor, Tensor)]
-        with unhooked():  # activation checkpointing counts what is saved, and a second call saves nothing
+        # Activation checkpointing counts what is saved, and a second call saves nothing. A transform inside refuses hooks, ours too.
+        transforms = any("saved_tensors_hooks" in str(node.target) for node in self.module.graph.nodes)
+        with torch.enable_grad() if transforms or not hooked() else unhooked():
             results: tuple[Any, ...] = tuple(self.module(*inputs))
         if versions != [version(tensor) for tensor in inputs if isinstance(tensor, Tensor)]:
             self.refused = "it changes a tensor in place"
@@ -192,13 +229,15 @@ def _place(tensor: Any, among: Sequence[Any]) -> int | None:
     return next((i for i, other in enumerate(among) if other is tensor), None)
 
 
-def _compiled(function: Callable[..., Any], example: Sequence[Tensor]) -> Kernel | None:
-    try:
-        traced = make_fx(function, tracing_mode="fake")(*example)
-    except Exception:
-        return None
-    for node in traced.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            return None
+def _compiled(function: Callable[..., Any], example: Sequence[Tensor], full: bool) -> Kernel:
+    if full:
+        raise RuntimeError(f"{KEPT} others were made of it, for other tolerances, solvers or layouts")
+    traced = make_fx(function, tracing_mode="fake")(*example)
+    if any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in traced.graph.nodes):
+        raise RuntimeError("it draws random numbers")
     kernel: Kernel = torch._inductor.compile(traced, list(example))
     return kernel
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

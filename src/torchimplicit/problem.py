@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
-from torchimplicit.compiled import CompiledEquations, FlatGraph
+from torchimplicit.compiled import CompiledEquations
 from torchimplicit.condition import Condition, Flat, Kind
-from torchimplicit.graphs import NoGraph, graph_of
+from torchimplicit.graphs import FlatGraph, NoGraph, graph_of
 from torchimplicit.hoisting import Hoisted
 from torchimplicit.names import name
 from torchimplicit.parametrised import cache_may_lack_graphs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import suspicious
-from torchimplicit.compiled import FlatGraph
+from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.lu import LUFactors
 from torchimplicit.linear.small_lu import solve_transposed, worthwhile
 from torchimplicit.products import Linearisation

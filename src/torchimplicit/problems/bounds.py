@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.condition import Flat, Kind
+from torchimplicit.names import name as name_of
 from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.transforms import alive, inside_functorch
 
@@ -107,6 +108,7 @@ def within(
             return out, lower, upper
         return ((out[0], lower, upper), out[1]) if isinstance(out, tuple) and len(out) == 2 else out
 
+    bounded.__qualname__ = name_of(fn)
     every = pytree.tree_unflatten([True] * len(leaves), tree)
     limits = (pytree.tree_unflatten(lower, tree), pytree.tree_unflatten(upper, tree))
     if isinstance(batched, (tuple, list)):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.condition import Flat, Kind
+from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.recording import CaptureError
 from torchimplicit.transforms import alive
-
-if TYPE_CHECKING:
-    from torchimplicit.compiled import FlatGraph
 
 T = TypeVar("T")
 

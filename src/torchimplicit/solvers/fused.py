@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.compiled import CompiledEquations, FlatGraph
+from torchimplicit.compiled import CompiledEquations
+from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import SWEEP_ENTRIES, Jacobian
 from torchimplicit.linear.small_lu import factor_and_solve, worthwhile
 from torchimplicit.solvers.course import PROGRESS, Stopping
