@@ -52,7 +52,7 @@ class Course:
     best_z, best : the best iterate and its norm.
     mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
-    angles : whether what is called a norm has no unit: the angles of a fit.
+    unitless : whether what is called a norm is relative already: how far the terms of a fit's gradient cancel.
     allowed : how many steps each may take, where that differs.
     running, left : those that have not ended, and their number.
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
@@ -60,7 +60,7 @@ class Course:
 
     stopping: Stopping
     patience: int
-    angles: bool
+    unitless: bool
     z: Tensor
     r: Tensor
     norm: Tensor
@@ -83,7 +83,7 @@ class Course:
     def at(
         stopping: Stopping,
         patience: int,
-        angles: bool,
+        unitless: bool,
         z: Tensor,
         r: Tensor,
         norm: Tensor,
@@ -103,7 +103,7 @@ class Course:
         if allowed is not None:
             running, status = running & (allowed > 0), torch.where(allowed > 0, status, Status.CONVERGED)
         return Course(
-            *(stopping, patience, angles, z, r, norm, unit, start, bound, z, norm, norm, 0, lowest, allowed),
+            *(stopping, patience, unitless, z, r, norm, unit, start, bound, z, norm, norm, 0, lowest, allowed),
             *(running, count(running), status, steps, noted),
         )
 
@@ -151,7 +151,7 @@ class Course:
         better = done | (moves & closer)
         self.best_z, self.best = where(better, z, self.best_z), torch.where(better, norm, self.best)
         settled = moves & ~progress & (norm <= stopping.floor)
-        if not self.angles and not inside_functorch() and occurs(settled):  # inside, it would be asked in every step
+        if not self.unitless and not inside_functorch() and occurs(settled):  # inside, it would be asked in every step
             settled = settled & rounded(equations, z.detach(), r.detach())
         done = done | settled
         self.mark = torch.where(progress, norm, self.mark)

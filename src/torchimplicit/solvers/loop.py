@@ -72,10 +72,10 @@ def solve(
     norm, unit = measured(r.detach())
     scale: Callable[[Equations, Tensor], Tensor] | None = getattr(solver, "scale", None)
     start = norm if scale is None else scale(equations, norm)
-    angles = scale is not None and equations.kind.sums_squares
+    unitless = scale is not None and equations.kind.sums_squares
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     lowest = None if merit is None else merit(state)
-    course = Course.at(stopping, solver.patience, angles, z, r, norm, unit, start, lowest, allowed)
+    course = Course.at(stopping, solver.patience, unitless, z, r, norm, unit, start, lowest, allowed)
     trace = [norm] if keep_trace else []
     if watch is not None:
         watch(0, z, norm)
