@@ -54,8 +54,9 @@ def fixed_point(
         z0: the start, like z: a tensor (0-d too) or a pytree of tensors of one floating or complex dtype and one device. No
             gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
         args: further arguments, any pytree; what is no tensor passes through.
-        solver: a name ("newton", "chord", "newton_krylov", "broyden", "anderson", "picard", "auto") or an object of
-            :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
+        solver: a name ("newton", "chord", "newton_krylov", "dogleg", "pseudo_transient", "broyden", "anderson", "picard", "auto") or
+            an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`): plain steps, and
+            "anderson" from where these are slow.
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.

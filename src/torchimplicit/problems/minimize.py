@@ -70,8 +70,9 @@ def minimize(
         bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
             none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
         solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
-            go downhill; "newton", "chord", "newton_krylov", "broyden", "anderson", "picard", which go to any stationary point;
-            "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
+            go downhill; "newton", "chord", "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any
+            stationary point; "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto"
+            (:func:`torchimplicit.solvers.choose`).
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
