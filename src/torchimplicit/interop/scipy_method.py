@@ -83,6 +83,7 @@ class SciPy:
 
     def _solve(self, equations: Equations) -> Callable[[_Row, Any], Any]:
         """The function of SciPy that has the method, for this kind of problem."""
+        _scipy()  # whose absence is said before NumPy's
         minimised = equations.kind.minimised
         if equations.kind.bounded and self.method not in WITH_BOUNDS:
             raise ValueError(

@@ -76,7 +76,7 @@ static void solve_transposed(Block& s) {{
 
 extern "C" void kernel(T* A, const T* b, int32_t* pivots, T* x,
                        const int64_t batch, const int64_t s0, const int64_t s1, const int64_t s2, const int64_t transposed) {{
-    #pragma omp parallel for
+    #pragma omp parallel for if (batch * N * N > 16384)
     for (int64_t first = 0; first < batch; first += V) {{
         Block s;
         for (int v = 0; v < V; v++) {{
