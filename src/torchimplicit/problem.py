@@ -180,7 +180,9 @@ class Problem:
                 self.on_failure,
                 equations.raised,
             )
-        return Facts.counted(found.status, found.steps, found.residual, equations.evaluations, equations.products)
+        return Facts.counted(
+            found.status, found.steps, found.residual, found.error, equations.evaluations, equations.products
+        )
 
     def bound(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
         """The largest residual that counts as converged, (B,)."""

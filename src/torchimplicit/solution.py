@@ -42,7 +42,9 @@ class SolveInfo:
     converged : bool. The residual met the tolerance, or nothing but rounding keeps it from that.
     status : int, a :class:`torchimplicit.Status`.
     steps : int. Steps taken by each system.
-    residual : the final residual, in the norm that decided (see :mod:`torchimplicit.stopping`).
+    residual : the final residual, rms(g(z)) of each system.
+    error : the estimated error of z, in z's own units: of the numbers of a system the largest (of a pytree those of the leaf
+        whose error is largest beside its tolerance). It is what decides about convergence.
     evaluations : of g by the search, each over the whole batch (a 0-d tensor). Where the search goes block by block, their sum
         in proportion to the blocks. What is evaluated besides is not counted: g as it is recorded for the derivative, for
         ``aux``, and in the steps of ``OneStep`` and ``Phantom``.
@@ -54,6 +56,7 @@ class SolveInfo:
     status: Tensor
     steps: Tensor
     residual: Tensor
+    error: Tensor
     evaluations: Tensor
     products: Tensor
     aux: Any = None
@@ -93,7 +96,7 @@ class Solution(NamedTuple):
     info: SolveInfo
 
 
-_TENSORS = ("converged", "status", "steps", "residual", "evaluations", "products")
+_TENSORS = ("converged", "status", "steps", "residual", "error", "evaluations", "products")
 
 
 def _flatten(info: SolveInfo) -> tuple[list[Any], tuple[bool, Record]]:
@@ -103,9 +106,10 @@ def _flatten(info: SolveInfo) -> tuple[list[Any], tuple[bool, Record]]:
 
 
 def _unflatten(children: Iterable[Any], context: tuple[bool, Record]) -> SolveInfo:
-    _, record = context
-    converged, status, steps, residual, evaluations, products, *aux = children
-    return SolveInfo(converged, status, steps, residual, evaluations, products, aux[0] if aux else None, record)
+    has_aux, record = context
+    values = list(children)
+    aux = values.pop() if has_aux else None
+    return SolveInfo(*values, aux=aux, record=record)
 
 
 pytree.register_pytree_node(SolveInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.SolveInfo")
@@ -117,13 +121,16 @@ class Facts(NamedTuple):
     status: Tensor
     steps: Tensor
     residual: Tensor
+    error: Tensor
     evaluations: Tensor
     products: Tensor
 
     @staticmethod
-    def counted(status: Tensor, steps: Tensor, residual: Tensor, evaluations: int, products: int) -> Facts:
+    def counted(
+        status: Tensor, steps: Tensor, residual: Tensor, error: Tensor, evaluations: int, products: int
+    ) -> Facts:
         """With the counts as tensors."""
-        return Facts(status, steps, residual, status.new_full((), evaluations), status.new_full((), products))
+        return Facts(status, steps, residual, error, status.new_full((), evaluations), status.new_full((), products))
 
     def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
         """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""
@@ -133,5 +140,5 @@ class Facts(NamedTuple):
 
         status = shaped(self.status)
         converged = status == int(Status.CONVERGED)  # torch takes three times as long for the enum itself
-        steps, residual = shaped(self.steps), shaped(self.residual)
-        return SolveInfo(converged, status, steps, residual, self.evaluations, self.products, aux, record)
+        steps, residual, error = shaped(self.steps), shaped(self.residual), shaped(self.error)
+        return SolveInfo(converged, status, steps, residual, error, self.evaluations, self.products, aux, record)

@@ -27,6 +27,14 @@ from torchimplicit.stopping import all_converged
 from torchimplicit.transforms import alive, inside_functorch
 
 
+INVERSE = 1 + len(Facts._fields)  # where, among the outputs of the Function, those of the inverse begin
+
+
+def facts_of(output: Sequence[Tensor]) -> Facts:
+    """The facts among the outputs of the Function."""
+    return Facts(*output[1:INVERSE])
+
+
 class System(Protocol):
     """A condition and a way to solve it.
 
@@ -95,9 +103,9 @@ class ImplicitFunction(torch.autograd.Function):
         ctx.system = system
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
-        facts = Facts(*output[1:6])
-        saved = (output[0], facts.status, *output[6:], *tensors)
-        ctx.inverse = len(output) - 6
+        facts = facts_of(output)
+        saved = (output[0], facts.status, *output[INVERSE:], *tensors)
+        ctx.inverse = len(output) - INVERSE
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -117,7 +125,7 @@ class ImplicitFunction(torch.autograd.Function):
         with forward_ad._set_fwd_grad_enabled(True):
             saved = [_primal(tensor) for tensor in alive(ctx.saved_tensors)]
             w = _pushforward(ctx, saved, dx)
-        return (w, *(None,) * (5 + ctx.inverse))
+        return (w, *(None,) * (INVERSE - 1 + ctx.inverse))
 
     @staticmethod
     def vmap(
@@ -129,10 +137,9 @@ class ImplicitFunction(torch.autograd.Function):
         dims = [None if d is None else 0 for d in in_dims[2:]]
         larger, z0, front = system.vmapped(size, dims, z0, front)
         output = solve_system(larger, z0, front)
-        counts = output[4:6]
-        split = [t.unflatten(0, (size, t.shape[0] // size)) for t in (*output[:4], *output[6:])]
-        out_dims = (*(0 for _ in range(4)), None, None, *(0 for _ in output[6:]))
-        return (*split[:4], *counts, *split[4:]), out_dims
+        out_dims = [0 if t.ndim else None for t in output]  # the counts are those of the whole batch
+        split = [t.unflatten(0, (size, t.shape[0] // size)) if t.ndim else t for t in output]
+        return tuple(split), tuple(out_dims)
 
 
 def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:

@@ -51,7 +51,7 @@ class FusedPullback:
             return None
         status = torch.zeros_like(residual, dtype=torch.int64)
         one = torch.ones((), dtype=torch.int64, device=z.device)
-        return grads, Facts(status, torch.ones_like(status), residual, one, one)
+        return grads, Facts(status, torch.ones_like(status), residual, torch.full_like(residual, torch.nan), one, one)
 
     def _pulled(
         self, leading: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]

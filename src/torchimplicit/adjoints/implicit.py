@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.function import solve_system
+from torchimplicit.adjoints.function import facts_of, solve_system
 from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
 from torchimplicit.condition import Condition
@@ -100,7 +100,7 @@ class Implicit:
             return solved
 
         output = as_one_call(_solve, self._system(problem, condition, find), z0.detach(), *captured.tensors)
-        return output[0], Facts(*output[1:6]), problem.aux(output[0]) if problem.has_aux else None
+        return output[0], facts_of(output), problem.aux(output[0]) if problem.has_aux else None
 
     def _system(
         self, problem: Problem, condition: Condition, find: Any, linearised: Linearisation | None = None

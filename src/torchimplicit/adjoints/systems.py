@@ -202,7 +202,7 @@ class JacobianSystem:
         def facts(products: int = operator.products + 1) -> Facts:
             status = torch.zeros(len(norms[0]), dtype=torch.int64, device=device)
             residual = torch.tensor(norms[0], dtype=dtype, device=device)
-            return Facts.counted(status, status + 1, residual, 0, products)
+            return Facts.counted(status, status + 1, residual, torch.full_like(residual, torch.nan), 0, products)
 
         dtype, device = b.dtype, b.device
         self._note(facts)
@@ -255,7 +255,10 @@ class JacobianSystem:
                 w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
-        facts = partial(Facts.counted, status, result.steps, result.residual_norm, evaluations, operator.products)
+        error = torch.full_like(result.residual_norm, torch.nan)
+        facts = partial(
+            Facts.counted, status, result.steps, result.residual_norm, error, evaluations, operator.products
+        )
         self._note(facts)
         if failed and not getattr(self.settings.solver, "truncated", False):
             bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)

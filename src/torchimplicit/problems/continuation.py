@@ -269,6 +269,7 @@ def _failed(info: SolveInfo) -> SolveInfo:
         torch.full_like(info.status, Status.MAX_STEPS),
         info.steps,
         info.residual,
+        info.error,
         info.evaluations,
         info.products,
     )

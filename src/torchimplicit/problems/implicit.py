@@ -47,7 +47,7 @@ class BlackBox:
         bound = stopping.bound(z, residual, measured(z)[1])
         status = torch.where(residual <= bound, Status.CONVERGED, Status.STAGNATED)
         status = torch.where(residual.isfinite(), status, Status.NONFINITE)
-        return Found(z, status, torch.zeros_like(status), residual, bound)
+        return Found(z, status, torch.zeros_like(status), residual, torch.full_like(residual, torch.nan), bound)
 
     def _inside(self, inside: Inside) -> Tensor:
         if inside.vmaps and self.vmap == "raise":

@@ -92,7 +92,7 @@ class LinearSearch:
         shape = result.converged.shape
         flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
         status, steps, residual, bound = flat_facts
-        return Found(flat(result.x), status, steps, residual, bound)
+        return Found(flat(result.x), status, steps, residual, torch.full_like(residual, torch.nan), bound)
 
     @property
     def near_identity(self) -> bool:

@@ -33,4 +33,6 @@ def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: S
 
     inverses = zip(*(part.inverse for part in found), strict=True) if all(part.inverse for part in found) else ()
     inverse = tuple(torch.cat(part) for part in inverses)
-    return Found(whole("z"), whole("status"), whole("steps"), whole("residual"), whole("bound"), inverse)
+    return Found(
+        whole("z"), whole("status"), whole("steps"), whole("residual"), whole("error"), whole("bound"), inverse
+    )

@@ -81,7 +81,9 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
             )  # whose factors the backward's kernel is given
             status = torch.full((batch,), Status.CONVERGED, device=z.device)
             bound = graph.tolerance.bound(start)
-            return Found(z, status, steps.to(torch.int64), norm, bound, tuple(factors))
+            return Found(
+                z, status, steps.to(torch.int64), norm, torch.full_like(norm, torch.nan), bound, tuple(factors)
+            )
         stuck = 0 if worst < PROGRESS * lowest else stuck + 1
         lowest = min(worst, lowest)
         if refused or stuck > solver.patience or not math.isfinite(worst):

@@ -33,6 +33,7 @@ class Found:
     status: Tensor
     steps: Tensor
     residual: Tensor
+    error: Tensor
     bound: Tensor
     inverse: tuple[Tensor, ...] = ()
     trace: Tensor | None = None
@@ -126,7 +127,16 @@ def solve(
     status, of_hessian = second_order(equations, best_z.detach(), status, hessian)
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
-    return Found(best_z, status, steps, best, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    return Found(
+        best_z,
+        status,
+        steps,
+        best,
+        torch.full_like(best, torch.nan),
+        bound,
+        tuple(inverse),
+        torch.stack(trace) if trace else None,
+    )
 
 
 def _exactly(
@@ -147,7 +157,9 @@ def _exactly(
     status = torch.where(norm.isfinite() & (norm <= bound), Status.CONVERGED, status)
     status, _ = second_order(equations, z.detach(), status)
     steps = torch.full_like(status, exactly)
-    return Found(z, status, steps, norm, bound, trace=torch.stack(trace) if trace else None)
+    return Found(
+        z, status, steps, norm, torch.full_like(norm, torch.nan), bound, trace=torch.stack(trace) if trace else None
+    )
 
 
 def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:

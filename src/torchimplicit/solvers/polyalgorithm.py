@@ -146,11 +146,11 @@ def _better(found: Found, later: Found, rows: Tensor) -> Found:
         chosen = torch.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old[rows])
         return old.index_copy(0, rows, chosen)
 
-    together: dict[str, Any] = {name: put(name) for name in ("z", "status", "residual", "bound")}
+    together: dict[str, Any] = {name: put(name) for name in ("z", "status", "residual", "error", "bound")}
     together["steps"] = found.steps.index_add(0, rows, later.steps)
     if found.trace is not None and later.trace is not None:
         together["trace"] = torch.cat([found.trace, later.trace[1:]])
     return replace(found, inverse=(), **together)
 
 
-_PER_SYSTEM = ("z", "status", "steps", "residual", "bound")
+_PER_SYSTEM = ("z", "status", "steps", "residual", "error", "bound")
