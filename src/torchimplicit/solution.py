@@ -107,9 +107,8 @@ def _flatten(info: SolveInfo) -> tuple[list[Any], tuple[bool, Record]]:
 
 def _unflatten(children: Iterable[Any], context: tuple[bool, Record]) -> SolveInfo:
     has_aux, record = context
-    values = list(children)
-    aux = values.pop() if has_aux else None
-    return SolveInfo(*values, aux=aux, record=record)
+    names = (*_TENSORS, "aux") if has_aux else _TENSORS
+    return SolveInfo(**dict(zip(names, children, strict=True)), record=record)
 
 
 pytree.register_pytree_node(SolveInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.SolveInfo")

@@ -26,7 +26,6 @@ from torchimplicit.solution import Facts
 from torchimplicit.stopping import all_converged
 from torchimplicit.transforms import alive, inside_functorch
 
-
 INVERSE = 1 + len(Facts._fields)  # where, among the outputs of the Function, those of the inverse begin
 
 
