@@ -27,6 +27,7 @@ class Kind:
     sums_squares : whether the user's function gives the numbers whose squares are summed.
     bounded : whether the unknowns have bounds.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
+    linear : whether it is linear in z: its Jacobian is the same everywhere, and its tolerance is on the residual.
     relative_to_z : whether a residual is small beside z; otherwise beside that at the start.
     """
 
@@ -36,6 +37,7 @@ class Kind:
     sums_squares: bool = False
     bounded: bool = False
     near_identity: bool = False
+    linear: bool = False
     relative_to_z: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
