@@ -39,7 +39,8 @@ class Status(enum.IntEnum):
     SADDLE = 7
     LOCAL_MINIMUM = 8
     NO_BRACKET = 9
-    RUNNING = 10  # never returned: the loop's own mark of a system that goes on
+    INACCURATE = 10
+    RUNNING = 11  # never returned: the loop's own mark of a system that goes on
 
     @property
     def prose(self) -> str:
@@ -91,6 +92,12 @@ _PROSE = {
         "no interval was found in which g changes its sign, so there is nothing to bisect. Likely causes: (a) g has no root "
         "there; (b) an even number of roots between the ends; (c) the search started too far away. Give a bracket whose ends have "
         "opposite signs, or start nearer to the root."
+    ),
+    Status.INACCURATE: (
+        "z* lies farther from the solution than its tolerance allows, as Newton's correction there says, so this is the "
+        "derivative at another point. Likely causes: (a) a solver whose progress was too slow to judge the error by; (b) a solver of "
+        "your own, or a black box, that stopped early; (c) a multiple root, near which all are slow. Try a smaller rtol, another "
+        "solver, or a better z0."
     ),
     Status.RUNNING: "the solve has not ended.",
 }
@@ -170,7 +177,7 @@ def report(
         rows = (status == code).nonzero().flatten()
         worst = rows[error[rows].nan_to_num(nan=torch.inf).argmax()]
         lines.append(
-            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, {what_of} "
+            f"{named(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, {what_of} "
             f"{float(error[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
         )
     if raised:
@@ -198,7 +205,8 @@ def users_frame() -> int:
     return 2
 
 
-def _rows(rows: Tensor, batch: int) -> str:
+def named(rows: Tensor, batch: int) -> str:
+    """Some systems of a batch, in words."""
     if batch == 1:
         return "The system"
     some = ", ".join(str(i) for i in rows[:5].tolist())
