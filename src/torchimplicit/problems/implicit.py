@@ -30,6 +30,7 @@ from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.stopping import Tolerance
 from torchimplicit.transforms import inside_transform, outside_transforms
+from torchimplicit.uncompiled import uncompiled
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
 
@@ -133,7 +134,7 @@ def implicit(
         if not callable(solve):
             raise TypeError(f"the solver must be a function of (*args); got {describe(solve)}.")
 
-        @torch.compiler.disable
+        @uncompiled
         @wraps(solve)
         def solved(*args: Any, **kwargs: Any) -> Any:
             def box(*args: Any) -> Any:

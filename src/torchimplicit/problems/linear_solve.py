@@ -24,6 +24,7 @@ from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps, linear_status
+from torchimplicit.uncompiled import uncompiled
 
 
 class Linear(Kind):
@@ -124,7 +125,7 @@ class _Complex:
         return self.factors.suspicious
 
 
-@torch.compiler.disable
+@uncompiled
 def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Kind
 from torchimplicit.problems.pose import Callback, pose_and_solve
@@ -14,6 +12,7 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class Root(Kind):
@@ -22,7 +21,7 @@ class Root(Kind):
     name = "root"
 
 
-@torch.compiler.disable
+@uncompiled
 def root(
     g: Callable[..., Any],
     z0: Any,
