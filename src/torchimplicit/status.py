@@ -116,11 +116,12 @@ def check_policy(on_failure: str) -> None:
 def report(
     what: str,
     status: Tensor,
-    residual: Tensor,
+    error: Tensor,
     bound: Tensor,
     steps: Tensor,
     on_failure: OnFailure,
     raised: str = "",
+    what_of: str = "estimated error",
 ) -> None:
     """Warn or raise when a system failed, naming how many did, the worst of them and why, and what the function has raised."""
     if on_failure in ("ignore", "nan"):
@@ -131,10 +132,10 @@ def report(
     lines = []
     for code in status[failed].unique().tolist():
         rows = (status == code).nonzero().flatten()
-        worst = rows[residual[rows].nan_to_num(nan=torch.inf).argmax()]
+        worst = rows[error[rows].nan_to_num(nan=torch.inf).argmax()]
         lines.append(
-            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, residual "
-            f"{float(residual[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
+            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, {what_of} "
+            f"{float(error[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
         )
     if raised:
         lines.append(f"At a trial point the function raised {raised}")

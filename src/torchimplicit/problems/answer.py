@@ -14,7 +14,9 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
-from torchimplicit.stopping import Status, Tolerance, measured, rms
+from torchimplicit.status import Status
+from torchimplicit.stopping import measured, rms
+from torchimplicit.tolerance import Tolerance
 
 ASSUMED = 1e-4  # relative error that SciPy's minimisers, say, leave at their own defaults
 LOOSE = 1e-2  # relative residual of an iterative solution: only the size of an error is wanted
@@ -32,20 +34,21 @@ def tolerance_of_answers(rtol: float | None, atol: float | None, dtype: torch.dt
 def judged(equations: Equations, z: Tensor, widths: tuple[int, ...], tolerance: Tolerance) -> Found:
     """The answers z (B, n) with their statuses, by the Newton correction J⁻¹g(z), which says how far they are off.
 
-    ``widths`` : how many numbers of a system each leaf of z holds, to which the tolerance is relative. Up to n = 64 the factors
-    of J are left for the backward. There z is also asked whether J is that of a root: J must be regular, and g a little beside
-    z must be as J says, which it is not at a pole or a jump, nor next to a multiple root.
+    ``widths`` : how many numbers of a system each leaf of z holds. Up to n = 64 the factors of J are left for the backward. There
+    z is also asked whether J is that of a root: J must be regular, and g a little beside z must be as J says, which it is not at a
+    pole or a jump, nor next to a multiple root.
     Source: Deuflhard, Newton Methods for Nonlinear Problems (2011), section 2.1 (affine covariance).
     """
     jacobian = equations.jacobian(z)
     g = jacobian.value
     factors = LU().factorize(jacobian) if z.shape[-1] <= Auto.dense_limit else None
     exact = (g == 0).all(-1)  # also where J is singular
-    correction = torch.where(exact.unsqueeze(-1), 0, _solved(jacobian) if factors is None else factors.solve(g))
-    scale = _of_leaves(rms, z, widths)
-    error, bound = _worst(correction.abs(), tolerance.bound(scale))
+    correction = _solved(jacobian) if factors is None else factors.solve(g).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    correction = torch.where(exact.unsqueeze(-1), 0, correction)
+    error, bound = tolerance.of_leaves(widths).largest(correction, z)
     status = torch.where(error <= bound, Status.CONVERGED, Status.STAGNATED)
     if factors is not None:
+        scale = _of_leaves(rms, z, widths)
         step = AROUND * _of_leaves(_largest, correction, widths)
         step = step.maximum(torch.finfo(z.dtype).eps ** (1 / 3) * torch.where(scale > 0, scale, rms(z).unsqueeze(-1)))
         status = torch.where(exact, status, _as_linearised(equations, z, g, factors, step, status))
@@ -53,7 +56,7 @@ def judged(equations: Equations, z: Tensor, widths: tuple[int, ...], tolerance: 
     status = torch.where(finite, status, Status.NONFINITE)
     error = torch.where(finite, error, torch.nan)
     inverse = () if factors is None else factors.tensors
-    return Found(z, status, torch.zeros_like(status), measured(g)[0], error, bound, inverse)
+    return Found(z, status, torch.zeros_like(status), measured(g), error, bound, inverse)
 
 
 def _as_linearised(
@@ -83,12 +86,3 @@ def _of_leaves(norm: Callable[[Tensor], Tensor], v: Tensor, widths: tuple[int, .
 
 def _largest(v: Tensor) -> Tensor:
     return v.abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[:-1])
-
-
-def _worst(error: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """The error that is largest beside its bound, and that bound, (B,) each; infinite where one is not known."""
-    if not error.shape[-1]:
-        return error.sum(-1), bound.sum(-1)
-    error = error.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    at = (error / bound).argmax(-1, keepdim=True)
-    return error.gather(-1, at).squeeze(-1), bound.gather(-1, at).squeeze(-1)

@@ -28,7 +28,7 @@ from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, check_policy
-from torchimplicit.stopping import Tolerance
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_transform, outside_transforms
 from torchimplicit.uncompiled import uncompiled
 
@@ -170,7 +170,6 @@ class Answer(Root):
     """A root that is given, not searched."""
 
     name = "answer of the solver"
-    relative_to_z = True
 
 
 def _sample(args: tuple[Any, ...]) -> Any:

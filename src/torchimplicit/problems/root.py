@@ -16,7 +16,7 @@ from torchimplicit.uncompiled import uncompiled
 
 
 class Root(Kind):
-    """The condition is g itself; its size is judged against that at the start."""
+    """The condition is g itself."""
 
     name = "root"
 
