@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import sys
 import warnings
 from types import FrameType
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.iteration import LinearResult
+from torchimplicit.prose import prose
 from torchimplicit.transforms import occurs
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
@@ -38,61 +40,17 @@ class Status(enum.IntEnum):
     SADDLE = 7
     LOCAL_MINIMUM = 8
     NO_BRACKET = 9
-    RUNNING = 10  # never returned: the loop's own mark of a system that goes on
+    COUPLED = 10
+    RUNNING = 11  # never returned: the loop's own mark of a system that goes on
 
     @property
     def prose(self) -> str:
-        """What happened, the likely causes, and what to try."""
-        return _PROSE[self]
+        """What happened to the search for a root, the likely causes, and what to try."""
+        return self.prose_for("root")
 
-
-_PROSE = {
-    Status.CONVERGED: "the residual met the tolerance.",
-    Status.MAX_STEPS: (
-        "the step limit was reached before the tolerance. Likely causes: (a) slow convergence (a contraction factor near 1); "
-        "(b) a tolerance tighter than needed; (c) no solution near the start. Try a larger max_steps, another solver "
-        "('newton', 'anderson', 'newton_krylov'), a better z0, or a looser rtol."
-    ),
-    Status.STAGNATED: (
-        "the residual stopped falling above the tolerance. Likely causes: (a) the tolerance lies below the rounding floor of "
-        "this dtype; (b) a local minimum of the residual that is no root; (c) a cycle; (d) a jump or a pole of g, where it "
-        "changes its sign without a root, and none was found beyond. Try a looser rtol/atol, float64, another z0 or solver."
-    ),
-    Status.DIVERGED: (
-        "the residual grew without bound. Likely causes: (a) a fixed-point map that is not a contraction (plain steps need a "
-        "spectral radius below 1); (b) a Newton start too far away. Try 'anderson' or 'newton', damping, or a better z0."
-    ),
-    Status.NONFINITE: (
-        "NaN or Inf appeared. Likely causes: (a) NaN or Inf in the arguments; (b) a step out of g's domain (log, sqrt, "
-        "division); (c) overflow. Check the arguments, choose z0 inside the domain, damp the steps, or reparametrise z."
-    ),
-    Status.SINGULAR: (
-        "the Jacobian dg/dz is singular to working precision, so the implicit function theorem does not apply: dz*/dx does not "
-        "exist or is not unique. Likely causes: (a) a multiple root or a fold; (b) fewer independent equations than unknowns. "
-        "Reparametrise or regularise the condition; no solver can give this gradient."
-    ),
-    Status.STOCHASTIC: (
-        "g gave two different answers for one z: it is stochastic, so it has no root to converge to. Likely causes: (a) dropout "
-        "in training mode; (b) random numbers drawn inside g. Draw the noise (or the dropout mask) once, outside, and pass it "
-        "in args, or call .eval() on the module."
-    ),
-    Status.SADDLE: (
-        "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
-        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is "
-        "stationary itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the default, or 'lbfgs')."
-    ),
-    Status.LOCAL_MINIMUM: (
-        "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "
-        "have no root near the start; (b) the start lies in the basin of this minimum. Start elsewhere, check that the equations "
-        "have a root for these arguments, or take ti.least_squares if the smallest residual is what is wanted."
-    ),
-    Status.NO_BRACKET: (
-        "no interval was found in which g changes its sign, so there is nothing to bisect. Likely causes: (a) g has no root "
-        "there; (b) an even number of roots between the ends; (c) the search started too far away. Give a bracket whose ends have "
-        "opposite signs, or start nearer to the root."
-    ),
-    Status.RUNNING: "the solve has not ended.",
-}
+    def prose_for(self, sought: str) -> str:
+        """The same for another kind of problem: "fixed point", "minimum", "least-squares fit", ..."""
+        return prose(self.name, sought)
 
 
 def all_converged(status: Tensor) -> bool:
@@ -120,10 +78,10 @@ def report(
     bound: Tensor,
     steps: Tensor,
     on_failure: OnFailure,
-    raised: str = "",
+    remark: str = "",
     what_of: str = "estimated error",
 ) -> None:
-    """Warn or raise when a system failed, naming how many did, the worst of them and why, and what the function has raised."""
+    """Warn or raise when a system failed, naming how many did, the worst of them and why, with a remark on the function."""
     if on_failure in ("ignore", "nan"):
         return
     if all_converged(status):
@@ -133,12 +91,14 @@ def report(
     for code in status[failed].unique().tolist():
         rows = (status == code).nonzero().flatten()
         worst = rows[error[rows].nan_to_num(nan=torch.inf).argmax()]
+        size, allowed = float(error[worst]), float(bound[worst])
+        how_far = f", {what_of} {size:.3g} (tolerance {allowed:.3g})" if math.isfinite(size) else ""
         lines.append(
-            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, {what_of} "
-            f"{float(error[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
+            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps{how_far}: "
+            f"{Status(code).prose_for(what)}"
         )
-    if raised:
-        lines.append(f"At a trial point the function raised {raised}")
+    if remark:
+        lines.append(remark)
     tell(f"The {what} was not found. " + " ".join(lines), on_failure)
 
 

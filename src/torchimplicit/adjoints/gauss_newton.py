@@ -53,7 +53,7 @@ class GaussNewton:
             if not inside_functorch():
                 tell(
                     f"The Gauss-Newton derivative does not exist in {int(singular.sum())} of {len(singular)} systems: "
-                    f"{Status.SINGULAR.prose}",
+                    f"{Status.SINGULAR.prose_for('least-squares fit')}",
                     problem.on_failure,
                 )
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)

@@ -35,7 +35,7 @@ AMPLIFIED = 100  # ‖J‖ ‖w‖ / ‖b‖ from which a Jacobian that has move
 class Derivative(Kind):
     """The condition of a derivative: A w − b."""
 
-    name = "derivative (the solution of its linear system)"
+    name = "derivative"
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class JacobianSystem:
 
 
 def _info(facts: Callable[[], Facts], batch_shape: torch.Size) -> SolveInfo:
-    return facts().info(batch_shape, Record())
+    return facts().info(batch_shape, Record(Derivative.name))
 
 
 class _Solver:

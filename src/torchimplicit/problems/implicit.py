@@ -156,7 +156,7 @@ def implicit(
                 0,
                 on_failure,
                 False,
-                Record(),
+                Record(Answer.name),
                 Autocast.now(layout.device.type),
             )
             return (adjoint or Implicit()).run(problem, layout.flatten(start)).value

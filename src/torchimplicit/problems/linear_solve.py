@@ -197,7 +197,7 @@ def linear_solve(
         0,
         on_failure,
         False,
-        Record(),
+        Record(Linear.name),
         Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torchimplicit.adjoints import Adjoint
@@ -19,6 +20,12 @@ class Root(Kind):
     """The condition is g itself."""
 
     name = "root"
+
+
+NOT_SQUARE = (
+    " For another number of equations than of unknowns take ti.least_squares, which makes them as small as can be."
+)
+as_many_as_unknowns = partial(same_as_z, hint=NOT_SQUARE)
 
 
 @uncompiled
@@ -86,7 +93,7 @@ def root(
         g,
         z0,
         args,
-        same_as_z,
+        as_many_as_unknowns,
         solver=solver,
         adjoint=adjoint,
         batch_ndim=batch_ndim,
