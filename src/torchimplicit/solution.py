@@ -124,9 +124,9 @@ class SolveInfo:
         sizes = [f"{name} {_largest(getattr(self, name))}" for name in ("error", "residual")]
         steps = self.steps.flatten().sort().values
         if not batch:
-            taken = f"{int(steps)} steps"
+            taken = "1 step" if steps == 1 else f"{int(steps)} steps"
         elif steps[0] == steps[-1]:
-            taken = f"{int(steps[0])} steps each"
+            taken = f"{int(steps[0])} {'step' if steps[0] == 1 else 'steps'} each"
         else:
             taken = f"steps {int(steps[0])} to {int(steps[-1])}, median {int(steps[(len(steps) - 1) // 2])}"
         costs = [f"{int(getattr(self, name).max())} {name}" for name in ("evaluations", "products")]
