@@ -53,6 +53,12 @@ ROOT = {
         "there; (b) an even number of roots between the ends; (c) the search started too far away; (d) g is NaN at an end that was "
         "given, or on the way. Give a bracket whose ends have opposite signs, or start nearer to the root."
     ),
+    "INACCURATE": (
+        "z* lies farther from the solution than its tolerance allows, as Newton's correction there says, so this is the derivative at "
+        "another point. Likely causes: (a) a solver whose progress was too slow to judge the error by; (b) a solver of your own, or a "
+        "black box, that stopped early; (c) a multiple root, near which all are slow. Try a smaller rtol, another solver, or another "
+        "z0."
+    ),
     "COUPLED": (
         "what the function returns for this system depends on the z of other systems of the batch, which batch_ndim says are "
         "independent. Likely causes: (a) a mean, a norm or a maximum over the batch dimension; (b) BatchNorm in training mode, or "

@@ -40,8 +40,9 @@ class Status(enum.IntEnum):
     SADDLE = 7
     LOCAL_MINIMUM = 8
     NO_BRACKET = 9
-    COUPLED = 10
-    RUNNING = 11  # never returned: the loop's own mark of a system that goes on
+    INACCURATE = 10
+    COUPLED = 11
+    RUNNING = 12  # never returned: the loop's own mark of a system that goes on
 
     @property
     def prose(self) -> str:
@@ -94,7 +95,7 @@ def report(
         size, allowed = float(error[worst]), float(bound[worst])
         how_far = f", {what_of} {size:.3g} (tolerance {allowed:.3g})" if math.isfinite(size) else ""
         lines.append(
-            f"{_rows(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps{how_far}: "
+            f"{named(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps{how_far}: "
             f"{Status(code).prose_for(what)}"
         )
     if remark:
@@ -122,7 +123,8 @@ def users_frame() -> int:
     return 2
 
 
-def _rows(rows: Tensor, batch: int) -> str:
+def named(rows: Tensor, batch: int) -> str:
+    """Some systems of a batch, in words."""
     if batch == 1:
         return "The system"
     some = ", ".join(str(i) for i in rows[:5].tolist())

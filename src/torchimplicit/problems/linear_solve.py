@@ -32,6 +32,7 @@ class Linear(Kind):
     """The condition is A z − b; its size is judged against b: z starts at 0, where the residual is −b."""
 
     name = "solution of the linear system"
+    linear = True
 
     def __init__(self, symmetric: bool) -> None:
         self.symmetric = symmetric
