@@ -15,6 +15,7 @@ from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.state import describe
+from torchimplicit.uncompiled import uncompiled
 
 
 class _Layer(nn.Module):
@@ -79,7 +80,7 @@ class FixedPoint(_Layer):
         super().__init__(cell, init, options)
         self.cell = cell
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.cell, args, z0)
 
@@ -91,7 +92,7 @@ class _OfModule(_Layer):
         super().__init__(module, init, options)
         self.module = module
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.module, args, z0)
 

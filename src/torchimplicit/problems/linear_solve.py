@@ -25,6 +25,7 @@ from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
 from torchimplicit.tolerance import Tolerance
+from torchimplicit.uncompiled import uncompiled
 
 
 class Linear(Kind):
@@ -126,7 +127,7 @@ class _Complex:
         return self.factors.suspicious
 
 
-@torch.compiler.disable
+@uncompiled
 def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,
@@ -197,7 +198,7 @@ def linear_solve(
         0,
         on_failure,
         False,
-        Record(),
+        Record(Linear.name),
         Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))

@@ -17,6 +17,7 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_scalar
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class Minimum(Kind):
@@ -40,7 +41,7 @@ class Minimum(Kind):
         return f(z)
 
 
-@torch.compiler.disable
+@uncompiled
 def minimize(
     phi: Callable[..., Any],
     z0: Any,

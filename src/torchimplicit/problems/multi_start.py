@@ -16,9 +16,10 @@ from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
 from torchimplicit.solution import Solution
 from torchimplicit.state import Layout, per_system_vector
+from torchimplicit.uncompiled import uncompiled
 
 
-@torch.compiler.disable
+@uncompiled
 def multi_start(
     solve: Callable[..., Solution],
     fn: Callable[..., Any],
