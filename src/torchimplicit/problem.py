@@ -21,6 +21,7 @@ from torchimplicit.hoisting import Hoisted
 from torchimplicit.names import name
 from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.products import Linearisation
+from torchimplicit.randomness import Frozen
 from torchimplicit.recording import version
 from torchimplicit.solution import Facts, Record, Solution
 from torchimplicit.solvers.course import Stopping
@@ -146,14 +147,22 @@ class Problem:
         """The solution, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
         if cache_may_lack_graphs():
             self.function(z0)
+        self.watch(equations)
         with torch.no_grad(), full_precision(self.layout.device.type):
             stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor, moving=self.kind.relative_to_z)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
 
+    def watch(self, equations: Equations) -> None:
+        """Notice from the first evaluation on whether the function gives two answers for one z."""
+        if not isinstance(self.fn, Frozen):
+            equations.watch(self.layout.device)
+
     def _graph(self, z: Tensor) -> FlatGraph:
-        graph, tensors = graph_of(self.fn, self.layout.argument(z), self.args)
+        # Of a function that draws random numbers no kernel is made.
+        fn = self.fn.fn if isinstance(self.fn, Frozen) else self.fn
+        graph, tensors = graph_of(fn, self.layout.argument(z), self.args)
 
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
             return self.value(graph(self.layout.argument(z), tensors))

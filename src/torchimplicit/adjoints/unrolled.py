@@ -49,6 +49,7 @@ class Unrolled:
                 "which keeps no steps; or differentiate with autograd, in plain code."
             )
         equations = Equations(problem.function, problem.kind)
+        problem.watch(equations)
         stopping = Stopping(
             problem.bound, problem.max_steps, problem.tolerance.floor, exactly=self.steps, at_least_one=True
         )

@@ -13,6 +13,7 @@ from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.autocast import Autocast
 from torchimplicit.condition import Kind
 from torchimplicit.problem import Problem
+from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.recording import paused
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import resolve
@@ -41,6 +42,7 @@ def pose_and_solve(
     rtol: float | None,
     atol: float | None,
     max_steps: int | None,
+    randomness: Randomness,
     on_failure: OnFailure,
     has_aux: bool,
     trace: bool,
@@ -66,6 +68,7 @@ def pose_and_solve(
         method = method.fitted(layout)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
+    fn = frozen(fn, randomness, layout.device)
     with torch.no_grad():
         start = layout.flatten(z0)
         if layout.dtype in HALF:

@@ -16,7 +16,7 @@ from torchimplicit.solvers.endings import local_minimum, second_order, singular,
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.stopping import Status, all_converged, measured, rms
-from torchimplicit.transforms import count
+from torchimplicit.transforms import count, finished, occurs
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def solve(
         inverse_of = _no_inverse
     attempt: Any = equations.attempt if stopping.forgiving else _taken
     taken = 0
+    _end_noisy(course, equations.noisy, taken)
     while taken < stopping.max_steps and course.left:
         there = attempt(step, course.z, course.r, state)
         if there is None:
@@ -105,6 +106,7 @@ def solve(
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
+        _end_noisy(course, equations.noisy, taken)
         if count(ends):
             course.end(ends, verdict, taken)
             if not (keep_trace or watch) and gathering.worthwhile(course.left, len(course.running)):
@@ -119,7 +121,8 @@ def solve(
         status = singular(equations, best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
-    if failed or not torch.equal(noise, random_state(z.device)):
+    drawn = not torch.equal(noise, random_state(z.device))
+    if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
@@ -160,6 +163,14 @@ def _exactly(
     return Found(
         z, status, steps, norm, torch.full_like(norm, torch.nan), bound, trace=torch.stack(trace) if trace else None
     )
+
+
+def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
+    """Systems whose function was seen to give two answers for one z have nothing to converge to."""
+    if noisy is not None and len(noisy) == len(course.running) and occurs(noisy):
+        course.end(
+            noisy & course.running if taken else noisy, torch.where(noisy, Status.STOCHASTIC, course.status), taken
+        )
 
 
 def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
