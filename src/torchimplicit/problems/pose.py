@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint, Implicit
-from torchimplicit.autocast import Autocast
+from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.condition import Kind
+from torchimplicit.half_precision import half_precision_of, may_be_half
+from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.problem import Problem
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.recording import paused
@@ -90,6 +93,8 @@ def pose_and_solve(
         rows,
         compile,
     )
+    if rtol is None:
+        problem = _as_precise_as_the_function(problem, start)
     return adjoint.run(problem, start)
 
 
@@ -138,6 +143,20 @@ def _precision_of(layout: Layout, fn: Callable[..., Any], start: Tensor, args: t
         except RuntimeError:
             return layout.in_own_precision()
     return layout
+
+
+def _as_precise_as_the_function(problem: Problem, start: Tensor) -> Problem:
+    """With the default rtol of half precision where the function computes in that, whatever z's dtype is: no z is nearer to the
+    solution than such a function can tell.
+    """
+    if not (problem.autocast.enabled or may_be_half(problem.fn, problem.args)):
+        return problem
+    with torch.set_grad_enabled(cache_may_lack_graphs()), paused(), full_precision(problem.layout.device.type):
+        half = half_precision_of(problem.function, start.detach())
+    if half is None:
+        return problem
+    rtol = Tolerance.of(None, None, half).rtol
+    return replace(problem, tolerance=replace(problem.tolerance, rtol=max(rtol, problem.tolerance.rtol)))
 
 
 def _watch(callback: Callback, layout: Layout) -> Watch:
