@@ -23,6 +23,7 @@ from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.products import Linearisation
 from torchimplicit.randomness import Frozen
 from torchimplicit.recording import version
+from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.solution import Facts, Record, Solution
 from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
@@ -100,7 +101,7 @@ class Problem:
         leaves = pytree.tree_leaves(argument)
         versions = [version(leaf) for leaf in leaves]
         try:
-            with self.autocast.restored():
+            with self.autocast.restored(), sharded_modules_refused(self.fn):
                 value = self.value(fn(argument, *self.args))
         except RuntimeError as error:
             if "view of a leaf Variable that requires grad is being used in an in-place" in str(error):

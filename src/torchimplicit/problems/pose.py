@@ -18,6 +18,7 @@ from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.problem import Problem
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.recording import paused
+from torchimplicit.sharding import refuse_sharded_tensors
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
@@ -64,6 +65,7 @@ def pose_and_solve(
     check_adjoint(adjoint)
     if adjoint is None:
         adjoint = EXACT
+    refuse_sharded_tensors(fn, z0, args)
     layout = Layout.of(z0, batch_ndim)
     method = resolve(
         solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares
