@@ -123,7 +123,7 @@ class Watched:
             self._looks = 0
             return value
         with torch.no_grad():
-            differs = _differ(value.detach(), self.f(z.detach()))
+            differs = differ(value.detach(), self.f(z.detach()))
         self._repeats()
         found = differs if self.noisy is None else differs & ~self.noisy
         self.noisy = differs if self.noisy is None else self.noisy | differs
@@ -131,7 +131,7 @@ class Watched:
         return value
 
 
-def _differ(a: Tensor, b: Tensor) -> Tensor:
+def differ(a: Tensor, b: Tensor) -> Tensor:
     """The rows in which two values differ by more than a sum in another order makes them."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     if not a.shape[1]:
@@ -143,6 +143,16 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 def _states(device: torch.device) -> list[Tensor]:
     host = torch.get_rng_state()
     return [host] if device.type == "cpu" else [host, torch.get_device_module(device).get_rng_state(device)]
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """What is drawn here leaves the generators as they were."""
+    before = _hidden_states(device)
+    try:
+        yield
+    finally:
+        _restore(device, before)
 
 
 def _hidden_states(device: torch.device) -> list[Tensor]:
