@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.names import name
 from torchimplicit.nn.rows import couples_rows
+from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
@@ -61,16 +62,18 @@ class _Layer(nn.Module):
         what = f"{type(self).__name__} takes the first dimension of z as the batch (batch_ndim=1), as every torch module does"
         if any(isinstance(leaf, Tensor) and leaf.ndim == 0 for leaf in leaves):
             raise ValueError(f"{what}, but a leaf of z0 has no dimension. For one system pass batch_ndim=0.")
-        if inside_transform() or being_captured() or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        if inside_transform() or being_captured() or cache_may_lack_graphs():
             return
+        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+            return  # the solve says what is wrong
         with sharded_modules_refused(module):
             coupled = couples_rows(module, z0, args)
         if coupled:
             raise ValueError(
-                f"{what}, but what {name(module)} returns for one row depends on other rows. If they are no batch (the "
-                f"nodes of a graph, the entries of one vector), pass batch_ndim=0: z is one system. If they are one, something mixes them: BatchNorm "
-                f"in training (call .eval(), or use LayerNorm or GroupNorm), attention along the wrong dimension. batch_ndim=1, given "
-                f"by name, is taken at its word."
+                f"{what}, but what {name(module)} returns for one row depends on other rows. If they are no batch (the nodes of "
+                f"a graph, the entries of one vector), pass batch_ndim=0: z is one system. If they are one, something mixes "
+                f"them: BatchNorm in training (call .eval(), or use LayerNorm or GroupNorm), or attention along the wrong "
+                f"dimension. batch_ndim=1, given by name, is taken at its word."
             )
         self.assumed = len(leaves[0]) < 2
 

@@ -8,19 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.randomness import differ, generators_kept
 
 
 def couples_rows(module: nn.Module, z: Any, args: tuple[Any, ...]) -> bool:
     """Whether some row of ``module(z, *args)`` changes when others of z do; False where that cannot be seen.
 
-    Every second row of z is changed, and the rows between them are looked at. In the caller's grad mode: what autocast and
-    ``parametrize.cached()`` keep of this evaluation serves those that follow.
+    Every second row of z is changed, and the rows between them are looked at.
     """
     leaves = pytree.tree_leaves(z)
     if not leaves or any(leaf.ndim == 0 for leaf in leaves) or len(leaves[0]) < 2:
         return False
-    with generators_kept(leaves[0].device):
+    device = leaves[0].device
+    autocast = Autocast.now(device.type)
+    with torch.no_grad(), full_precision(device.type), autocast.restored(), generators_kept(device):
         try:
             value, other = _rows(module(z, *args)), _rows(module(pytree.tree_map(_every_second_changed, z), *args))
             suspected = bool(differ(value, other)[1::2].any())
