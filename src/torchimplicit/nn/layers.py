@@ -42,9 +42,8 @@ class _Layer(nn.Module):
             if option not in names:
                 raise TypeError(f"{type(self).__name__} has no option {option!r}; the options are {', '.join(names)}.")
         self.init = init
-        self.assumed = (
-            "batch_ndim" not in options
-        )  # that the first dimension of z is a batch, until it is seen to be one
+        self.assumed = "batch_ndim" not in options  # that the first dimension of z is a batch
+        self.seen = False
         self.options = {"batch_ndim": 1, **options}
         self.last_info: SolveInfo | None = None
 
@@ -57,12 +56,12 @@ class _Layer(nn.Module):
         return z
 
     def _see_that_rows_are_a_batch(self, module: nn.Module, z0: Any, args: tuple[Any, ...]) -> None:
-        """Once, where values can be looked at: two or three evaluations of the module."""
+        """Looked at once, where there are rows whose values can be seen: two or three evaluations of the module."""
         leaves = pytree.tree_leaves(z0)
         what = f"{type(self).__name__} takes the first dimension of z as the batch (batch_ndim=1), as every torch module does"
         if any(isinstance(leaf, Tensor) and leaf.ndim == 0 for leaf in leaves):
             raise ValueError(f"{what}, but a leaf of z0 has no dimension. For one system pass batch_ndim=0.")
-        if inside_transform() or being_captured() or cache_may_lack_graphs():
+        if self.seen or inside_transform() or being_captured() or cache_may_lack_graphs():
             return
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
             return  # the solve says what is wrong
@@ -75,7 +74,7 @@ class _Layer(nn.Module):
                 f"them: BatchNorm in training (call .eval(), or use LayerNorm or GroupNorm), or attention along the wrong "
                 f"dimension. batch_ndim=1, given by name, is taken at its word."
             )
-        self.assumed = len(leaves[0]) < 2
+        self.seen = len(leaves[0]) > 1
 
     def _start(self, args: tuple[Any, ...]) -> Any:
         if self.init is not None:

@@ -103,7 +103,8 @@ def solve(
             trace.append(torch.where(course.running, measured(r.detach()), trace[-1]))
         with torch.no_grad():
             look = partial(gain, solver, gathering.equations, estimate)
-            ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), look)
+            guess = estimate(z, r, state)
+        ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
         if verdict_of is not None:
             ends, verdict = course.heed(verdict_of(state), ends, verdict)
         ends, verdict = course.out_of_steps(taken, ends, verdict)
