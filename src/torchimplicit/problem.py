@@ -189,7 +189,7 @@ class Problem:
                 found.bound,
                 found.steps,
                 self.on_failure,
-                equations.raised,
+                equations.remark,
             )
         return Facts.counted(
             found.status, found.steps, found.residual, found.error, equations.evaluations, equations.products

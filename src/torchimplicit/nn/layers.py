@@ -21,6 +21,7 @@ from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.state import describe
 from torchimplicit.transforms import inside_transform
+from torchimplicit.uncompiled import uncompiled
 
 
 class _Layer(nn.Module):
@@ -115,7 +116,7 @@ class FixedPoint(_Layer):
         super().__init__(cell, init, options)
         self.cell = cell
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.cell, args, z0)
 
@@ -127,7 +128,7 @@ class _OfModule(_Layer):
         super().__init__(module, init, options)
         self.module = module
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.module, args, z0)
 

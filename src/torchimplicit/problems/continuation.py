@@ -26,6 +26,7 @@ from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, tell
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
+from torchimplicit.uncompiled import uncompiled
 
 FIRST_STEP = 0.05
 LONGEST = 0.25  # change of s in a step, as a part of the way
@@ -53,7 +54,7 @@ class Continuation(NamedTuple):
     branch: Branch
 
 
-@torch.compiler.disable
+@uncompiled
 def continuation(
     g: Callable[..., Any],
     z0: Any,

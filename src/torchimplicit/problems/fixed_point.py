@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
@@ -16,6 +15,7 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class FixedPoint(Kind):
@@ -28,7 +28,7 @@ class FixedPoint(Kind):
         return z - f(z)
 
 
-@torch.compiler.disable
+@uncompiled
 def fixed_point(
     f: Callable[..., Any],
     z0: Any,

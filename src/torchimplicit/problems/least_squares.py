@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
@@ -19,6 +18,7 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_vector
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class LeastSquares(Kind):
@@ -37,7 +37,7 @@ class LeastSquares(Kind):
         return f(z)
 
 
-@torch.compiler.disable
+@uncompiled
 def least_squares(
     r: Callable[..., Any],
     z0: Any,

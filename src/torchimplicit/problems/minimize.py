@@ -18,6 +18,7 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_scalar
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class Minimum(Kind):
@@ -41,7 +42,7 @@ class Minimum(Kind):
         return f(z)
 
 
-@torch.compiler.disable
+@uncompiled
 def minimize(
     phi: Callable[..., Any],
     z0: Any,

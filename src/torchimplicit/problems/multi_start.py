@@ -17,9 +17,10 @@ from torchimplicit.problems.root import root
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import Solution
 from torchimplicit.state import Layout, per_system_vector
+from torchimplicit.uncompiled import uncompiled
 
 
-@torch.compiler.disable
+@uncompiled
 def multi_start(
     solve: Callable[..., Solution],
     fn: Callable[..., Any],

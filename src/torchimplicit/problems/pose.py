@@ -90,7 +90,7 @@ def pose_and_solve(
         method.max_steps if max_steps is None else max_steps,
         on_failure,
         has_aux,
-        Record(),
+        Record(kind.name),
         Autocast.now(layout.device.type),
         rows,
         compile,

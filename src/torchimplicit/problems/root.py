@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import torch
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Kind
@@ -15,6 +14,7 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class Root(Kind):
@@ -23,7 +23,13 @@ class Root(Kind):
     name = "root"
 
 
-@torch.compiler.disable
+NOT_SQUARE = (
+    " For another number of equations than of unknowns take ti.least_squares, which makes them as small as can be."
+)
+as_many_as_unknowns = partial(same_as_z, hint=NOT_SQUARE)
+
+
+@uncompiled
 def root(
     g: Callable[..., Any],
     z0: Any,
@@ -91,7 +97,7 @@ def root(
         g,
         z0,
         args,
-        same_as_z,
+        as_many_as_unknowns,
         solver=solver,
         adjoint=adjoint,
         batch_ndim=batch_ndim,

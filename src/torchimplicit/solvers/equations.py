@@ -81,7 +81,7 @@ class Equations:
     f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
-    raised : what the function has raised last at a trial point.
+    remark : what users should know of the function if the solve fails: what it has raised last at a trial point, say.
     solved_as : the function as a graph of explicit tensors, if the solution was found by kernels of whole steps (``compile=True``).
     """
 
@@ -92,7 +92,7 @@ class Equations:
         self.part = part
         self.evaluations = 0
         self.products = 0
-        self.raised = ""
+        self.remark = ""
         self.solved_as: FlatGraph | None = None
 
     def watch(self, device: torch.device) -> None:
@@ -117,7 +117,7 @@ class Equations:
         """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
         self.evaluations += math.ceil(sum(rows * part.evaluations for part, rows in counted) / batch)
         self.products += math.ceil(sum(rows * part.products for part, rows in counted) / batch)
-        self.raised = next((part.raised for part, _ in counted if part.raised), self.raised)
+        self.remark = next((part.remark for part, _ in counted if part.remark), self.remark)
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""
@@ -176,7 +176,7 @@ class Equations:
         except UNDEFINED as error:
             if isinstance(error, (CaptureError, torch.OutOfMemoryError)):
                 raise
-            self.raised = f"{type(error).__name__}: {error}"
+            self.remark = f"At a trial point the function raised {type(error).__name__}: {error}"
             return None
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
