@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -37,10 +38,14 @@ def _about_half(value: Any) -> bool:
         first = next(value.parameters(), None)
         if first is not None and first.dtype in HALF:
             return True
-        if value not in _silent and not any(_speaks_of_half(type(module).forward) for module in value.modules()):
+        if value not in _silent and not any(_speaks_of_half(_forward(module)) for module in value.modules()):
             _silent.add(value)
         return value not in _silent
     return _speaks_of_half(value)
+
+
+def _forward(module: nn.Module) -> Any:
+    return inspect.getattr_static(type(module), "forward", None)  # a ScriptModule's is not there to be had
 
 
 def _speaks_of_half(function: Any) -> bool:
