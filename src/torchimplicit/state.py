@@ -252,7 +252,8 @@ def per_system_scalar(layout: Layout, name: str) -> Callable[[Any], Tensor]:
         if out.shape != layout.batch_shape and not (layout.batch == 1 and out.numel() == 1):
             raise ValueError(
                 f"{name} must return one number per system, shape {tuple(layout.batch_shape)} (the first batch_ndim "
-                f"dimensions of z); it returned shape {tuple(out.shape)}. Sum over the other dimensions."
+                f"dimensions of z); it returned shape {tuple(out.shape)}. Sum over the other dimensions; where all of z is one "
+                f"system, pass batch_ndim=0 (the default of ti.nn is 1)."
             )
         if out.is_complex():
             raise TypeError(f"{name} must return real numbers to be minimised; it returned a {describe(out)}.")

@@ -227,7 +227,7 @@ def test_a_path_that_has_changed_since_the_forward_is_an_error(W: Tensor) -> Non
         def forward(self, z: Tensor) -> Tensor:
             return torch.tanh(W @ z) if self.training else torch.sin(W @ z)
 
-    layer = ti.nn.FixedPoint(Cell())
+    layer = ti.nn.FixedPoint(Cell(), batch_ndim=0)
     z = layer(z0=ZERO + 1)
     layer.eval()
     with pytest.raises(ti.CaptureError, match="another path"):

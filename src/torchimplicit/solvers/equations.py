@@ -13,6 +13,7 @@ from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.randomness import Watched
 from torchimplicit.recording import CaptureError
 from torchimplicit.transforms import alive
 
@@ -86,12 +87,25 @@ class Equations:
 
     def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
         self._f = f
+        self._watched: Watched | None = None
         self.kind = kind
         self.part = part
         self.evaluations = 0
         self.products = 0
         self.remark = ""
         self.solved_as: FlatGraph | None = None
+
+    def watch(self, device: torch.device) -> None:
+        """From now on it is noticed whether the function gives two answers for one z."""
+        self._f = self._watched = Watched(self._f, device, self._count_one)
+
+    @property
+    def noisy(self) -> Tensor | None:
+        """The systems (B,) that were seen to do so; None as long as the function has drawn no random numbers."""
+        return None if self._watched is None else self._watched.noisy
+
+    def _count_one(self) -> None:
+        self.evaluations += 1
 
     def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
