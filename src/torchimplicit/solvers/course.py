@@ -208,7 +208,7 @@ class Course:
             return near
         largest, bound = tolerance.largest(correction, z)
         error = largest / (1 - theta).clamp(min=0)
-        if gain is not None and not inside_functorch():
+        if gain is not None and not isinstance(contraction, Tensor) and not inside_functorch():
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
@@ -232,7 +232,10 @@ class Course:
         near = stuck & (largest <= bound)
         if not occurs(near):
             return near
-        error = largest if inside_functorch() else largest * gain(z, estimate.correction)
+        if isinstance(estimate.contraction, Tensor):
+            error = largest / (1 - estimate.contraction).clamp(min=0)
+        else:
+            error = largest if inside_functorch() else largest * gain(z, estimate.correction)
         self.error = torch.where(near, error, self.error)
         return near & (error <= bound)
 
