@@ -15,7 +15,7 @@ from torch import Tensor
 import torchimplicit as ti
 
 from ..every_solver import DOWNHILL, GENERAL, PARTICULAR
-from .outcomes import FACTOR, D, S, Outcome, error, outcome, polished, right, tolerance
+from .outcomes import FACTOR, D, Outcome, S, error, outcome, polished, right, tolerance
 
 ROOTS = [*GENERAL, *(name for name, why in PARTICULAR.items() if why != DOWNHILL)]
 DESCENTS = ["auto", *(name for name, why in PARTICULAR.items() if why == DOWNHILL and name != "projected_newton")]
