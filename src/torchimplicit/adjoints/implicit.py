@@ -19,7 +19,8 @@ from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.search import Inside
-from torchimplicit.stopping import Tolerance, check_steps
+from torchimplicit.stopping import check_steps
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_transform
 
 ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
