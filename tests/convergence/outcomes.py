@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 import torchimplicit as ti
 
@@ -37,19 +38,24 @@ class Outcome:
 
 
 def outcome(
-    solve: Callable[..., ti.Solution], f: Callable[..., Any], z0: Any, x: Tensor | None = None, **options: Any
+    solve: Callable[..., ti.Solution],
+    f: Callable[..., Any],
+    z0: Any,
+    x: Tensor | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    **options: Any,
 ) -> Outcome:
-    """Solve, and take the gradient of the sum of z in x where there is one, all warnings caught."""
+    """Solve, and take the gradient of the loss (None: the sum of z) in x where there is one, all warnings caught."""
     x = None if x is None else x.detach().clone().requires_grad_()
     gradient = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ti.ConvergenceWarning)
         z, info = solve(f, z0, () if x is None else (x,), **options)
         if x is not None:
-            total = sum(leaf.sum() for leaf in torch.utils._pytree.tree_leaves(z))
-            (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
+            total = sum(leaf.sum() for leaf in tree_leaves(z)) if loss is None else loss(z)
+            (gradient,) = torch.autograd.grad(total, x)
     words = [str(w.message) for w in caught if issubclass(w.category, ti.ConvergenceWarning)]
-    return Outcome(torch.utils._pytree.tree_map(lambda leaf: leaf.detach(), z), info, gradient, words)
+    return Outcome(tree_map(lambda leaf: leaf.detach(), z), info, gradient, words)
 
 
 def tolerance(z: Tensor, rows: bool = False) -> Tensor:
