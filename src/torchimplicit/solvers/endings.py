@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.stopping import Status, measured, rms
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import finished
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
+DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
 
@@ -74,22 +77,45 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
     return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 
-def second_order(
-    equations: Equations, z: Tensor, status: Tensor, hessian: Tensor | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
+class Minima(NamedTuple):
+    """What the Hessians say of stationary points.
 
-    Asked up to n = 64: Cholesky's factorisation of the Hessian fails there, even shifted by √eps of its norm. Its tensors are
-    returned too, of the Hessian itself, for the backward; none where it was not asked for or is not the condition's Jacobian.
+    status : with SADDLE where one is no minimum, and CONVERGED where it is one within tolerance.
+    error : the largest number of Newton's correction with the Hessian, where that was looked at; else as it was.
+    factors : the tensors of the Cholesky factors of the Hessians, for the backward; none where they were not asked for or are not
+        those of the condition's Jacobian.
+    """
+
+    status: Tensor
+    error: Tensor
+    factors: tuple[Tensor, ...]
+
+
+def second_order(
+    equations: Equations,
+    z: Tensor,
+    status: Tensor,
+    error: Tensor,
+    tolerance: Tolerance,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> Minima:
+    """A second look at the stationary points z of an objective, up to n = 64: is the Hessian positive semidefinite, and is the error,
+    as Newton's correction with it has it, no larger than the tolerance?
+
+    Cholesky's factorisation of a Hessian with a clearly negative eigenvalue fails, even shifted by √eps of its norm. What has stagnated
+    is looked at too: a method without the Hessian may not see that it has arrived. ``known`` : the gradient and the Hessian at z.
     """
     batch, n = z.shape
     if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return status, ()
-    found = status == Status.CONVERGED
+        return Minima(status, error, ())
+    found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):
-        return status, ()
+        return Minima(status, error, ())
     with torch.no_grad():
-        hessian = equations.jacobian(z).to_dense() if hessian is None else hessian
+        if known is None:
+            jacobian = equations.jacobian(z)
+            known = jacobian.value, jacobian.to_dense()
+        gradient, hessian = known
         bounded = equations.kind.bounded
         if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
             eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
@@ -97,14 +123,22 @@ def second_order(
             hessian = torch.where(held.unsqueeze(-2), eye, hessian)
         hessian = (hessian + hessian.mT) / 2
         factors = Cholesky().factorize(Dense(hessian))
-        doubtful = found & ~factors.pivots().isfinite().all(-1)
+        definite = factors.pivots().isfinite().all(-1)
+        doubtful = found & ~definite
         if not finished(~doubtful):
             size = torch.linalg.matrix_norm(hessian)
-            known = doubtful & size.isfinite()
-            shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
-            shifted = torch.where(known[:, None, None], hessian, 0) + torch.diag_embed(
+            finite = doubtful & size.isfinite()
+            shift = torch.where(finite & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
+            shifted = torch.where(finite[:, None, None], hessian, 0) + torch.diag_embed(
                 shift.unsqueeze(-1).expand(batch, n)
             )
             failed = torch.linalg.cholesky_ex(shifted).info != 0
-            status = torch.where(known & failed, Status.SADDLE, status)
-        return status, () if bounded else factors.tensors
+            status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
+        if bounded:
+            return Minima(status, error, ())
+        newton, bound = tolerance.largest(factors.solve(gradient), z)
+        seen = found & definite & newton.isfinite()
+        status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
+        far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
+        status = torch.where(far, Status.STAGNATED, status)
+        return Minima(status, torch.where(seen, newton, error), factors.tensors)

@@ -126,8 +126,8 @@ def solve(
         status = stochastic(solver, equations, best_z.detach(), best, status)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
-    hessian = hessian_of(state) if hessian_of and known else None
-    status, of_hessian = second_order(equations, best_z.detach(), status, hessian)
+    hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
+    status, error, of_hessian = second_order(equations, best_z.detach(), status, error, stopping.tolerance, hessian)
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
     return Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
@@ -157,9 +157,9 @@ def _exactly(
             watch(taken, z, norm)
     course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
     status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
-    status, _ = second_order(equations, z.detach(), status)
+    status, error, _ = second_order(equations, z.detach(), status, course.error, stopping.tolerance)
     steps = torch.full_like(status, exactly)
-    return Found(z, status, steps, norm, course.error, course.bound, trace=torch.stack(trace) if trace else None)
+    return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
 
 
 def _estimate_of(
