@@ -25,6 +25,7 @@ class Kind:
     sums_squares : whether the user's function gives the numbers whose squares are summed.
     bounded : whether the unknowns have bounds.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
+    linear : whether it is linear in z: its Jacobian is the same everywhere, and its tolerance is on the residual.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Kind:
     sums_squares: bool = False
     bounded: bool = False
     near_identity: bool = False
+    linear: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""

@@ -25,12 +25,14 @@ from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
 from torchimplicit.tolerance import Tolerance
+from torchimplicit.uncompiled import uncompiled
 
 
 class Linear(Kind):
     """The condition is A z − b; its size is judged against b: z starts at 0, where the residual is −b."""
 
     name = "solution of the linear system"
+    linear = True
 
     def __init__(self, symmetric: bool) -> None:
         self.symmetric = symmetric
@@ -125,7 +127,7 @@ class _Complex:
         return self.factors.suspicious
 
 
-@torch.compiler.disable
+@uncompiled
 def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,
@@ -196,7 +198,7 @@ def linear_solve(
         0,
         on_failure,
         False,
-        Record(),
+        Record(Linear.name),
         Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.state import Layout, describe
 from torchimplicit.stopping import Status
-from torchimplicit.transforms import finished, level, occurs, outside_transforms
+from torchimplicit.transforms import finished, inside_functorch, level, occurs, outside_transforms
 
 End = Tensor | float | None
 Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
@@ -354,6 +354,10 @@ def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) 
     given = wall.isfinite()
     f = equations.residual(torch.where(given, wall, z))
     known = given & ~f.isnan()
+    if occurs(nan := (given & f.isnan()).squeeze(-1)) and not inside_functorch():
+        equations.remark = (
+            f"At the end {float(wall[nan][0]):.6g} that was given for a bracket, g is NaN: it was left out."
+        )
     return torch.where(known, wall, z), torch.where(known, f, r), torch.where(given, wall, infinite)
 
 

@@ -14,11 +14,12 @@ from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.stopping import Status, measured, rms
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, inside_functorch, occurs
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
+COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
@@ -40,12 +41,32 @@ def gain(
 
 
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
-    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
+    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z.
+
+    It may be the others that have moved since the answer before: systems that influence each other are called COUPLED.
+    """
     with torch.no_grad():
         r = solver.init(equations, z)[0]
         change, size = (measured(r) - norm).abs(), norm + measured(z)
-    differs = change > torch.finfo(norm.dtype).eps ** 0.5 * size
-    return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
+        differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
+        if len(z) > 1 and not inside_functorch() and occurs(doubtful := differs | (status != Status.CONVERGED)):
+            coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()))
+            if coupled:
+                return torch.where(doubtful & same, Status.COUPLED, torch.where(differs, Status.STOCHASTIC, status))
+    return torch.where(differs, Status.STOCHASTIC, status)
+
+
+def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
+    """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice."""
+    others = torch.arange(len(z), device=z.device) != row
+    size = torch.where((size := rms(z)) > 0, size, 1) * others
+    first, second = equations.residual(z), equations.residual(z)
+    moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
+    same = (first == second).all(-1)
+    if moved is None or not bool(same[row]):
+        return False, same
+    noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
+    return not bool((moved[row] - first[row]).abs().amax() <= noise), same
 
 
 def singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:

@@ -79,10 +79,8 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
                 graph, key=(graph.key, solver)
             )  # whose factors the backward's kernel is given
             status = torch.full((batch,), Status.CONVERGED, device=z.device)
-            bound = graph.tolerance.bound(start)
-            return Found(
-                z, status, steps.to(torch.int64), norm, torch.full_like(norm, torch.nan), bound, tuple(factors)
-            )
+            bound = graph.tolerance.largest(torch.zeros_like(z), z)[1]
+            return Found(z, status, steps.to(torch.int64), norm, error, bound, tuple(factors))
         stuck = 0 if worst < PROGRESS * lowest else stuck + 1
         lowest = min(worst, lowest)
         if refused or stuck > solver.patience or not math.isfinite(worst):

@@ -17,7 +17,7 @@ from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
 from torchimplicit.stopping import Status, all_converged, measured
-from torchimplicit.transforms import count
+from torchimplicit.transforms import count, finished, occurs
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def solve(
         inverse_of = _no_inverse
     attempt: Any = equations.attempt if stopping.forgiving else _taken
     taken = 0
+    _end_noisy(course, equations.noisy, taken)
     while taken < stopping.max_steps and course.left:
         there = attempt(step, course.z, course.r, state)
         if there is None:
@@ -97,11 +98,13 @@ def solve(
             break
         z, r, state = there
         taken += 1
+        _end_noisy(course, equations.noisy, taken)
         if keep_trace:
             trace.append(torch.where(course.running, measured(r.detach()), trace[-1]))
         with torch.no_grad():
             look = partial(gain, solver, gathering.equations, estimate)
-            ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), look)
+            guess = estimate(z, r, state)
+        ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
         if verdict_of is not None:
             ends, verdict = course.heed(verdict_of(state), ends, verdict)
         ends, verdict = course.out_of_steps(taken, ends, verdict)
@@ -122,7 +125,8 @@ def solve(
         status = singular(equations, best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
-    if failed or not torch.equal(noise, random_state(z.device)):
+    drawn = not torch.equal(noise, random_state(z.device))
+    if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
@@ -168,6 +172,14 @@ def _estimate_of(
     """What estimates the error of z: the method itself, if it can, and if its states are its own."""
     own: Callable[[Tensor, Tensor, Any], Estimate | None] | None = getattr(solver, "estimate", None)
     return own if own is not None and advance is None else Secant(stopping.tolerance)
+
+
+def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
+    """Systems whose function was seen to give two answers for one z have nothing to converge to."""
+    if noisy is not None and len(noisy) == len(course.running) and occurs(noisy):
+        course.end(
+            noisy & course.running if taken else noisy, torch.where(noisy, Status.STOCHASTIC, course.status), taken
+        )
 
 
 def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:

@@ -64,7 +64,8 @@ class Tangent(NamedTuple):
 
     def of_rows(self, rows: Tensor) -> Tangent:
         """This model for some systems."""
-        return Tangent(*(None if part is None else part[rows] for part in self))
+        parts: Any = (None if part is None else part[rows] for part in self)
+        return Tangent(*parts)
 
     def where(self, rows: Tensor, other: Tangent) -> Tangent:
         """This model in those rows, the other in the rest."""
