@@ -276,9 +276,8 @@ class Bracketing(ABC):
         bracket = state.bracket
         farthest = torch.maximum((z - bracket.a).abs(), (z - bracket.b).abs())
         slope, before = bracket.height / bracket.width, ((bracket.fa - bracket.fc) / (bracket.a - bracket.c)).abs()
-        straight = (
-            (slope <= STRAIGHT * before) & (before <= STRAIGHT * slope) & (bracket.c != bracket.b) & slope.isfinite()
-        )
+        straight = (slope <= STRAIGHT * before) & (before <= STRAIGHT * slope) & (bracket.c != bracket.b)
+        straight = straight & slope.isfinite() & (r.abs() <= state.least)  # towards a pole g grows
         error = torch.where(state.falls, farthest, torch.inf)
         error = torch.where(straight, error.minimum(r.abs() / slope.minimum(before)), error)
         error = torch.where(state.found, error, torch.inf)
@@ -301,7 +300,8 @@ class Bracketing(ABC):
         """The state, with what is over: brackets that have closed, searches that have seen everything."""
         wider, higher, falls = fall
         narrower = found & (bracket.width <= wider / NARROWER)
-        falls = torch.where(narrower, (bracket.height <= SMALLER * higher) & (wider < torch.inf), falls & found)
+        lower = (bracket.height <= SMALLER * higher) & (wider < torch.inf) & (higher < torch.inf)
+        falls = torch.where(narrower, lower, falls & found)
         wider, higher = torch.where(narrower, bracket.width, wider), torch.where(narrower, bracket.height, higher)
         closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
         status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
