@@ -17,7 +17,6 @@ from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.stopping import rms
 
-
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 
 
