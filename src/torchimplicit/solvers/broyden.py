@@ -13,7 +13,7 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.stopping import rms
 
@@ -108,7 +108,7 @@ class Broyden:
         """All that the residual stands for. The next step is less in directions that were not seen yet, where H is the identity."""
         if state.gain is None:
             return Estimate(state.p, None if state.factors is None else 0.0)
-        return Estimate(state.gain.unsqueeze(-1) * state.p, torch.zeros_like(state.gain))
+        return whole(state.gain, state.p)
 
     def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""
