@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.stopping import rms
-
 Flat = Callable[[Tensor], Tensor]
 
 
 class Kind:
-    """What of the user's function f(z) must vanish, and the scale in which "vanishes" is judged; here f itself.
+    """What of the user's function f(z) must vanish; here f itself.
 
     name : what is sought, as errors call it.
     symmetric : whether the condition's Jacobian is symmetric.
@@ -28,7 +26,6 @@ class Kind:
     bounded : whether the unknowns have bounds.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
     linear : whether it is linear in z: its Jacobian is the same everywhere, and its tolerance is on the residual.
-    relative_to_z : whether a residual is small beside z; otherwise beside that at the start.
     """
 
     name: str
@@ -38,7 +35,6 @@ class Kind:
     bounded: bool = False
     near_identity: bool = False
     linear: bool = False
-    relative_to_z: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
@@ -60,9 +56,11 @@ class Kind:
         """What is smallest at the solution, (B,)."""
         return self.squares(f, z).square().sum(-1) / 2
 
-    def scale(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
-        """(B,): what rtol is relative to, the norm of the residual at the start or that of z."""
-        return rms(z, unit) if self.relative_to_z else start
+
+def defined(gradient: Tensor, objective: Tensor) -> Tensor:
+    """The gradient (B, n), NaN where the objective, (B,) or (B, m), is not finite: there its gradient, 0 or not, says nothing."""
+    value = objective.detach().reshape(len(gradient), -1)
+    return gradient + (value - value).sum(-1, keepdim=True)
 
 
 class Vmap(NamedTuple):

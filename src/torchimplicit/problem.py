@@ -28,7 +28,8 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
-from torchimplicit.stopping import OnFailure, Status, Tolerance, report, users_frame
+from torchimplicit.stopping import OnFailure, Status, report, users_frame
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
 
 SMALL = 2**10  # entries of z up to which the evaluation that is recorded may serve the backward too
@@ -147,7 +148,7 @@ class Problem:
         if cache_may_lack_graphs():
             self.function(z0)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            stopping = Stopping(self.bound, self.max_steps, self.tolerance.floor, moving=self.kind.relative_to_z)
+            stopping = Stopping(self.tolerance, self.max_steps)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
@@ -174,7 +175,7 @@ class Problem:
             report(
                 self.kind.name,
                 found.status,
-                found.residual,
+                found.error,
                 found.bound,
                 found.steps,
                 self.on_failure,
@@ -183,10 +184,6 @@ class Problem:
         return Facts.counted(
             found.status, found.steps, found.residual, found.error, equations.evaluations, equations.products
         )
-
-    def bound(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
-        """The largest residual that counts as converged, (B,)."""
-        return self.tolerance.bound(self.kind.scale(z.detach(), start, unit))
 
     def solution(self, z: Tensor, facts: Facts, aux: Any = None) -> Solution:
         """z (B, n) and the facts as the user sees them."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-import math
 import sys
 import warnings
-from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
 from torchimplicit.linear.iteration import LinearResult
-from torchimplicit.transforms import inside_functorch, occurs
+from torchimplicit.transforms import finished, occurs
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
@@ -110,13 +108,8 @@ def all_converged(status: Tensor) -> bool:
     return not occurs(status)
 
 
-def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:
-    """Root-mean-square norm of each row: (B, n) -> (B,). The norm in which convergence is decided.
-
-    ``unit`` (B, 1) is what squares are taken in where those of v itself would vanish or overflow (:func:`measured`).
-    """
-    if unit is not None:
-        return rms(v / unit) * unit.squeeze(-1)
+def rms(v: Tensor) -> Tensor:
+    """Root-mean-square norm of each row: (B, n) -> (B,)."""
     if v.shape[-1] == 0:
         return v.new_zeros(v.shape[:-1])
     if v.shape[-1] == 1:
@@ -124,18 +117,13 @@ def rms(v: Tensor, unit: Tensor | None = None) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
 
 
-def measured(v: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The norm of each row (B,), and its unit (B, 1) for that of smaller vectors: the power of two next to the largest number.
-
-    The unit is None where every norm is so near to ordinary that all smaller ones worth telling from 0 are ordinary too.
-    """
+def measured(v: Tensor) -> Tensor:
+    """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
     norm, about = rms(v), torch.finfo(v.dtype)
-    if v.shape[-1] <= 1 or not (
-        inside_functorch() or not torch.equal(norm.clamp(about.tiny**0.25, about.max**0.25), norm)
-    ):
-        return norm, None
+    if v.shape[-1] <= 1 or finished((norm > about.tiny**0.5 / about.eps) & (norm < torch.inf)):
+        return norm
     unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
-    return rms(v, unit), unit
+    return rms(v / unit) * unit.squeeze(-1)
 
 
 def rounding(value: Tensor) -> Tensor:
@@ -147,40 +135,6 @@ def rounding(value: Tensor) -> Tensor:
     16 (2005), section 4 ("approximate Wolfe conditions").
     """
     return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """residual ≤ atol + rtol·scale, where the scale is the problem's (rms(z), rms(g(z0)) or ‖b‖; 1 for the imbalance of a fit).
-
-    floor : below it, a residual that has stopped to fall is rounding error, and the system has converged.
-    """
-
-    rtol: float
-    atol: float
-    floor: float
-
-    @staticmethod
-    def of(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
-        """Defaults follow the dtype: rtol = √eps, atol = eps, and a floor of eps^(3/4) unless atol is given; where g itself
-        computes in half precision, whose √eps would be satisfied by anything, rtol = 4 eps.
-        """
-        eps = torch.finfo(dtype).eps
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value < math.inf):
-                raise ValueError(f"{name} must be a finite number >= 0 (or None for the default); got {value!r}.")
-        half = torch.finfo(dtype).bits == 16
-        default_rtol, default_floor = (4 * eps, eps) if half else (eps**0.5, eps**0.75)
-        return Tolerance(
-            default_rtol if rtol is None else float(rtol),
-            eps if atol is None else float(atol),
-            default_floor if atol is None else 0.0,
-        )
-
-    def bound(self, scale: Tensor) -> Tensor:
-        """The largest residual that counts as converged."""
-        return self.atol + self.rtol * scale if self.rtol else scale.new_tensor(self.atol).expand(scale.shape)
 
 
 def linear_status(result: LinearResult) -> Tensor:
@@ -205,11 +159,12 @@ def check_steps(max_steps: int | None) -> None:
 def report(
     what: str,
     status: Tensor,
-    residual: Tensor,
+    error: Tensor,
     bound: Tensor,
     steps: Tensor,
     on_failure: OnFailure,
     raised: str = "",
+    what_of: str = "estimated error",
 ) -> None:
     """Warn or raise when a system failed, naming how many did, the worst of them and why, and what the function has raised."""
     if on_failure in ("ignore", "nan"):
@@ -220,10 +175,10 @@ def report(
     lines = []
     for code in status[failed].unique().tolist():
         rows = (status == code).nonzero().flatten()
-        worst = rows[residual[rows].nan_to_num(nan=torch.inf).argmax()]
+        worst = rows[error[rows].nan_to_num(nan=torch.inf).argmax()]
         lines.append(
-            f"{named(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, residual "
-            f"{float(residual[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
+            f"{named(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps, {what_of} "
+            f"{float(error[worst]):.3g} (tolerance {float(bound[worst]):.3g}): {Status(code).prose}"
         )
     if raised:
         lines.append(f"At a trial point the function raised {raised}")

@@ -22,7 +22,8 @@ from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov, resolve
 from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, tell
+from torchimplicit.stopping import OnFailure, Status, check_policy, tell
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
 
 FIRST_STEP = 0.05

@@ -18,11 +18,10 @@ from torchimplicit.stopping import OnFailure
 
 
 class FixedPoint(Kind):
-    """The condition is z − f(z), so that a plain step z − residual is f(z); its size is judged against z."""
+    """The condition is z − f(z), so that a plain step z − residual is f(z)."""
 
     name = "fixed point"
     near_identity = True
-    relative_to_z = True
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         return z - f(z)

@@ -25,7 +25,8 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, measured
+from torchimplicit.stopping import OnFailure, Status, check_policy, measured
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_transform, outside_transforms
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
@@ -43,8 +44,8 @@ class BlackBox:
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         z = z0 if inside is None else self._inside(inside)
         r = equations.residual(z)
-        residual, _ = measured(r)
-        bound = stopping.bound(z, residual, measured(z)[1])
+        residual = measured(r)
+        bound = stopping.tolerance.bound(z)
         status = torch.where(residual <= bound, Status.CONVERGED, Status.STAGNATED)
         status = torch.where(residual.isfinite(), status, Status.NONFINITE)
         return Found(z, status, torch.zeros_like(status), residual, torch.full_like(residual, torch.nan), bound)
@@ -62,6 +63,10 @@ class BlackBox:
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
         raise TypeError(NO_STEPS)
+
+    @property
+    def inverse_is_earlier(self) -> bool:
+        return False
 
     @property
     def near_identity(self) -> bool:
@@ -165,8 +170,6 @@ def implicit(
 class _Answer(Root):
     """A root with no start to compare it with: its residual is judged against z."""
 
-    relative_to_z = True
-
 
 def _sample(args: tuple[Any, ...]) -> Any:
     """One sample of arguments inside transforms, as plain tensors: what the solver makes of it has z's structure."""
@@ -186,4 +189,4 @@ def _sample(args: tuple[Any, ...]) -> Any:
 def _tolerance(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
     """By default atol is the floor: no step can show whether the residual of a black box still falls."""
     tolerance = Tolerance.of(rtol, atol, dtype)
-    return replace(tolerance, atol=max(tolerance.atol, tolerance.floor))
+    return replace(tolerance, atol=max(tolerance.atol, torch.finfo(dtype).eps ** 0.75))

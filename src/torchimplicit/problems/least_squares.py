@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.condition import Flat, Kind
+from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.problems.bounds import Bounded, WithLimits, within
 from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
@@ -30,7 +30,7 @@ class LeastSquares(Kind):
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         residuals = Linearisation(f, (z,))
-        return residuals.gradient(residuals.value)
+        return defined(residuals.gradient(residuals.value), residuals.value)
 
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         return f(z)

@@ -23,7 +23,8 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps, linear_status
+from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
+from torchimplicit.tolerance import Tolerance
 
 
 class Linear(Kind):
@@ -89,11 +90,15 @@ class LinearSearch:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
             finite = result.residual_norm.isfinite() & self.factors.tensors[0].isfinite().all(-1).all(-1)
             status = torch.where(finite, status, Status.NONFINITE)
-        bound = self.tolerance.bound(torch.linalg.vector_norm(b, dim=-1))
+        bound = self.tolerance.atol + self.tolerance.rtol * torch.linalg.vector_norm(b, dim=-1)
         shape = result.converged.shape
         flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
         status, steps, residual, bound = flat_facts
         return Found(flat(result.x), status, steps, residual, torch.full_like(residual, torch.nan), bound)
+
+    @property
+    def inverse_is_earlier(self) -> bool:
+        return False
 
     @property
     def near_identity(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.condition import Flat, Kind
+from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.problems.bounds import Bounded, Output, WithLimits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
@@ -28,7 +28,7 @@ class Minimum(Kind):
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         objective = Linearisation(f, (z,))
-        return objective.gradient(torch.ones_like(objective.value))
+        return defined(objective.gradient(torch.ones_like(objective.value)), objective.value)
 
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         raise TypeError(

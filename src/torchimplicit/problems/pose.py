@@ -20,7 +20,8 @@ from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.loop import Watch
 from torchimplicit.solvers.search import Iterate
 from torchimplicit.state import HALF, Layout, describe
-from torchimplicit.stopping import OnFailure, Tolerance, check_policy, check_steps
+from torchimplicit.stopping import OnFailure, check_policy, check_steps
+from torchimplicit.tolerance import Tolerance
 
 EXACT = Implicit()
 
@@ -77,7 +78,7 @@ def pose_and_solve(
         layout,
         output,
         Iterate(method, trace, None if callback is None else _watch(callback, layout)),
-        Tolerance.of(rtol, atol, layout.tolerance_dtype),
+        Tolerance.of(rtol, atol, layout.tolerance_dtype).of_leaves(layout.widths),
         method.max_steps if max_steps is None else max_steps,
         on_failure,
         has_aux,

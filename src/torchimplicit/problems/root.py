@@ -17,7 +17,7 @@ from torchimplicit.stopping import OnFailure
 
 
 class Root(Kind):
-    """The condition is g itself; its size is judged against that at the start."""
+    """The condition is g itself."""
 
     name = "root"
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from torchimplicit.linear import QR
 from torchimplicit.linear.operators import Dense
-from torchimplicit.linear.triangular import apply, solve_triangle
+from torchimplicit.linear.triangular import apply
 from torchimplicit.parameters import check_positive
-from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
 from torchimplicit.transforms import finished
 
 
@@ -94,9 +94,9 @@ class Dogleg:
         """Half of the sum of squares at z, (B,)."""
         return state.tangent.norm.square() / 2
 
-    def scale(self, equations: Equations, start: Tensor) -> Tensor:
-        """What the tolerance is relative to: 1 for the imbalance of a fit."""
-        return torch.ones_like(start) if equations.kind.sums_squares else start
+    def estimate(self, z: Tensor, r: Tensor, state: DoglegState) -> Estimate:
+        """The step to the minimum of the model at z."""
+        return estimate(state.tangent)
 
     def inverse(self, state: DoglegState) -> tuple[Tensor, ...]:
         """The tensors of the factors of J at the root, to serve (transposed) in the backward."""
@@ -110,7 +110,7 @@ class Dogleg:
 
 def _dogleg(tangent: Tangent, scale: Tensor, radius: Tensor) -> Tensor:
     """The step a · (scaled gradient) + b · (Newton's step). The recorded gradient takes a and b as given."""
-    newton = -solve_triangle(tangent.R, tangent.c)
+    newton = -tangent.newton
     usable = newton.detach().isfinite().all(-1, keepdim=True)
     newton = torch.where(usable, newton, 0)
     gradient = tangent.gradient / scale

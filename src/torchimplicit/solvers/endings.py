@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU, Cholesky
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.stopping import Status, measured, rms
 from torchimplicit.transforms import finished
 
@@ -18,31 +20,27 @@ DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the bat
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
 
-def rounded(equations: Equations, z: Tensor, r: Tensor) -> Tensor:
-    """Systems (B,) whose residual r is no larger than what a change of z by eps^(3/4) (1 + |z|) in a generic direction makes of it.
-
-    That is what a small residual that has stopped to fall says nothing about: how large g is. A residual of 1e-7 is rounding error
-    where g(z) = z − 1, and where g(z) = 1e-7 (z − 1) as large as at the start.
+def gain(
+    solver: Solver, equations: Equations, estimate: Callable[..., Estimate | None], z: Tensor, correction: Tensor
+) -> Tensor:
+    """How much larger than the correction the error of z is, (B,), where corrections are so small that rounding is all that they
+    differ by from one step to the next: seen from the correction at a point beside z, at a distance of √eps in a generic direction.
     """
-    step = torch.finfo(z.dtype).eps ** 0.75 * (1 + z.abs()) * unpatterned(z)
-    with torch.no_grad():
-        beside = equations.attempt(equations.residual, z + step)
-    if beside is None:
-        return torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    norm, unit = measured(r)
-    return norm <= rms(beside - r, unit)
+    unit = torch.where((size := rms(z)) > 0, size, 1).unsqueeze(-1)
+    d = torch.finfo(z.dtype).eps ** 0.5 * unit * unpatterned(z)
+    beside = equations.attempt(solver.init, equations, z + d)
+    found = None if beside is None else estimate(z + d, *beside)
+    if found is None:
+        return torch.ones_like(size)
+    change = rms(found.correction - correction)
+    return torch.where(change > 0, rms(d) / change, torch.inf).nan_to_num(nan=torch.inf).clamp(min=1)
 
 
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
     """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
     with torch.no_grad():
-        if hasattr(solver, "scale") and equations.kind.sums_squares:
-            # What it judges has no unit: noise may leave it at 1.
-            before, after = equations.squares(z), equations.squares(z)
-            change, size = rms(after - before), rms(before) + rms(after)
-        else:
-            r = solver.init(equations, z)[0]
-            change, size = (measured(r)[0] - norm).abs(), norm + measured(z)[0]
+        r = solver.init(equations, z)[0]
+        change, size = (measured(r) - norm).abs(), norm + measured(z)
     differs = change > torch.finfo(norm.dtype).eps ** 0.5 * size
     return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
 

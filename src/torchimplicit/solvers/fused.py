@@ -93,7 +93,7 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
 
 def _method(solver: Solver, equations: Equations) -> _Roots | _Minima | None:
     kind = equations.kind
-    if kind.relative_to_z or kind.bounded:
+    if kind.near_identity or kind.bounded:
         return None
     if isinstance(solver, Newton) and solver.every == 1 and solver.line_search is None and not kind.minimised:
         return _Roots(solver)

@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.triangular import solve_triangle
-from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
 from torchimplicit.transforms import finished
 
 
@@ -64,14 +63,12 @@ class GaussNewton:
         """Half of the sum of squares at z, (B,)."""
         return state.tangent.norm.square() / 2
 
-    def scale(self, equations: Equations, start: Tensor) -> Tensor:
-        """What the tolerance is relative to: 1 for the imbalance of a fit."""
-        return torch.ones_like(start) if equations.kind.sums_squares else start
+    def estimate(self, z: Tensor, r: Tensor, state: GaussNewtonState) -> Estimate:
+        """The step to the minimum of the model at z."""
+        return estimate(state.tangent)
 
 
 def _direction(tangent: Tangent) -> Tensor:
-    R, c, columns = tangent.R, tangent.c, tangent.columns
-    regular = tangent.regular
-    R = torch.where(regular[:, None, None], R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
+    columns, regular = tangent.columns, tangent.regular
     downhill = -tangent.gradient / torch.where(columns > 0, columns, 1).square()
-    return torch.where(regular.unsqueeze(-1), -solve_triangle(R, c), downhill)
+    return torch.where(regular.unsqueeze(-1), -torch.where(regular.unsqueeze(-1), tangent.newton, 0), downhill)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
-from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
 from torchimplicit.transforms import finished, inside_functorch
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
@@ -106,9 +106,9 @@ class LevenbergMarquardt:
         """Half of the sum of squares at z, (B,)."""
         return state.tangent.norm.square() / 2
 
-    def scale(self, equations: Equations, start: Tensor) -> Tensor:
-        """What the tolerance is relative to: 1 for the imbalance of a fit."""
-        return torch.ones_like(start) if equations.kind.sums_squares else start
+    def estimate(self, z: Tensor, r: Tensor, state: LevenbergMarquardtState) -> Estimate:
+        """The step to the minimum of the model at z."""
+        return estimate(state.tangent)
 
     def _bend(
         self, equations: Equations, z: Tensor, p: Tensor, state: LevenbergMarquardtState, damping: Tensor
@@ -147,14 +147,14 @@ def _stacked(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> tuple[Tens
 
 def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
     """λ with ‖D p(λ)‖ = Δ up to a tenth, (B,), or 0 where ‖D p(0)‖ ≤ 1.1 Δ."""
-    undamped = torch.linalg.vector_norm(scale * solve_triangle(tangent.R, tangent.c), dim=-1)
+    undamped = torch.linalg.vector_norm(scale * tangent.newton, dim=-1)
     outside = ~(tangent.regular & (undamped <= 1.1 * radius))
     if finished(~outside):
         return torch.zeros_like(radius)
     if inside_functorch():
         return torch.where(outside, _secular(tangent, scale, radius, last), 0)
     rows = outside.nonzero().flatten()
-    found = _secular(Tangent(*(part[rows] for part in tangent[:7])), scale[rows], radius[rows], last[rows])
+    found = _secular(Tangent(*(part[rows] for part in tangent[:8])), scale[rows], radius[rows], last[rows])
     return torch.zeros_like(radius).index_copy(0, rows, found.to(radius.dtype))
 
 

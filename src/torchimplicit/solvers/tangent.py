@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.triangular import apply, full_rank, triangularise
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
@@ -21,6 +21,7 @@ class Tangent(NamedTuple):
 
     R, c : of the QR factorisation of J: its triangle, (B, n, n), and Qᵀr, (B, n).
     gradient : Jᵀr, (B, n).
+    newton : R⁻¹c, (B, n): the step to the minimum of the model is −newton, where J has full rank.
     norm : ‖r(z)‖, (B,), without a gradient, and so
     columns : the norms of the columns of J, (B, n);
     terms : Σᵢ |Jᵢⱼ rᵢ|, what the gradient would be if nothing in its sums cancelled, (B, n);
@@ -31,6 +32,7 @@ class Tangent(NamedTuple):
     R: Tensor
     c: Tensor
     gradient: Tensor
+    newton: Tensor
     norm: Tensor
     columns: Tensor
     terms: Tensor
@@ -48,7 +50,9 @@ class Tangent(NamedTuple):
         with torch.no_grad():
             terms = apply(jacobian.mT.abs(), value.abs())
             doubt = torch.finfo(z.dtype).eps * apply((R.mT @ R).abs(), z.abs())
-        return Tangent(R, c, gradient, norm, columns, terms, doubt, *((value, jacobian) if keep else ()))
+        return Tangent(
+            R, c, gradient, solve_triangle(R, c), norm, columns, terms, doubt, *((value, jacobian) if keep else ())
+        )
 
     @property
     def regular(self) -> Tensor:
@@ -67,22 +71,13 @@ class Tangent(NamedTuple):
 
 
 def condition(equations: Equations, tangent: Tangent, value: Tensor) -> Tensor:
-    """What vanishes at the solution, (B, n): r itself, ``value``, for a root, the imbalance of the gradient for a fit."""
-    if not equations.kind.sums_squares:
-        return value
-    return imbalance(tangent)
+    """What vanishes at the solution, (B, n): r itself, ``value``, for a root, Jᵀr for a fit."""
+    return tangent.gradient if equations.kind.sums_squares else value
 
 
-def imbalance(tangent: Tangent) -> Tensor:
-    """What vanishes at a fit, (B, n): the part of each sum gⱼ = Σᵢ Jᵢⱼ rᵢ that its terms leave when they cancel, gⱼ / Σᵢ |Jᵢⱼ rᵢ|.
-
-    Neither the units of r nor those of z matter. It is never less than gⱼ / (‖Jⱼ‖ ‖r‖), the cosine of the angle between the residual
-    and a column of J, in which one huge residual hides all others, though that column may (nearly) vanish in its row. What
-    rounding the unknowns alone may bring about is taken off gⱼ first, so that a residual that is nothing but rounding has
-    converged.
-    """
-    left = (tangent.gradient.abs() - tangent.doubt).clamp(min=0)
-    return tangent.gradient.sign() * left / torch.where(tangent.terms == 0, 1, tangent.terms)
+def estimate(tangent: Tangent) -> Estimate:
+    """The step to the minimum of the model, which is Newton's for a root; infinite where J has not full rank."""
+    return Estimate(torch.where(tangent.regular.unsqueeze(-1), tangent.newton, torch.inf), 0.0)
 
 
 def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tuple[Tangent, Tensor]:
