@@ -57,6 +57,7 @@ class Broyden:
     linear_solver: DirectSolver = PLAIN_LU
     patience: int = 60
     max_steps: ClassVar[int] = 300
+    inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("Broyden: memory", self.memory)
