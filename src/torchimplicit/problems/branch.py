@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchimplicit.problems.curve import CORRECTIONS, Curve, Point
+from torchimplicit.problems.curve import CORRECTIONS, Corrected, Curve, Point
 from torchimplicit.problems.root import root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov
@@ -20,6 +20,7 @@ from torchimplicit.stopping import Status
 
 FIRST_STEP = 0.05
 LONGEST = 0.1  # change of s in a step, as a part of the way: what happens within less may be passed unseen
+WIDEST = 0.5  # length of a step, in the largest z so far
 BROKEN = 2.0  # the strain of a step that is refused
 
 
@@ -68,12 +69,13 @@ def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
     curve = curve.with_units(2 * FIRST_STEP * here.tangent / here.tangent[-1])
     here = here._replace(tangent=curve.unit(here.tangent))
     shortest = torch.finfo(y.dtype).eps ** 0.5 / 16
-    h, turning, crossed = FIRST_STEP, torch.zeros_like(y), False
+    h, turning, crossed = FIRST_STEP / float(here.tangent[-1]), torch.zeros_like(y), False
     while len(path.points) < max_points:
-        h = min(h, LONGEST / max(abs(float(here.tangent[-1])), 1e-9))
+        h = min(h, WIDEST, LONGEST / max(abs(float(here.tangent[-1])), shortest))
         there, strain = curve.step(here, h, here.y + h * here.tangent + h**2 / 2 * turning)
-        if not strain <= BROKEN or there.sign != here.sign:
-            crossed = crossed or strain <= BROKEN
+        passed = _passed(curve, here, there, folds - len(path.folds)) if strain <= BROKEN else None
+        if passed is None or there.sign != here.sign:
+            crossed = crossed or passed is not None
             h = h / 2
             if h >= shortest:
                 continue
@@ -81,8 +83,13 @@ def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
             if leap is None:
                 return path.failed("steps became too short")
             there, h = leap
+            passed = Passed([])
             path.crossings.append(curve.s(here.y))
-        if _passes(curve, here, there, path, folds):
+        import os
+        if os.environ.get('VERB')=='1': print(len(path.points), h, float(here.y[-1]), float(here.y[0]), strain)
+        path.folds += map(curve.s, passed.folds)
+        path.end = passed.end
+        if path.end is not None:
             return path
         turning, crossed = (there.tangent - here.tangent) / h, False
         h = h / min(max(strain, 0.5), 2.0)
@@ -104,26 +111,39 @@ def _across(curve: Curve, here: Point, shortest: float) -> tuple[Point, float] |
     return None
 
 
-def _passes(curve: Curve, here: Point, there: Point, path: Path, folds: int) -> bool:
-    """Whether s1 lies between two points. Folds on the way, and where to start at s1, are noted."""
+class Passed(NamedTuple):
+    """The folds on the way from one point to the next, and the point at s1, if the way goes there."""
 
-    def at(part: float) -> tuple[Tensor, Tensor]:
-        return curve.between(here, there, part)
-
-    stops = [(0.0, here.y), (1.0, there.y)]
-    if float(here.tangent[-1] * there.tangent[-1]) < 0:
-        part = _part(lambda part: at(part)[1][-1], 0.0, 1.0, here.y)
-        stops.insert(1, (part, at(part)[0]))
-    for i, ((a, one), (b, other)) in enumerate(pairwise(stops)):
-        if i > 0:
-            path.folds.append(curve.s(one))
-        if len(path.folds) >= folds and float((one[-1] - 1) * (other[-1] - 1)) <= 0:
-            path.end = at(_part(lambda part: at(part)[0][-1] - 1, a, b, here.y))[0]
-            return True
-    return False
+    folds: list[Tensor]
+    end: Tensor | None = None
 
 
-def _part(of: Callable[[float], Tensor], a: float, b: float, like: Tensor) -> float:
-    """Where between a and b a function changes its sign."""
-    middle = like.new_tensor((a + b) / 2)
-    return float(root(lambda x: of(float(x)), middle, solver=Chandrupatla(a, b), on_failure="ignore").value)
+def _passed(curve: Curve, a: Point, b: Point, folds: int) -> Passed | None:
+    """What lies between two points; s1 counts after so many folds. None where something should lie there, and no point does: then
+    the two belong to different branches."""
+    marks = [(0.0, a.y), (1.0, b.y)]
+    slopes = [float(point.tangent[-1]) for point in (a, b)]
+    if slopes[0] * slopes[1] < 0:
+        part, fold = _zero(curve, a, b, 0.0, 1.0, lambda found: found.tangent[-1])
+        if fold is None or not abs(float(fold.tangent[-1])) < 0.1 * max(map(abs, slopes)):
+            return None
+        marks.insert(1, (part, fold.y))
+    for passed, ((start, one), (stop, other)) in enumerate(pairwise(marks)):
+        if passed >= folds and float((one[-1] - 1) * (other[-1] - 1)) <= 0:
+            _, end = _zero(curve, a, b, start, stop, lambda found: found.y[-1] - 1)
+            return None if end is None else Passed([y for _, y in marks[1 : 1 + passed]], end.y)
+    return Passed([y for _, y in marks[1:-1]])
+
+
+def _zero(
+    curve: Curve, a: Point, b: Point, start: float, stop: float, of: Callable[[Corrected], Tensor]
+) -> tuple[float, Corrected | None]:
+    """The part of the way from one point to another at which something changes its sign, and the point there."""
+
+    def at(part: Tensor) -> Tensor:
+        found = curve.between(a, b, float(part))
+        return torch.full_like(part, torch.nan) if found is None else of(found)
+
+    middle = a.y.new_tensor((start + stop) / 2)
+    part = float(root(at, middle, solver=Chandrupatla(start, stop), on_failure="ignore").value)
+    return part, curve.between(a, b, part)

@@ -125,7 +125,8 @@ class Curve:
             sizes.append(size)
             if not falls or size * factor <= enough:
                 # Of a correction that is next to nothing the second is rounding, and says nothing of the equations.
-                contraction = sizes[1] / max(sizes[0], 0.01 * DISTANCE * near) if len(sizes) > 1 else 0.0
+                little = max(0.01 * DISTANCE * near, 32 * torch.finfo(y.dtype).eps * self.length(y))
+                contraction = sizes[1] / max(sizes[0], little) if len(sizes) > 1 else 0.0
                 return Corrected(y, self.unit(tangent), sizes[0], contraction, inverse)
         return None
 
@@ -156,6 +157,8 @@ class Curve:
         found = self.corrected(predicted, a.tangent, h)
         if found is None:
             return a, math.inf
+        import os
+        if os.environ.get('VERB')=='2': print('  ',h, self.angle(a.tangent, found.tangent) / ANGLE,             found.distance / (DISTANCE * h),             math.sqrt(found.contraction / CONTRACTION),            math.sqrt(self.angle(found.y - a.y, a.tangent + found.tangent) / BEND))
         strain = max(
             self.angle(a.tangent, found.tangent) / ANGLE,
             found.distance / (DISTANCE * h),
@@ -164,14 +167,12 @@ class Curve:
         )
         return Point(found.y, found.tangent, *_oriented(found.inverse, found.y, a)), strain
 
-    def between(self, a: Point, b: Point, part: float) -> tuple[Tensor, Tensor]:
-        """A point on the way from one to another that is a step away, and a tangent: of the curve, near the cubic through both,
-        or of that cubic's chord where none is found."""
+    def between(self, a: Point, b: Point, part: float) -> Corrected | None:
+        """The point of the curve near the cubic through two points, that is part of the way from one to the other."""
         chord = b.y - a.y
         h, rest = self.length(chord), 1 - part
         start = a.y + part**2 * (3 - 2 * part) * chord + h * part * rest * (rest * a.tangent - part * b.tangent)
-        found = self.corrected(start, chord / h, h)
-        return (start, chord) if found is None else (found.y, found.tangent)
+        return self.corrected(start, chord / h, h)
 
 
 def _oriented(inverse: LUFactors | AutoState, y: Tensor, last: Point | None) -> tuple[float, tuple[Tensor, Tensor] | None]:
