@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.stopping import rms
-
 Flat = Callable[[Tensor], Tensor]
 
 
 class Kind:
-    """What of the user's function f(z) must vanish, and the scale in which "vanishes" is judged; here f itself.
+    """What of the user's function f(z) must vanish; here f itself.
 
     name : what is sought, as errors call it.
     symmetric : whether the condition's Jacobian is symmetric.
@@ -27,7 +25,7 @@ class Kind:
     sums_squares : whether the user's function gives the numbers whose squares are summed.
     bounded : whether the unknowns have bounds.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
-    relative_to_z : whether a residual is small beside z; otherwise beside that at the start.
+    linear : whether it is linear in z: its Jacobian is the same everywhere, and its tolerance is on the residual.
     """
 
     name: str
@@ -36,7 +34,7 @@ class Kind:
     sums_squares: bool = False
     bounded: bool = False
     near_identity: bool = False
-    relative_to_z: bool = False
+    linear: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
         """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
@@ -58,9 +56,12 @@ class Kind:
         """What is smallest at the solution, (B,)."""
         return self.squares(f, z).square().sum(-1) / 2
 
-    def scale(self, z: Tensor, start: Tensor, unit: Tensor | None = None) -> Tensor:
-        """(B,): what rtol is relative to, the norm of the residual at the start or that of z."""
-        return rms(z, unit) if self.relative_to_z else start
+
+def defined(gradient: Tensor, objective: Tensor) -> Tensor:
+    """The gradient (B, n), NaN where the objective, (B,) or (B, m), is not finite: there its gradient, 0 or not, says nothing."""
+    value = objective.detach()
+    undefined = value - value
+    return gradient + (undefined if value.ndim == 2 else undefined.unsqueeze(-1)).sum(-1, keepdim=True)
 
 
 class Vmap(NamedTuple):

@@ -68,10 +68,16 @@ class System(Protocol):
         ...
 
     def linear(
-        self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
+        self,
+        transpose: bool,
+        z: Tensor,
+        status: Tensor,
+        inverse: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[int] = (),
     ) -> tuple[LinearSystem, list[Tensor]]:
         """The linear system in this system's operator at its solution, or in the transpose, and the tensors that it takes
-        after its right-hand side."""
+        after its right-hand side. ``wanted``: those of ``tensors`` whose gradients its solution is for."""
         ...
 
 
@@ -158,18 +164,16 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
             tensors = replace_what_failed(system.condition, z, status, tensors)
         if linearised is None:  # one evaluation of g serves the solve and the last product
             some = [tensors[i] for i in which]
-            linearised = Linearisation(
-                lambda z, *some: _in_some(system.condition, z, tensors, which)(*some), (z, *some)
-            )
+            linearised = Linearisation(lambda z, *some: in_some(system.condition, z, tensors, which)(*some), (z, *some))
             which = list(range(len(some)))
-        adjoint, at = system.linear(True, z, status, inverse, tensors)
+        adjoint, at = system.linear(True, z, status, inverse, tensors, [i - 2 for i in wanted])
         with full_precision(z.device.type):
             return tuple(adjoint.pulled_back((v, *at), linearised, which))
     z = replace_failed(z, status)
     some = [tensors[i] for i in which]
-    adjoint, at = system.linear(True, z, status, inverse, tensors)
+    adjoint, at = system.linear(True, z, status, inverse, tensors, which)
     u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
-    return Linearisation(_in_some(system.condition, z, tensors, which), some).pull(-u)
+    return Linearisation(in_some(system.condition, z, tensors, which), some).pull(-u)
 
 
 def _pushforward(ctx: Any, saved: list[Tensor], dx: Sequence[Tensor | None]) -> Tensor:
@@ -181,7 +185,7 @@ def _pushforward(ctx: Any, saved: list[Tensor], dx: Sequence[Tensor | None]) -> 
     moving = [i for i, t in enumerate(dx) if t is not None]
     if not moving:  # z* does not move with z0
         return torch.zeros_like(z)
-    g = _in_some(system.condition, z, tensors, moving)
+    g = in_some(system.condition, z, tensors, moving)
     rhs = -Linearisation(g, [tensors[i] for i in moving]).push([dx[i] for i in moving])
     tangent, at = system.linear(False, z, status, inverse, tensors)
     return solve_system(tangent, torch.zeros_like(z), (rhs, *at))[0]
@@ -195,7 +199,7 @@ def _primal(tensor: Tensor) -> Tensor:
     return primal
 
 
-def _in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: Sequence[int]) -> Callable[..., Tensor]:
+def in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: Sequence[int]) -> Callable[..., Tensor]:
     """The condition at fixed z as a function of some of its tensors."""
 
     def g(*some: Tensor) -> Tensor:
@@ -228,7 +232,11 @@ def over_batched_cotangents(
         present.extend(i for i, grad in enumerate(grads) if grad is not None)
         return tuple(grad for grad in grads if grad is not None)
 
-    batch = torch.vmap(found)(torch._remove_batch_dim(v, level, 0, 0))
+    # The condition is the same for all cotangents, and so are random numbers that it draws; that other kind forbids any.
+    vmap_mode: Any = torch._C._parse_dispatch_key("VmapMode")
+    allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(vmap_mode))
+    with allowed:
+        batch = torch.vmap(found, randomness="same")(torch._remove_batch_dim(v, level, 0, 0))
     grads: list[Tensor | None] = [None] * count
     for i, grad in zip(present, batch, strict=True):
         grads[i] = torch._add_batch_dim(grad, 0, level)

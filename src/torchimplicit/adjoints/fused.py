@@ -5,15 +5,18 @@ For ``compile=True``, where the steps were kernels too and have left the factors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import suspicious
+from torchimplicit.adjoints.solving import LinearSettings
+from torchimplicit.adjoints.well_posed import CHANGE, DOUBTFUL, FAR, ByFactors
 from torchimplicit.graphs import FlatGraph
+from torchimplicit.linear.auto import Division
+from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.lu import LUFactors
 from torchimplicit.linear.small_lu import solve_transposed, worthwhile
 from torchimplicit.products import Linearisation
@@ -24,14 +27,11 @@ from torchimplicit.solution import Facts
 class FusedPullback:
     """−uᵀ ∂g/∂x with (∂g/∂z)ᵀ u = v, for the tensors x of a graph.
 
-    inverse : rebuilds the approximate inverse of ∂g/∂z from its tensors.
-    rtol, atol : of the linear solve.
+    settings : of the linear solve.
     """
 
     graph: FlatGraph
-    inverse: Callable[[Sequence[Tensor]], Any]
-    rtol: float
-    atol: float
+    settings: LinearSettings
 
     def __call__(
         self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
@@ -43,15 +43,15 @@ class FusedPullback:
         def pulled(*all: Tensor) -> tuple[Tensor | None, ...]:
             return self._pulled(all[: len(leading)], all[len(leading) :], which)
 
-        kernel = self.graph.kernel(("pullback", tuple(which), self.rtol, self.atol), pulled, leading)
+        kernel = self.graph.kernel(("pullback", tuple(which), self.settings.rtol, self.settings.atol), pulled, leading)
         if kernel is None:
             return None
-        residual, failed, *grads = kernel(*leading, *(tensor.detach() for tensor in tensors))
+        residual, error, failed, *grads = kernel(*leading, *(tensor.detach() for tensor in tensors))
         if failed:
             return None
         status = torch.zeros_like(residual, dtype=torch.int64)
         one = torch.ones((), dtype=torch.int64, device=z.device)
-        return grads, Facts(status, torch.ones_like(status), residual, torch.full_like(residual, torch.nan), one, one)
+        return grads, Facts(status, torch.ones_like(status), residual, error, one + 1, one + 1)
 
     def _pulled(
         self, leading: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
@@ -64,17 +64,27 @@ class FusedPullback:
                 full[i] = t
             return self.graph.kind.residual(self.graph.at(full), z)
 
-        g = Linearisation(condition, (z, *(tensors[i] for i in which)))
+        some = [tensors[i] for i in which]
+        g = Linearisation(condition, (z, *some))
+        factors: Any
         if z.shape[-1] == 1:
             (slope,) = g.restricted([0]).pull(torch.ones_like(v))
-            u = v / (torch.zeros_like(v) if slope is None else slope)
-            doubtful = suspicious(g.value, z, v, u)
+            factors = Division(torch.zeros_like(v) if slope is None else slope)
+            u, doubtful = factors.solve(v), False
         else:
-            factors = self.inverse(inverse)
+            factors = self.settings.inverse(inverse)
             small = isinstance(factors, LUFactors) and len(inverse) == LUFactors.own and worthwhile(v)
             u = solve_transposed(*inverse, v) if small else factors.solve(v, adjoint=True)
-            doubtful = suspicious(g.value, z, v, u) | factors.suspicious
+            doubtful = factors.suspicious
         ours, *grads = g.pull(-u)
         residual = torch.linalg.vector_norm(v if ours is None else v + ours, dim=-1)
-        bound = self.atol + self.rtol * torch.linalg.vector_norm(v, dim=-1)
-        return (residual, (doubtful | ~(residual <= bound)).any(), *grads)
+        bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(v, dim=-1)
+        failed = doubtful | ~(residual <= bound)
+        # A kernel takes its look always: without a decision it is one.
+        estimate = ByFactors(factors, u, adjoint=True)
+        w = estimate.step(g.value)
+        excess = (w.abs() / self.settings.allowed(z)).amax(-1)
+        beside = Linearisation(condition, (z - w, *some)).restricted([0]).pull(u)[0]
+        regular = (excess <= FAR) & (estimate.movement(-v if beside is None else beside - v) <= CHANGE)
+        failed = (failed | ~((excess <= DOUBTFUL) | regular)).any()
+        return residual, error_of(u, v, residual), failed, *grads

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchimplicit.adjoints.function import facts_of, solve_system
 from torchimplicit.adjoints.fused import FusedPullback
-from torchimplicit.adjoints.systems import ConditionSystem, LinearSettings, Solved
+from torchimplicit.adjoints.solving import LinearSettings
+from torchimplicit.adjoints.systems import ConditionSystem, Solved
 from torchimplicit.condition import Condition
 from torchimplicit.problem import Problem, detached
 from torchimplicit.products import Linearisation
@@ -19,7 +20,8 @@ from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.search import Inside
-from torchimplicit.stopping import Tolerance, check_steps
+from torchimplicit.stopping import check_steps
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_transform
 
 ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
@@ -67,8 +69,7 @@ class Implicit:
             condition = Condition(graph.function, problem.kind)
             system = self._system(problem, condition, _Solved(z, facts, inverse))
             if self.linear_solver is None:
-                fused = FusedPullback(graph, problem.search.from_tensors, system.settings.rtol, system.settings.atol)
-                system = replace(system, fused=fused)
+                system = replace(system, fused=FusedPullback(graph, system.settings))
             z = solve_system(system, z, graph.tensors)[0]
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
         captured, condition, out, linearised = problem.capture(z)
@@ -115,6 +116,8 @@ class Implicit:
             problem.on_failure,
             problem.search.from_tensors,
             problem.kind.near_identity or problem.search.near_identity,
+            problem.tolerance,
+            problem.layout.widths,
         )
         return ConditionSystem(
             condition, find, settings, problem.layout.batch_shape, problem.record, linearised=linearised

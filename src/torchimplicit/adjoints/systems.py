@@ -4,57 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.fused import FusedPullback
-from torchimplicit.adjoints.well_posed import SUSPECT, at_a_multiple_root, suspicious
+from torchimplicit.adjoints.gauge import solve_singular, unseen
+from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings
+from torchimplicit.adjoints.well_posed import DOUBTFUL, SLOW, Look, doubtful, largest, look
 from torchimplicit.condition import Condition, Kind
-from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
-from torchimplicit.linear.auto import Division, better_of
+from torchimplicit.linear import LU, Auto, LinearResult
+from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.rounding import solved_to_rounding
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record, SolveInfo
-from torchimplicit.solvers.equations import Equations
-from torchimplicit.stopping import OnFailure, Status, linear_status, report
-from torchimplicit.transforms import finished, occurs
+from torchimplicit.stopping import Status, linear_status, named, report, tell
+from torchimplicit.transforms import occurs
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
 TINY = 64  # entries of all Jacobians of the batch, up to which they cost hardly more than one product and are made anew
-REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
-KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
-AMPLIFIED = 100  # ‖J‖ ‖w‖ / ‖b‖ from which a Jacobian that has moved may be on its way to a singular one
 
 
 class Derivative(Kind):
     """The condition of a derivative: A w − b."""
 
-    name = "derivative (the solution of its linear system)"
-
-
-@dataclass(frozen=True)
-class LinearSettings:
-    """How the linear systems of a derivative are solved, and what is done when that fails.
-
-    forgiving : whether a system that only rounding keeps from its tolerance counts as solved.
-    inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
-    near_identity : whether ∂g/∂z may be the identity less a contraction.
-    """
-
-    solver: Any
-    rtol: float
-    atol: float
-    max_steps: int | None
-    forgiving: bool
-    on_failure: OnFailure
-    inverse: Callable[[Sequence[Tensor]], Any]
-    near_identity: bool
+    name = "derivative"
 
 
 @dataclass(frozen=True)
@@ -96,16 +76,27 @@ class ConditionSystem:
         return larger, z0.flatten(0, 1), list(tensors)
 
     def linear(
-        self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
+        self,
+        transpose: bool,
+        z: Tensor,
+        status: Tensor,
+        inverse: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[int] = (),
     ) -> tuple[JacobianSystem, list[Tensor]]:
         record = self.record if transpose else None
-        system = JacobianSystem(self.condition, transpose, len(inverse), self.settings, self.batch_shape, record)
+        system = JacobianSystem(
+            self.condition, transpose, len(inverse), self.settings, self.batch_shape, record, tuple(wanted)
+        )
         return system, [z, status, *inverse, *tensors]
 
 
 @dataclass(frozen=True)
 class JacobianSystem:
-    """A w = b with A = ∂g/∂z at z*, or its transpose. Its tensors are (b, z*, status of z*, *inverse, *tensors of g)."""
+    """A w = b with A = ∂g/∂z at z*, or its transpose. Its tensors are (b, z*, status of z*, *inverse, *tensors of g).
+
+    wanted : the tensors of g whose gradient −wᵀ ∂g/∂x is asked for, where that is known.
+    """
 
     own_operator: ClassVar[bool] = False  # but that of the system that it was made for
     linearised: ClassVar[None] = None
@@ -115,6 +106,7 @@ class JacobianSystem:
     settings: LinearSettings
     batch_shape: torch.Size
     record: Record | None = None
+    wanted: tuple[int, ...] = ()
 
     @property
     def condition(self) -> Condition:
@@ -152,10 +144,16 @@ class JacobianSystem:
         """Never at once."""
 
     def linear(
-        self, transpose: bool, z: Tensor, status: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor]
+        self,
+        transpose: bool,
+        z: Tensor,
+        status: Tensor,
+        inverse: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[int] = (),
     ) -> tuple[JacobianSystem, list[Tensor]]:
         """The same operator again: this system's own solution plays no part in it."""
-        return replace(self, transpose=self.transpose != transpose, record=None), list(tensors[1:])
+        return replace(self, transpose=self.transpose != transpose, record=None, wanted=()), list(tensors[1:])
 
     def solve(self, w0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         w, facts = self.solve_linearised(tensors, None)
@@ -187,24 +185,24 @@ class JacobianSystem:
         product, *grads = linearised.restricted([0, *(1 + i for i in which)]).pull(-w)
         if product is None:
             return None
-        norms = torch.linalg.vector_norm(torch.stack((b + product, b, w, operator.value, z)), dim=-1).tolist()
-        pivots = factors.pivots().abs().tolist()
-        finfo = torch.finfo(z.dtype)
-        for residual, size_b, size_w, size_g, size_z in zip(*norms, strict=True):
+        norms = torch.linalg.vector_norm(torch.stack((b + product, b, w)), dim=-1)
+        pivots, finfo = factors.pivots().abs().tolist(), torch.finfo(z.dtype)
+        for residual, size_b, size_w in norms.mT.tolist():
             solved = residual <= self.settings.atol + self.settings.rtol * size_b
-            if not (
-                solved and finfo.tiny**0.25 < size_b < finfo.max**0.25 and size_w * size_g <= SUSPECT * size_z * size_b
-            ):
+            if not (solved and finfo.tiny**0.25 < size_b < finfo.max**0.25 and size_w < torch.inf):
                 return None
         if not all(min(row) > finfo.eps**0.5 * max(row) for row in pivots):
             return None
+        contracts = self.settings.near_identity and bool((largest(w) <= SLOW * largest(b)).all())
+        if not self.base.kind.linear and not contracts:
+            correction = factors.solve(operator.value).abs() / self.settings.allowed(z)
+            if occurs(~(correction <= DOUBTFUL)):
+                return None
 
         def facts(products: int = operator.products + 1) -> Facts:
-            status = torch.zeros(len(norms[0]), dtype=torch.int64, device=device)
-            residual = torch.tensor(norms[0], dtype=dtype, device=device)
-            return Facts.counted(status, status + 1, residual, torch.full_like(residual, torch.nan), 0, products)
+            status = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+            return Facts.counted(status, status + 1, norms[0], error_of(w, b, norms[0]), 0, products)
 
-        dtype, device = b.dtype, b.device
         self._note(facts)
         return grads
 
@@ -223,155 +221,93 @@ class JacobianSystem:
         refused = unusable & (b != 0).any(-1) if occurs(unusable) else None
         if refused is not None:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
-        solver = _Solver(self.settings, operator, self._inverse(rest[: self.inverses], len(b)))
-        result = solver.solve(b, self.transpose)
-        if self.settings.forgiving and operator.shape[-1] <= Auto.dense_limit and occurs(~result.converged):
-            A = operator.to_dense()
-            rounded = solved_to_rounding(A.mT if self.transpose else A, b, result.x)
-            result = result._replace(converged=result.converged | rounded)
-        doubtful = suspicious(operator.value, z, b, result.x)
-        moved = solver.moved(b, result.x)
-        doubtful = doubtful if moved is None else doubtful | moved
+        solver = LinearisedSolver(self.settings, operator, self._inverse(rest), b, self.transpose)
+        result = solver.solve()
         singular = solver.singular()
-        evaluations = 1
-        if occurs(doubtful) and occurs(suspects := doubtful & (forward == Status.CONVERGED)):
-            looked = Equations(self.base.at(rest[self.inverses :]), self.base.kind)
-            found = at_a_multiple_root(looked.jacobian, operator, z, suspects)
-            singular = found if singular is None else singular | found
-            evaluations += looked.evaluations
-            operator.count(looked.products)
-        bad = ~result.converged
-        bad = bad if singular is None else bad | singular
-        bad = bad if refused is None else bad | refused
+        if singular is not None and occurs(singular):
+            result, singular = self._beside_a_gauge(operator, result, singular & (b != 0).any(-1), (b, z, *rest))
+        found, evaluations = None, 1
+        if not (self.base.kind.linear or solver.truncated):
+            bound = self.settings.allowed(z)
+            rows = doubtful(operator.value, b, result.x, bound, self.settings.near_identity)
+            rows = rows & result.converged & (forward == Status.CONVERGED)
+            rows = rows if singular is None else rows & ~singular
+            estimate = solver.estimate(result.x) if occurs(rows) else None
+            if estimate is not None:
+                step = self.settings.rounding(z)
+                found = look(g, operator, estimate, (z, b, result.x), self.transpose, bound, step, rows)
+                evaluations = 2
+        causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
+        causes += [] if singular is None else [(singular, Status.SINGULAR)]
+        causes += [] if refused is None else [(refused, Status.NONFINITE)]
         w, status = result.x, torch.zeros_like(result.steps)
-        failed = occurs(bad)
+        failed = occurs(reduce(or_, (mask for mask, _ in causes), ~result.converged))
         if failed:
             status = linear_status(result)
-            if singular is not None:
-                status = torch.where(singular & (b != 0).any(-1), Status.SINGULAR, status)
-            if refused is not None:
-                status = torch.where(refused, Status.NONFINITE, status)
+            for mask, cause in causes:
+                status = torch.where(mask, cause, status)
             if self.settings.on_failure == "nan":
                 w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
-        error = torch.full_like(result.residual_norm, torch.nan)
-        facts = partial(
-            Facts.counted, status, result.steps, result.residual_norm, error, evaluations, operator.products
-        )
+        error = error_of(result.x, b, result.residual_norm)
+        counts = evaluations, operator.products
+        facts = partial(Facts.counted, status, result.steps, result.residual_norm, error, *counts)
         self._note(facts)
-        if failed and not getattr(self.settings.solver, "truncated", False):
-            bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
-            report(
-                Derivative.name,
-                status,
-                result.residual_norm,
-                bound,
-                result.steps,
-                self.settings.on_failure,
-            )
+        if failed and not solver.truncated:
+            if found is not None and occurs(found.off):
+                tell(self._inaccurate(found, z), self.settings.on_failure)
+            limit = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+            others = torch.where(status == Status.INACCURATE, Status.CONVERGED, status)
+            how = self.settings.on_failure
+            report(Derivative.name, others, result.residual_norm, limit, result.steps, how, what_of="residual")
         return w, facts
+
+    def _beside_a_gauge(
+        self, operator: Jacobian, result: LinearResult, singular: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[LinearResult, Tensor]:
+        """The result and the systems without a derivative, where a singular Jacobian does no harm to what is asked for: v does not
+        see the directions in which z* may move freely, and the gradients −uᵀ∂g/∂x do not see in which u may."""
+        b, z, *rest = tensors
+        if not (self.transpose and self.wanted and occurs(singular)) or operator.shape[-1] > Auto.dense_limit:
+            return result, singular
+        u, y, solvable = solve_singular(operator.to_dense().mT, b)
+        rows = singular & solvable
+        if not occurs(rows):
+            return result, singular
+        at = rest[self.inverses :]
+        condition = in_some(self.base, z, at, self.wanted)
+        g = Linearisation(condition, [at[i] for i in self.wanted])
+        of_null, of_other = (
+            g.pull(torch.where(rows.unsqueeze(-1), w, 0)) for w in (y, unpatterned(y) * largest(y).unsqueeze(-1))
+        )
+        if not unseen(of_null, of_other):
+            return result, singular
+        residual = torch.linalg.vector_norm(b - operator.apply(u, True), dim=-1)
+        x = torch.where(rows.unsqueeze(-1), u, result.x)
+        residual = torch.where(rows, residual, result.residual_norm)
+        return result._replace(x=x, residual_norm=residual, converged=result.converged | rows), singular & ~rows
+
+    def _inaccurate(self, found: Look, z: Tensor) -> str:
+        """What is said of systems whose z is off."""
+        rows = found.off.nonzero().flatten()
+        worst = rows[found.excess[rows].argmax()]
+        bound = self.settings.allowed(z)[worst].min()
+        return (
+            f"The derivative is not that of the {self.base.kind.name}. {named(rows, len(z))}: "
+            f"{Status.INACCURATE.name.lower()}, z* off by about {float(found.excess[worst] * bound):.3g} (allowed "
+            f"{float(bound):.3g}): {Status.INACCURATE.prose}"
+        )
 
     def _note(self, facts: Callable[[], Facts]) -> None:
         """Keep what makes the facts, for those who ask."""
         if self.record is not None:
             self.record.backward = partial(_info, facts, self.batch_shape)
 
-    def _inverse(self, tensors: Sequence[Tensor], batch: int) -> Any:
-        if not tensors:
-            return None
-        return _Tiled(self.settings.inverse(tensors), tensors[0].shape[0], batch)
+    def _inverse(self, rest: Sequence[Tensor]) -> Any:
+        """The forward solver's inverse, if it left one, as an object with ``solve`` and ``suspicious``."""
+        return self.settings.inverse(rest[: self.inverses]) if self.inverses else None
 
 
 def _info(facts: Callable[[], Facts], batch_shape: torch.Size) -> SolveInfo:
-    return facts().info(batch_shape, Record())
-
-
-class _Solver:
-    """The user's linear solver, or the forward solver's inverse refined to tolerance, or the automatic choice."""
-
-    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any) -> None:
-        self.settings = settings
-        self.operator = operator
-        self.named = settings.solver
-        self.inverse = inverse if settings.solver is None else None
-        self.refined = None if self.inverse is None else Richardson(preconditioner=self.inverse, max_steps=REFINEMENTS)
-        self.unrefined: Tensor | None = None  # where that was not enough
-        self._state: Any = None
-
-    @property
-    def state(self) -> Any:
-        """The chosen solver factorised on the operator, when it is needed."""
-        if self._state is None:
-            automatic = Contraction() if self.settings.near_identity else Auto()
-            self._state = (automatic if self.named is None else self.named).factorize(self.operator)
-        return self._state
-
-    def solve(self, b: Tensor, adjoint: bool) -> LinearResult:
-        if self.operator.shape[-1] == 1 and self.named is None:
-            return self._divided(b)
-        if self.refined is None:
-            return self._chosen(b, adjoint)
-        rtol, atol = self.settings.rtol, self.settings.atol
-        result = self.refined.factorize(self.operator).iterate(b, adjoint, rtol=rtol, atol=atol)
-        if finished(result.converged):
-            return result
-        self.unrefined = ~result.converged
-        if self.operator.shape[-1] > Auto.dense_limit:
-            krylov = GMRES(preconditioner=self.inverse, restart=KRYLOV, max_steps=KRYLOV).factorize(self.operator)
-            result = better_of(result, krylov.iterate(b, adjoint, x0=result.x.nan_to_num(), rtol=rtol, atol=atol))
-        return result if finished(result.converged) else better_of(result, self._chosen(b, adjoint))
-
-    def _divided(self, b: Tensor) -> LinearResult:
-        """The solutions of systems with one unknown."""
-        self._state = division = Division(self.operator.to_dense().squeeze(-1))
-        x = division.solve(b)
-        residual = torch.addcmul(b, division.d, x, value=-1).abs().squeeze(-1)
-        converged = residual <= self.settings.atol + self.settings.rtol * b.abs().squeeze(-1)
-        one = torch.ones_like(converged, dtype=torch.int64)
-        return LinearResult(x, residual, one, converged, ~converged, torch.zeros_like(converged), 0)
-
-    def _chosen(self, b: Tensor, adjoint: bool) -> LinearResult:
-        state = self.state
-        if not hasattr(state, "iterate"):  # a direct solver: its answer is refined, and its residual known
-            state = Richardson(preconditioner=state, max_steps=REFINEMENTS).factorize(self.operator)
-        result: LinearResult = state.iterate(
-            b, adjoint, rtol=self.settings.rtol, atol=self.settings.atol, max_steps=self.settings.max_steps
-        )
-        return result
-
-    def moved(self, b: Tensor, w: Tensor) -> Tensor | None:
-        """Where the Jacobian is far from the one whose inverse the forward solver left, and badly conditioned; None: nowhere."""
-        if self.unrefined is None:
-            return None
-        v = unpatterned(b)
-        norm = torch.linalg.vector_norm(self.operator.rmatvec(v), dim=-1) / torch.linalg.vector_norm(v, dim=-1)
-        amplification = torch.linalg.vector_norm(w, dim=-1) / torch.linalg.vector_norm(b, dim=-1)
-        return self.unrefined & ~(norm * amplification < AMPLIFIED)
-
-    def singular(self) -> Tensor | None:
-        """Where the factors that were used say that the matrix is singular; None: nowhere."""
-        if self._state is None:
-            if self.inverse is None or not occurs(self.inverse.suspicious):
-                return None
-            self._state = LU().factorize(self.operator)  # the inverse was of a nearby matrix, and perhaps badly scaled
-        return getattr(getattr(self._state, "direct", self._state), "singular", None)
-
-
-class _Tiled:
-    """An inverse of k systems that serves a multiple of k right-hand sides, all rows of the flat batch."""
-
-    def __init__(self, inverse: Any, systems: int, batch: int) -> None:
-        self.inverse, self.systems, self.batch = inverse, systems, batch
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        if self.systems == self.batch:
-            solution: Tensor = self.inverse.solve(b, adjoint)
-            return solution
-        tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint)
-        return tiled.flatten(0, 1)
-
-    @property
-    def suspicious(self) -> Tensor:
-        found: Tensor = self.inverse.suspicious
-        return found
+    return facts().info(batch_shape, Record(Derivative.name))

@@ -49,9 +49,8 @@ class Unrolled:
                 "which keeps no steps; or differentiate with autograd, in plain code."
             )
         equations = Equations(problem.function, problem.kind)
-        stopping = Stopping(
-            problem.bound, problem.max_steps, problem.tolerance.floor, exactly=self.steps, at_least_one=True
-        )
+        problem.watch(equations)
+        stopping = Stopping(problem.tolerance, problem.max_steps, exactly=self.steps, at_least_one=True)
         with full_precision(problem.layout.device.type):
             found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)
         facts = problem.noted(found, equations)

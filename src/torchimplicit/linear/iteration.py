@@ -283,3 +283,9 @@ def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:
     """atol + rtol ‖b‖ with the defaults rtol = √eps, atol = 0."""
     rtol = torch.finfo(norm_b.dtype).eps ** 0.5 if rtol is None else rtol
     return rtol * norm_b + atol if atol else rtol * norm_b
+
+
+def error_of(x: Tensor, b: Tensor, residual_norm: Tensor) -> Tensor:
+    """The estimated error of a solution x (..., n) of A x = b, in its largest entry: relatively as large as its residual."""
+    norm = torch.linalg.vector_norm(b, dim=-1)
+    return x.abs().amax(-1) * (residual_norm / torch.where(norm > 0, norm, 1)) if x.shape[-1] else residual_norm

@@ -16,7 +16,7 @@ from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov
 from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 
 FIRST_STEP = 0.05
 LONGEST = 0.1  # change of s in a step, as a part of the way: what happens within less may be passed unseen
@@ -62,18 +62,21 @@ def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
         path.problem = "the start was not corrected to a solution at s0"
         path.advice = f"Start nearer to a solution at s0. {info.message}"
         return path
-    curve = curve.with_units(y)
-    here = curve.start(y)
+    path.curve = curve = curve.with_units(y)
+    slope = curve.slope(y)
+    if slope is not None:
+        path.curve = curve = curve.with_units(2 * FIRST_STEP * slope)
+    here = None if slope is None else curve.first(y, curve.unit(slope))
     if here is None:
-        return path.failed("the branch turns back, or meets another, at s0 itself")
-    curve = curve.with_units(2 * FIRST_STEP * here.tangent / here.tangent[-1])
-    here = here._replace(tangent=curve.unit(here.tangent))
+        path.advice = "Start at another s0."
+        return path.failed("the branch turns back, or another crosses it, at s0 itself")
     shortest = torch.finfo(y.dtype).eps ** 0.5 / 16
     h, turning, crossed = FIRST_STEP / float(here.tangent[-1]), torch.zeros_like(y), False
     while len(path.points) < max_points:
         h = min(h, WIDEST, LONGEST / max(abs(float(here.tangent[-1])), shortest))
         there, strain = curve.step(here, h, here.y + h * here.tangent + h**2 / 2 * turning)
-        passed = _passed(curve, here, there, folds - len(path.folds)) if strain <= BROKEN else None
+        left = folds - len(path.folds)
+        passed = _passed(curve, here, there, left) if strain <= BROKEN else None
         if passed is None or there.sign != here.sign:
             crossed = crossed or passed is not None
             h = h / 2
@@ -83,19 +86,18 @@ def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
             if leap is None:
                 return path.failed("steps became too short")
             there, h = leap
-            passed = Passed([])
+            strain, passed = 1.0, _passed(curve, here, there, left) or Passed([])
             path.crossings.append(curve.s(here.y))
-        import os
-        if os.environ.get('VERB')=='1': print(len(path.points), h, float(here.y[-1]), float(here.y[0]), strain)
         path.folds += map(curve.s, passed.folds)
         path.end = passed.end
         if path.end is not None:
             return path
+        path.points.append(there.y)
         turning, crossed = (there.tangent - here.tangent) / h, False
         h = h / min(max(strain, 0.5), 2.0)
         path.curve = curve = curve.with_units(there.y)
-        here = there._replace(tangent=curve.unit(there.tangent))
-        path.points.append(here.y)
+        scale = curve.length(there.tangent)  # lengths may have become shorter
+        here, h, turning = there._replace(tangent=there.tangent / scale), h * scale, turning / scale**2
     return path.failed("max_points was reached")
 
 

@@ -15,12 +15,15 @@ from torchimplicit.problems.branch import follow
 from torchimplicit.problems.curve import Curve
 from torchimplicit.problems.pose import check_adjoint, check_args
 from torchimplicit.problems.root import root
+from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import Layout, describe
-from torchimplicit.stopping import OnFailure, Tolerance, check_policy, tell
+from torchimplicit.stopping import OnFailure, check_policy, tell
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
+from torchimplicit.uncompiled import uncompiled
 
 
 class Branch(NamedTuple):
@@ -44,7 +47,7 @@ class Continuation(NamedTuple):
     branch: Branch
 
 
-@torch.compiler.disable
+@uncompiled
 def continuation(
     g: Callable[..., Any],
     z0: Any,
@@ -58,6 +61,7 @@ def continuation(
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    randomness: Randomness = "error",
     on_failure: OnFailure = "warn",
 ) -> Continuation:
     """Follow z*(s) with g(z*, s, *args) = 0 from s0 to s1, round folds where it has some.
@@ -78,6 +82,7 @@ def continuation(
         args: further arguments, any pytree.
         folds: s1 counts as reached after at least so many folds only (the upper branch of a fold: 1).
         max_points: of the branch, at most.
+        randomness: "frozen": a g that draws random numbers draws the same ones along the whole branch and in the backward.
         solver, adjoint, rtol, atol, on_failure: as in :func:`torchimplicit.root`, for the solution at s1; ``on_failure`` is also
             for a branch that does not get there: then ``value`` is its last point (NaN under "nan"), without a gradient.
 
@@ -109,6 +114,7 @@ def continuation(
     layout = Layout.of(z0, 0)
     Tolerance.of(rtol, atol, layout.tolerance_dtype)
     resolve(solver, False, layout.batch, layout.size)
+    g = frozen(g, randomness, layout.device)
     first, last = (_parameter(s, name, layout) for s, name in ((s0, "s0"), (s1, "s1")))
     if first == last:
         raise ValueError(
@@ -128,21 +134,27 @@ def continuation(
             f"{float(s[-1]):.6g}, with {len(path.folds)} folds on the way. {path.advice}",
             on_failure,
         )
-        if on_failure == "nan":
-            value = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), value)
+        value = _spoilt(value, on_failure)
     else:
-        options = {"solver": solver, "adjoint": adjoint, "rtol": rtol, "atol": atol, "on_failure": on_failure}
+        options: dict[str, Any] = {
+            "solver": solver,
+            "adjoint": adjoint,
+            "rtol": rtol,
+            "atol": atol,
+            "on_failure": on_failure,
+        }
         end = s1.to(first) if isinstance(s1, Tensor) else last
         value, info = root(g, curve.z(path.end), (end, *args), **options)
         s = torch.cat([s, last.reshape(1)])
         found.append(pytree.tree_map(Tensor.detach, value))
         away = curve.distance(path.end, found[-1])
-        if away > torch.finfo(s.dtype).eps ** 0.25:
+        if info.converged and away > torch.finfo(s.dtype).eps ** 0.25:
             tell(
-                f"The solution found at s1 = {float(last):.6g} is not that of the branch: the solver has left it, by {away:.3g} of "
-                f"the size of z. Pass a solver that stays near its start (the default does).",
+                f"The solver has left the branch: its solution at s1 = {float(last):.6g} is {away:.3g} of the size of z away "
+                f"from where the branch arrives. Pass a solver that stays near its start, as the default does.",
                 on_failure,
             )
+            value = _spoilt(value, on_failure)
         if path.crossings:
             tell(
                 f"Another branch crosses this one at s = {float(path.crossings[0]):.6g}, or comes nearer than steps in {s.dtype} "
@@ -152,6 +164,11 @@ def continuation(
     points = pytree.tree_map(lambda *leaves: torch.stack(leaves), *found)
     turns, crossings = (torch.stack(at) if at else s[:0] for at in (path.folds, path.crossings))
     return Continuation(value, info, Branch(s, points, turns, crossings))
+
+
+def _spoilt(value: Any, on_failure: OnFailure) -> Any:
+    """A value that is not the branch's at s1: NaN, if that is wanted."""
+    return pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), value) if on_failure == "nan" else value
 
 
 def _parameter(s: Any, name: str, layout: Layout) -> Tensor:

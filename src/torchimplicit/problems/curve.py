@@ -24,6 +24,7 @@ ANGLE = 0.25  # between the tangents at its ends
 DISTANCE = 0.05  # from the point predicted to that found, as a part of the step
 CONTRACTION = 0.05  # of the second correction beside the first: how far from linear the equations are between the two
 BEND = ANGLE / 4  # between the chord and the mean tangent: none on a circle, so that more means a jump sideways
+SKEW = 0.1  # between the change of s and the mean of its slopes at both ends, as a part of the larger one
 
 
 class Point(NamedTuple):
@@ -117,7 +118,7 @@ class Curve:
             correction, tangent = inverse.solve(jacobian.value)[0], inverse.solve(last_one.unsqueeze(0))[0]
             size = self.length(correction)
             falls = not sizes or size < sizes[-1]
-            if not falls and not size <= 1e-3 * near:
+            if not (math.isfinite(self.length(tangent)) and (falls or size <= 1e-3 * near)):
                 return None
             if falls:
                 y = y - correction
@@ -140,11 +141,16 @@ class Curve:
 
         return equations
 
-    def start(self, y: Tensor) -> Point | None:
-        """The first point, with its tangent towards s1; None where the branch turns back there, or others meet it."""
+    def slope(self, y: Tensor) -> Tensor | None:
+        """dy along the curve for the whole way from s0 to s1, in first order; None where s turns back or another branch crosses."""
         forward = torch.zeros_like(y)
         forward[-1] = 1
         found = self.corrected(y, forward, 1.0)
+        return None if found is None else found.tangent / found.tangent[-1]
+
+    def first(self, y: Tensor, tangent: Tensor) -> Point | None:
+        """The first point, given a tangent there."""
+        found = self.corrected(y, tangent, 1.0)
         return None if found is None else Point(found.y, found.tangent, *_oriented(found.inverse, found.y, None))
 
     def step(self, a: Point, h: float, predicted: Tensor) -> tuple[Point, float]:
@@ -157,9 +163,10 @@ class Curve:
         found = self.corrected(predicted, a.tangent, h)
         if found is None:
             return a, math.inf
-        import os
-        if os.environ.get('VERB')=='2': print('  ',h, self.angle(a.tangent, found.tangent) / ANGLE,             found.distance / (DISTANCE * h),             math.sqrt(found.contraction / CONTRACTION),            math.sqrt(self.angle(found.y - a.y, a.tangent + found.tangent) / BEND))
+        rise, before, after = (float(v[-1]) for v in (self.unit(found.y - a.y), a.tangent, found.tangent))
+        skew = abs(rise - (before + after) / 2) / max(abs(before), abs(after), torch.finfo(a.y.dtype).eps ** 0.5)
         strain = max(
+            math.sqrt(skew / SKEW),
             self.angle(a.tangent, found.tangent) / ANGLE,
             found.distance / (DISTANCE * h),
             math.sqrt(found.contraction / CONTRACTION),
@@ -175,7 +182,9 @@ class Curve:
         return self.corrected(start, chord / h, h)
 
 
-def _oriented(inverse: LUFactors | AutoState, y: Tensor, last: Point | None) -> tuple[float, tuple[Tensor, Tensor] | None]:
+def _oriented(
+    inverse: LUFactors | AutoState, y: Tensor, last: Point | None
+) -> tuple[float, tuple[Tensor, Tensor] | None]:
     """The sign of det A, and the witness of the next one.
 
     Where A has no entries, its determinant is not at hand. Where it changes its sign, an eigenvalue goes through zero, and the

@@ -23,13 +23,16 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, Tolerance, check_policy, check_steps, linear_status
+from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
+from torchimplicit.tolerance import Tolerance
+from torchimplicit.uncompiled import uncompiled
 
 
 class Linear(Kind):
     """The condition is A z − b; its size is judged against b: z starts at 0, where the residual is −b."""
 
     name = "solution of the linear system"
+    linear = True
 
     def __init__(self, symmetric: bool) -> None:
         self.symmetric = symmetric
@@ -88,7 +91,7 @@ class LinearSearch:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
             finite = result.residual_norm.isfinite() & self.factors.tensors[0].isfinite().all(-1).all(-1)
             status = torch.where(finite, status, Status.NONFINITE)
-        bound = self.tolerance.bound(torch.linalg.vector_norm(b, dim=-1))
+        bound = self.tolerance.atol + self.tolerance.rtol * torch.linalg.vector_norm(b, dim=-1)
         shape = result.converged.shape
         flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
         status, steps, residual, bound = flat_facts
@@ -124,7 +127,7 @@ class _Complex:
         return self.factors.suspicious
 
 
-@torch.compiler.disable
+@uncompiled
 def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,
@@ -195,7 +198,7 @@ def linear_solve(
         0,
         on_failure,
         False,
-        Record(),
+        Record(Linear.name),
         Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))

@@ -11,15 +11,20 @@ from torch import Tensor
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count, check_positive
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
+
+FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 
 
 class AndersonState(NamedTuple):
     """What the method remembers. A system's own part of it depends on no other system.
 
     norm : of the residual, (B,).
+    fall : what the last step has left of the residual, (B,); None at the start.
+    gain : how much larger the error of a system that mixes is than its residual, (B,), by what its latest steps did to that; None
+        as long as no system mixes.
     mixing : the systems that mix, (B,); None where all do.
     eager : those that mix at every step, (B,); None where none do.
     dr : the last differences of residuals, old less new, (B, m, n); None as long as no system mixes.
@@ -28,6 +33,8 @@ class AndersonState(NamedTuple):
     """
 
     norm: Tensor
+    fall: Tensor | None
+    gain: Tensor | None
     mixing: Tensor | None
     eager: Tensor | None = None
     dr: Tensor | None = None
@@ -68,12 +75,12 @@ class Anderson:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         r = equations.residual(z)
         none = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        return r, AndersonState(rms(r.detach()), none if self.plain_below else None)
+        return r, AndersonState(rms(r.detach()), None, None, none if self.plain_below else None)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
     ) -> tuple[Tensor, Tensor, AndersonState]:
-        before, mixing, eager, dr, dp, k = state
+        before, _, gain, mixing, eager, dr, dp, k = state
         plain = z.sub(r, alpha=self.damping)
         always = z.shape[1] <= self.memory or k % self.period == 0
         shift = None
@@ -96,21 +103,36 @@ class Anderson:
                     eager = _led_away(eager, mixes, norm, before)
                 z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
+        mixed_before = mixing
         if mixing is not None:
             mixing = mixing | ~(norm < self.plain_below * before)
             mixing = None if finished(mixing) else mixing
             if dr is None and mixing is not None and finished(~mixing):
-                return z_new, r_new, AndersonState(norm, mixing, eager, k=k + 1)
+                return z_new, r_new, AndersonState(norm, norm / before, None, mixing, eager, k=k + 1)
         if dr is None or dp is None:
             dr = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
             dp = torch.zeros_like(dr)
         ahead = r_new if self.damping == 1 else self.damping * r_new
         dp = store(dp, k, ahead, shift)
-        if mixing is None:
-            dr = store(dr, k, r, r_new)
-        else:
-            dr = store(dr, k, torch.where(mixing.unsqueeze(-1), r - r_new, 0))
-        return z_new, r_new, AndersonState(norm, mixing, eager, dr, dp, k + 1)
+        change = r - r_new
+        dr = store(dr, k, change if mixing is None else torch.where(mixing.unsqueeze(-1), change, 0))
+        with torch.no_grad():
+            seen = (self.damping * before if shift is None else rms(z_new - z)) / rms(change)
+            if gain is not None:
+                older = gain if mixed_before is None else torch.where(mixed_before, gain, 0)
+                seen = seen.fmax(FADING * older)
+        return z_new, r_new, AndersonState(norm, norm / before, seen, mixing, eager, dr, dp, k + 1)
+
+    def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:
+        """Of a system that takes plain steps the next one; of one that mixes all that the residual stands for, by the
+        largest ‖Δz‖ / ‖Δr‖ of late."""
+        step = r if self.damping == 1 else self.damping * r
+        if state.gain is None or state.fall is None:
+            return Estimate(step)
+        if state.mixing is None:
+            return Estimate(state.gain.unsqueeze(-1) * r, torch.zeros_like(state.gain))
+        scale = torch.where(state.mixing, state.gain, self.damping).unsqueeze(-1)
+        return Estimate(scale * r, torch.where(state.mixing, 0, state.fall))
 
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor

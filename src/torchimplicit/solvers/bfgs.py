@@ -49,3 +49,6 @@ class BFGS(LineSearch):
 
     def direction(self, memory: InverseHessian, r: Tensor) -> tuple[Tensor, Tensor]:
         return -(memory.H @ r.unsqueeze(-1)).squeeze(-1), (memory.k > 0).to(r.dtype)
+
+    def correction(self, memory: InverseHessian, d: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        return d, memory.k > 0

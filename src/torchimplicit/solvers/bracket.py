@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.state import Layout, describe
 from torchimplicit.stopping import Status
-from torchimplicit.transforms import finished, level, occurs, outside_transforms
+from torchimplicit.transforms import finished, inside_functorch, level, occurs, outside_transforms
 
 End = Tensor | float | None
 Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
@@ -22,6 +22,9 @@ FIRST_STEP = 1 / 16  # of the search, in units of 1 + |z0|
 DOUBLINGS = 64  # of that step, in each direction
 STEEP = 10  # times the smallest residual seen: g at both ends of a closed bracket from which it holds a pole
 BEYOND = 8  # doublings of the step after a pole
+NARROWER = 64  # times narrower a bracket is before g is compared at its ends,
+SMALLER = 0.75  # and the part of them that is left then, at most, unless g jumps
+STRAIGHT = 2  # by what factor slopes may differ where g is nearly a straight line
 
 
 class Bracket(NamedTuple):
@@ -38,6 +41,22 @@ class Bracket(NamedTuple):
     fb: Tensor
     c: Tensor
     fc: Tensor
+
+    @property
+    def width(self) -> Tensor:
+        """|b − a|."""
+        return (self.b - self.a).abs()
+
+    @property
+    def height(self) -> Tensor:
+        """|g(b) − g(a)|."""
+        return (self.fb - self.fa).abs()
+
+    @property
+    def nearer(self) -> tuple[Tensor, Tensor]:
+        """The end where g is smaller, and g there."""
+        first = self.fa.abs() <= self.fb.abs()
+        return torch.where(first, self.a, self.b), torch.where(first, self.fa, self.fb)
 
     @property
     def middle(self) -> Tensor:
@@ -121,6 +140,9 @@ class BracketState(NamedTuple):
     search : of the others, and where it goes on after a pole. ahead : its next points; None where all have a bracket.
     nothing : the status where the search ends without success, (B, 1): NO_BRACKET, after a pole STAGNATED.
     status : of those that have come to an end, RUNNING of the others, (B, 1).
+    least : the smallest |g| that was seen, (B, 1).
+    wider, higher : the width and the height of an earlier bracket; infinite at first, (B, 1).
+    falls : whether g has become smaller with the bracket since, as it does at a root and not at a jump, (B, 1).
     own : what the method remembers.
     """
 
@@ -130,6 +152,10 @@ class BracketState(NamedTuple):
     ahead: Ahead | None
     nothing: Tensor
     status: Tensor
+    least: Tensor
+    wider: Tensor
+    higher: Tensor
+    falls: Tensor
     own: Own
 
 
@@ -142,8 +168,8 @@ class Bracketing(ABC):
         replaced by the middle (or by a point next to the only end).
 
     Every entry of z is an equation of its own (``batch_ndim=z.ndim``). A system for which no bracket is found ends with the
-    status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, at the best that floats give, as STAGNATED if the
-    residual is still too large: a jump or a pole is no root. Beyond a pole the search goes on, over some 2⁸ times the distance to it.
+    status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, while g has not fallen with its width, as STAGNATED: a
+    jump or a pole is no root. Beyond a pole the search goes on, over some 2⁸ times the distance to it.
     """
 
     lower: End = None
@@ -212,12 +238,14 @@ class Bracketing(ABC):
         step, rightwards = _first_step(z), torch.ones_like(z, dtype=torch.bool)
         search = Outward(left, f_left, right, f_right, wall_left, wall_right, step, step * 2.0**DOUBLINGS, rightwards)
         nothing = torch.full_like(z, Status.NO_BRACKET, dtype=torch.int64)
-        return r, self._state(bracket, below | above, search, r, nothing, self.begin(bracket))
+        infinite = torch.full_like(z, torch.inf)
+        fall = (infinite, infinite, torch.zeros_like(below))
+        return r, self._state(bracket, below | above, search, r.abs(), nothing, fall, self.begin(bracket))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BracketState
     ) -> tuple[Tensor, Tensor, BracketState]:
-        bracket, found, search, ahead, nothing, _, own = state
+        bracket, found, search, ahead, nothing, _, least, *fall, own = state
         x, own = self.propose(bracket, own)
         inside = ((bracket.a < x) & (x < bracket.b)) | ((bracket.b < x) & (x < bracket.a))
         x = torch.where(inside, x, bracket.middle)
@@ -235,24 +263,51 @@ class Bracketing(ABC):
             bracket = bracket.shrunk(x, f).where(found, new)
             own = tuple(torch.where(found, *pair) for pair in zip(own, self.begin(new), strict=True))
             found, search = found | hit, search.after(x, f, to_right, ~found)
-        nan = f.isnan() & found  # within a bracket there is no side to turn to
-        closer = (f.abs() < r.abs()) | nan
-        z, r = torch.where(closer, x, z), torch.where(closer, f, r)
-        return z, r, self._state(bracket, found, search, r, nothing, own)
+        end, f_end = bracket.nearer
+        closer = f.abs() < r.abs()
+        z = torch.where(found, end, torch.where(closer, x, z))
+        r = torch.where(found, f_end, torch.where(closer, f, r))
+        r = torch.where(found & f.isnan(), f, r)  # within a bracket there is no side to turn to
+        return z, r, self._state(bracket, found, search, least.fmin(f.abs()), nothing, tuple(fall), own)
+
+    def estimate(self, z: Tensor, r: Tensor, state: BracketState) -> Estimate:
+        """How far away the root can be: as far as the other end, if g falls with the width of the bracket, as it does not at a jump;
+        and where g is nearly a straight line no farther than that line's root."""
+        bracket = state.bracket
+        farthest = torch.maximum((z - bracket.a).abs(), (z - bracket.b).abs())
+        slope, before = bracket.height / bracket.width, ((bracket.fa - bracket.fc) / (bracket.a - bracket.c)).abs()
+        straight = (slope <= STRAIGHT * before) & (before <= STRAIGHT * slope) & (bracket.c != bracket.b)
+        straight = straight & slope.isfinite() & (r.abs() <= state.least)  # towards a pole g grows
+        error = torch.where(state.falls, farthest, torch.inf)
+        error = torch.where(straight, error.minimum(r.abs() / slope.minimum(before)), error)
+        error = torch.where(state.found, error, torch.inf)
+        return Estimate(torch.where(r == 0, 0, error), torch.zeros_like(z.squeeze(-1)))
 
     def verdict(self, state: BracketState) -> Tensor:
         """The status of the systems that have come to an end, (B,); RUNNING for the others."""
         return state.status.squeeze(-1)
 
     def _state(
-        self, bracket: Bracket, found: Tensor, search: Outward, best: Tensor, nothing: Tensor, own: Own
+        self,
+        bracket: Bracket,
+        found: Tensor,
+        search: Outward,
+        least: Tensor,
+        nothing: Tensor,
+        fall: tuple[Tensor, ...],
+        own: Own,
     ) -> BracketState:
         """The state, with what is over: brackets that have closed, searches that have seen everything."""
+        wider, higher, falls = fall
+        narrower = found & (bracket.width <= wider / NARROWER)
+        lower = (bracket.height <= SMALLER * higher) & (wider < torch.inf) & (higher < torch.inf)
+        falls = torch.where(narrower, lower, falls & found)
+        wider, higher = torch.where(narrower, bracket.width, wider), torch.where(narrower, bracket.height, higher)
         closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
         status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
         if occurs(closed):
-            least = STEEP * best.abs()
-            pole = closed & (bracket.fa.abs() > least) & (bracket.fb.abs() > least)
+            steep = STEEP * least
+            pole = closed & (bracket.fa.abs() > steep) & (bracket.fb.abs() > steep)
             if occurs(pole):  # the search goes on beyond it, where g has the other sign
                 found, status = found & ~pole, torch.where(pole, Status.RUNNING, status)
                 nothing = torch.where(pole, Status.STAGNATED, nothing)
@@ -263,7 +318,7 @@ class Bracketing(ABC):
             ahead = search.next()
             known = (search.f_left == 0) | (search.f_right == 0)
             status = torch.where(found | known | ahead.any, status, nothing)
-        return BracketState(bracket, found, search, ahead, nothing, status, own)
+        return BracketState(bracket, found, search, ahead, nothing, status, least, wider, higher, falls, own)
 
 
 def _rows(end: Tensor | float, layout: Layout, name: str) -> Tensor:
@@ -299,6 +354,10 @@ def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) 
     given = wall.isfinite()
     f = equations.residual(torch.where(given, wall, z))
     known = given & ~f.isnan()
+    if occurs(nan := (given & f.isnan()).squeeze(-1)) and not inside_functorch():
+        equations.remark = (
+            f"At the end {float(wall[nan][0]):.6g} that was given for a bracket, g is NaN: it was left out."
+        )
     return torch.where(known, wall, z), torch.where(known, f, r), torch.where(given, wall, infinite)
 
 

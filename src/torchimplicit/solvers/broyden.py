@@ -13,7 +13,7 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 
 
@@ -95,6 +95,10 @@ class Broyden:
         Hp_new = Hp + Hy  # with the new H one term more; products with the windows are what a step costs
         Hp_new = Hp_new + update * dot(s, Hp_new).unsqueeze(-1)
         return z_new, r_new, BroydenState(factors, p_new, Hp_new, store(u, k, update), store(v, k, v_new), k + 1)
+
+    def estimate(self, z: Tensor, r: Tensor, state: BroydenState) -> Estimate:
+        """The next step."""
+        return Estimate(state.Hp, None if state.factors is None else 0.0)
 
     def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""

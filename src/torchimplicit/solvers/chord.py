@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct, kept
 
-Factorised = tuple[Tensor, ...]  # the tensors of factors
+
+class ChordState(NamedTuple):
+    """The tensors of the factors, and the next step but for its sign, (B, n)."""
+
+    factors: tuple[Tensor, ...]
+    correction: Tensor
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,23 @@ class Chord:
     def __post_init__(self) -> None:
         check_direct(self.linear_solver, "Chord")
 
-    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Factorised]:
+    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, ChordState]:
         jacobian = equations.jacobian(z)
-        return jacobian.value, self.linear_solver.factorize(jacobian).tensors
+        factors = self.linear_solver.factorize(jacobian)
+        return jacobian.value, ChordState(factors.tensors, factors.solve(jacobian.value))
 
-    def step(
-        self, equations: Equations, z: Tensor, r: Tensor, factors: Factorised
-    ) -> tuple[Tensor, Tensor, Factorised]:
-        z = z - self.linear_solver.from_tensors(factors).solve(r)
-        return z, equations.residual(z), factors
+    def step(self, equations: Equations, z: Tensor, r: Tensor, state: ChordState) -> tuple[Tensor, Tensor, ChordState]:
+        z = z - state.correction
+        r = equations.residual(z)
+        return z, r, ChordState(state.factors, self.linear_solver.from_tensors(state.factors).solve(r))
 
-    def inverse(self, factors: Factorised) -> tuple[Tensor, ...]:
+    def estimate(self, z: Tensor, r: Tensor, state: ChordState) -> Estimate:
+        """The next step, which is Newton's at the start."""
+        return Estimate(state.correction, 0.0)
+
+    def inverse(self, state: ChordState) -> tuple[Tensor, ...]:
         """The tensors of the factors, to serve (transposed) in the backward."""
-        return kept(factors)
+        return kept(state.factors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

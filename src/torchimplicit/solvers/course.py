@@ -9,38 +9,38 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.endings import rounded
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Estimate
 from torchimplicit.solvers.gathering import take
-from torchimplicit.stopping import Status, rms, rounding
+from torchimplicit.stopping import Status, measured, rms, rounding
+from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
-PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
+PROGRESS = 0.999  # a residual, or a correction, below so many times the last one that counted is progress
+SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
+HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
+Gain = Callable[[Tensor, Tensor], Tensor]  # (z, correction) -> how much larger than the correction the error is
 
 
 @dataclass(frozen=True)
 class Stopping:
     """When the loop stops.
 
-    bound : (z, norm of the residual at the start, unit of norms) -> (B,), the residual that counts as converged.
-    moving : whether that depends on z.
+    tolerance : of the error of z.
     max_steps : at most so many steps.
-    floor : a residual below it that has stopped to fall counts as converged too, where it is rounding error
-        (:func:`torchimplicit.solvers.endings.rounded`).
+    strictness : how many times smaller than the tolerance the estimate of a method has to be that was seen to be so much too small.
     exactly : take this many steps whatever happens (the explicit way).
     at_least_one : also from a start that is a root (the explicit way has no gradient without a step).
     forgiving : a step in which the function raises is the last one, not an error: those that still run have failed.
     """
 
-    bound: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    tolerance: Tolerance
     max_steps: int
-    floor: float = 0.0
+    strictness: float = 1.0
     exactly: int | None = None
     at_least_one: bool = False
     forgiving: bool = False
-    moving: bool = True
 
 
 @dataclass
@@ -48,11 +48,13 @@ class Course:
     """The systems of a batch, (B,) or (B, n) each.
 
     z, r, norm : the iterate, the residual there and its norm. Of systems that have ended they may go on, unheeded.
-    start, bound : the norm at the start, in units of ``unit``, and the one that counts as converged.
+    start : the norm at the start.
     best_z, best : the best iterate and its norm.
-    mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
+    size, unit : of the correction at z, in tolerances, infinite as long as none is known; and the tolerance there.
+    theta : by what factor corrections become smaller, as seen last; NaN as long as nothing was seen.
+    error, bound : the estimated error of systems that have ended, and the one that counts as converged.
+    mark, least, stuck : the last norm, and the last size, that counted as progress, and for how many steps there was none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
-    unitless : whether what is called a norm is relative already: how far the terms of a fit's gradient cancel.
     allowed : how many steps each may take, where that differs.
     running, left : those that have not ended, and their number.
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
@@ -60,16 +62,19 @@ class Course:
 
     stopping: Stopping
     patience: int
-    unitless: bool
     z: Tensor
     r: Tensor
     norm: Tensor
-    unit: Tensor | None
     start: Tensor
-    bound: Tensor
     best_z: Tensor
     best: Tensor
+    size: Tensor
+    unit: Tensor
+    theta: Tensor
+    error: Tensor
+    bound: Tensor
     mark: Tensor
+    least: Tensor
     stuck: Tensor | int
     lowest: Tensor | None
     allowed: Tensor | None
@@ -83,83 +88,156 @@ class Course:
     def at(
         stopping: Stopping,
         patience: int,
-        unitless: bool,
         z: Tensor,
         r: Tensor,
-        norm: Tensor,
-        unit: Tensor | None,
-        start: Tensor,
+        estimate: Estimate | None,
         lowest: Tensor | None,
         allowed: Tensor | None,
+        may_grow: bool,
     ) -> Course:
-        """At the start, where some may have ended already."""
-        bound = stopping.bound(z, start, unit)
-        running = torch.ones_like(norm, dtype=torch.bool) if stopping.at_least_one else ~(norm <= bound)
-        steps = torch.zeros_like(norm, dtype=torch.int64)
-        status, noted = steps, False
+        """At the start, where some may have ended already: where the residual is 0, or the method knows its error."""
+        norm = measured(r.detach())
+        infinite, unknown = torch.full_like(norm, torch.inf), torch.full_like(norm, torch.nan)
+        course = Course(
+            stopping=stopping,
+            patience=patience,
+            z=z,
+            r=r,
+            norm=norm,
+            start=infinite if may_grow else norm,
+            best_z=z,
+            best=norm,
+            size=infinite,
+            unit=unknown,
+            theta=unknown,
+            error=unknown,
+            bound=unknown,
+            mark=norm,
+            least=infinite,
+            stuck=0,
+            lowest=lowest,
+            allowed=allowed,
+            running=torch.ones_like(norm, dtype=torch.bool),
+            left=len(norm),
+            status=torch.zeros_like(norm, dtype=torch.int64),
+            steps=torch.zeros_like(norm, dtype=torch.int64),
+            noted=False,
+        )
+        done = course.arrived(estimate, z, norm)
+        if not finished(norm != 0):
+            exact = (r.detach() == 0).all(-1)
+            done, course.error = done | exact, torch.where(exact, 0, course.error)
+        if not stopping.at_least_one:
+            course.running = ~done
         if not all_finite(norm):
             finite = norm.isfinite()
-            running, status, noted = running & finite, torch.where(finite, status, Status.NONFINITE), True
+            course.status, course.noted = torch.where(finite, course.status, Status.NONFINITE), True
+            course.running = course.running & finite
         if allowed is not None:
-            running, status = running & (allowed > 0), torch.where(allowed > 0, status, Status.CONVERGED)
-        return Course(
-            *(stopping, patience, unitless, z, r, norm, unit, start, bound, z, norm, norm, 0, lowest, allowed),
-            *(running, count(running), status, steps, noted),
-        )
+            course.running = course.running & (allowed > 0)
+            course.status = torch.where(allowed > 0, course.status, Status.CONVERGED)
+        course.left = count(course.running)
+        return course
 
     def follow(
-        self, z: Tensor, r: Tensor, equations: Equations, merit: Callable[[], Tensor] | None
+        self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
     ) -> tuple[Tensor, Verdict]:
-        """Go on to z with its residual r; which systems end there, and how."""
-        norm = rms(r.detach(), self.unit)
+        """Go on to z with its residual r, where the error is estimated; which systems end there, and how."""
+        norm = rms(r.detach())
         none_ended = self.left == len(self.running)
         closer = norm < PROGRESS * self.mark
         if finished(closer if none_ended else closer | ~self.running) and all_finite(z.detach()):
-            return self._all_closer(z, r, norm, none_ended), None
-        return self._judged(z, r, norm, equations, merit)
+            return self._all_closer(z, r, norm, estimate, none_ended, gain), None
+        return self._judged(z, r, estimate, merit, gain)
 
-    def _all_closer(self, z: Tensor, r: Tensor, norm: Tensor, none_ended: bool) -> Tensor:
+    def _all_closer(
+        self, z: Tensor, r: Tensor, norm: Tensor, estimate: Estimate | None, none_ended: bool, gain: Gain
+    ) -> Tensor:
         """The common case: every system that runs has come closer. Those that have ended go on unmasked."""
         self.z, self.r, self.norm = z, r, norm
-        if self.stopping.moving:
-            self.bound = self.stopping.bound(z, self.start, self.unit)
         if none_ended:
             self.best_z, self.best = z, norm
         else:
             self.best_z = where(self.running, z, self.best_z)
             self.best = torch.where(self.running, norm, self.best)
         self.mark, self.stuck = self.best, 0
-        return norm <= self.bound if none_ended else self.running & (norm <= self.bound)
+        return self.arrived(estimate, z, norm, gain)
 
     def _judged(
-        self, z: Tensor, r: Tensor, norm: Tensor, equations: Equations, merit: Callable[[], Tensor] | None
+        self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
     ) -> tuple[Tensor, Verdict]:
         """The general case: each system moves, is stuck, or has come to where nothing is finite."""
-        running, stopping = self.running, self.stopping
+        norm = measured(r.detach())
         valid = (norm + z.detach().sum(-1)).isfinite()
-        moves = running & valid
+        moves = self.running & valid
         if not finished(moves):
             z, r, norm = where(moves, z, self.z), where(moves, r, self.r), torch.where(moves, norm, self.norm)
         self.z, self.r, self.norm = z, r, norm
-        self.bound = torch.where(moves, stopping.bound(z, self.start, self.unit), self.bound)
-        done = moves & (norm <= self.bound)
-        closer, progress = norm < self.best, norm < PROGRESS * self.mark
+        done = moves & self.arrived(estimate, z, norm, gain)
+        closer = norm < self.best
+        progress = (norm < PROGRESS * self.mark) | (self.size < PROGRESS * self.least)
         if merit is not None and self.lowest is not None:
             level = merit()
             lower = level < self.lowest - rounding(self.lowest)
             closer, progress, self.lowest = closer | lower, progress | lower, torch.where(lower, level, self.lowest)
         better = done | (moves & closer)
         self.best_z, self.best = where(better, z, self.best_z), torch.where(better, norm, self.best)
-        settled = moves & ~progress & (norm <= stopping.floor)
-        if not self.unitless and not inside_functorch() and occurs(settled):  # inside, it would be asked in every step
-            settled = settled & rounded(equations, z.detach(), r.detach())
-        done = done | settled
-        self.mark = torch.where(progress, norm, self.mark)
+        self.mark = torch.where(progress, norm.minimum(self.mark), self.mark)
+        self.least = torch.where(progress, self.size.fmin(self.least), self.least)
         self.stuck = torch.where(progress, 0, self.stuck + 1)
+        stuck = self.running & (self.stuck >= self.patience)
         grown = norm > self.start / torch.finfo(norm.dtype).eps
-        ends = done | (running & ((self.stuck >= self.patience) | grown | ~valid))
+        ends = done | (self.running & (stuck | grown | ~valid))
+        if occurs(ends & ~done):
+            done = done | self._at_the_floor(estimate, stuck & valid & ~done, gain)
         verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
         return ends, torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
+
+    def arrived(self, estimate: Estimate | None, z: Tensor, norm: Tensor, gain: Gain | None = None) -> Tensor:
+        """The running systems (B,) whose error at z, as it is estimated there, is no larger than the tolerance."""
+        if estimate is None:
+            return torch.zeros_like(self.running)
+        tolerance, z = self.stopping.tolerance, z.detach()
+        correction, contraction = estimate
+        mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
+        size = mean / bound
+        theta = contraction if isinstance(contraction, Tensor) else self._seen(size, contraction)
+        self.size, self.theta, self.unit = size, theta, bound
+        near = self.running & (size * self.stopping.strictness <= 1)
+        if not inside_functorch() and not occurs(near):
+            return near
+        largest, bound = tolerance.largest(correction, z)
+        error = largest / (1 - theta).clamp(min=0)
+        if gain is not None and not isinstance(contraction, Tensor) and not inside_functorch():
+            slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
+            if occurs(slow):
+                error = torch.where(slow, largest * gain(z, correction), error)
+        self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
+        return near & (error * self.stopping.strictness <= bound)
+
+    def _seen(self, size: Tensor, prior: float | None) -> Tensor:
+        """By what factor the correction has become smaller; as before where nothing has moved, and ``prior`` at the start."""
+        if prior is None:
+            before = self.theta
+        else:
+            before = self.theta.nan_to_num(nan=prior)
+        return torch.where((size != self.size) & (self.size < torch.inf), size / self.size, before)
+
+    def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
+        """Those of the systems that come no nearer whose error is nothing but rounding."""
+        if estimate is None or not occurs(stuck):
+            return torch.zeros_like(stuck)
+        z = self.z.detach()
+        largest, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
+        near = stuck & (largest <= bound)
+        if not occurs(near):
+            return near
+        if isinstance(estimate.contraction, Tensor):
+            error = largest / (1 - estimate.contraction).clamp(min=0)
+        else:
+            error = largest if inside_functorch() else largest * gain(z, estimate.correction)
+        self.error = torch.where(near, error, self.error)
+        return near & (error <= bound)
 
     def heed(self, said: Tensor, ends: Tensor, verdict: Verdict) -> tuple[Tensor, Verdict]:
         """Those that end, with those of which the method itself says so."""
@@ -179,6 +257,9 @@ class Course:
         """Some systems end here, after so many steps; each ends once."""
         if verdict is not None:
             self.status, self.noted = torch.where(ends, verdict, self.status), True
+            failed = ends & (verdict != Status.CONVERGED)
+            error = self.size * self.unit / (1 - self.theta).clamp(min=0)
+            self.error, self.bound = torch.where(failed, error, self.error), torch.where(failed, self.unit, self.bound)
         self.steps = torch.add(self.steps, ends, alpha=taken)
         self.running = self.running & ~ends
         self.left = count(self.running)
@@ -190,8 +271,8 @@ class Course:
 
     @property
     def results(self) -> tuple[Tensor, ...]:
-        """What is found, known of every system: the best z, its norm, status, steps and bound."""
-        return self.best_z, self.best, self.status, self.steps, self.bound
+        """What is found, known of every system: the best z, its norm, status, steps, estimated error and tolerance."""
+        return self.best_z, self.best, self.status, self.steps, self.error, self.bound
 
     def of_rows(self, rows: Tensor) -> Course:
         """That of some systems. Their residuals are for the solver to give."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from torchimplicit.condition import Flat, Kind
+from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.randomness import Watched
 from torchimplicit.recording import CaptureError
 from torchimplicit.transforms import alive
 
@@ -22,24 +23,37 @@ T = TypeVar("T")
 UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)
 
 
+class Estimate(NamedTuple):
+    """What a method knows of the error of z.
+
+    correction : (B, n), what it would change z by next, up to the sign; detached.
+    contraction : by what factor further corrections become smaller, so that all of them together are 1 / (1 − contraction) as
+        large. None: it has to be seen from one step to the next. A number: as long as nothing was seen yet; 0.0 of a
+        correction that is Newton's, which is the error itself up to higher order. A tensor (B,): what is seen plays no part.
+    """
+
+    correction: Tensor
+    contraction: Tensor | float | None = None
+
+
 class Solver(Protocol):
     """A method for residual(z) = 0 on (B, n) tensors. It knows nothing of tolerances, batches that finish, or failures.
 
     max_steps : step limit when the call gives none.
     patience : steps without progress after which a system counts as stagnated.
 
-    A few methods are optional. ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the
-    objective of one that goes downhill. ``scale(equations, start)``, (B,), is what rtol is relative to in place of the norm of
-    the residual at the start: a method that knows J judges a fit by its imbalance, which is relative already. ``inverse(state) ->
-    tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last Jacobian, with
-    ``solve(b, adjoint)`` and ``suspicious``, for the backward. ``hessian(state)``, (B, n, n), is that of a minimum's objective at z.
-    A solver whose state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so that steps can be
-    checkpointed, and systems that have ended be put aside.
+    A few methods are optional. ``estimate(z, r, state)`` is the :class:`Estimate` of the error of z, or None where nothing is known
+    yet; for a method without it the loop sees one in how residuals change from step to step (:class:`~.secant.Secant`).
+    ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the objective of one that goes
+    downhill. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last
+    Jacobian, with ``solve(b, adjoint)`` and ``suspicious``, for the backward. ``hessian(state)``, (B, n, n), is that of a minimum's
+    objective at z. A solver whose state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so
+    that steps can be checkpointed, and systems that have ended be put aside.
 
     A solver with parameters for each system, or for some problems only, has ``fitted(layout)``, itself with those parameters as
     (B, 1), and ``of_rows(rows)``, itself for some systems. ``starting_point(z)`` is the start as the method wants it. One that knows
     itself when there is nothing more to do has ``verdict(state)``, a status for each system, RUNNING where it goes on; the
-    residual is asked first. One whose steps have no useful derivative says ``unrolls = False``; one whose state is a pytree of
+    error is asked first. One whose steps have no useful derivative says ``unrolls = False``; one whose state is a pytree of
     tensors with the systems in their first dimension says ``rowwise = True``, and those that have ended are then gathered out.
     """
 
@@ -67,18 +81,31 @@ class Equations:
     f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
-    raised : what the function has raised last at a trial point.
+    remark : what users should know of the function if the solve fails: what it has raised last at a trial point, say.
     solved_as : the function as a graph of explicit tensors, if the solution was found by kernels of whole steps (``compile=True``).
     """
 
     def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
         self._f = f
+        self._watched: Watched | None = None
         self.kind = kind
         self.part = part
         self.evaluations = 0
         self.products = 0
-        self.raised = ""
+        self.remark = ""
         self.solved_as: FlatGraph | None = None
+
+    def watch(self, device: torch.device) -> None:
+        """From now on it is noticed whether the function gives two answers for one z."""
+        self._f = self._watched = Watched(self._f, device, self._count_one)
+
+    @property
+    def noisy(self) -> Tensor | None:
+        """The systems (B,) that were seen to do so; None as long as the function has drawn no random numbers."""
+        return None if self._watched is None else self._watched.noisy
+
+    def _count_one(self) -> None:
+        self.evaluations += 1
 
     def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
@@ -90,7 +117,7 @@ class Equations:
         """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
         self.evaluations += math.ceil(sum(rows * part.evaluations for part, rows in counted) / batch)
         self.products += math.ceil(sum(rows * part.products for part, rows in counted) / batch)
-        self.raised = next((part.raised for part, _ in counted if part.raised), self.raised)
+        self.remark = next((part.remark for part, _ in counted if part.remark), self.remark)
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""
@@ -119,7 +146,7 @@ class Equations:
         """Both, of a minimum or a fit: the objective and its gradient, from one evaluation."""
         self.evaluations += 1
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
-        return objective.value, objective.gradient(torch.ones_like(objective.value))
+        return objective.value, defined(objective.gradient(torch.ones_like(objective.value)), objective.value)
 
     def bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The lower and the upper bounds of the unknowns, (B, n); infinite where there are none."""
@@ -149,7 +176,7 @@ class Equations:
         except UNDEFINED as error:
             if isinstance(error, (CaptureError, torch.OutOfMemoryError)):
                 raise
-            self.raised = f"{type(error).__name__}: {error}"
+            self.remark = f"At a trial point the function raised {type(error).__name__}: {error}"
             return None
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:

@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.triangular import solve_triangle
-from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
 from torchimplicit.transforms import finished
 
 
@@ -25,8 +24,8 @@ class GaussNewtonState(NamedTuple):
 class GaussNewton:
     """z ← z + t p, where p makes ‖r + J p‖ smallest, by a QR factorisation of J; t is halved until ‖r‖² falls by enough.
 
-    One t is tried in each step of the loop. Where J has not full rank, p is the steepest descent in scaled unknowns, −D⁻²Jᵀr with
-    the norms of J's columns for D. Fast on fits that are good or nearly linear; Levenberg–Marquardt is safer.
+    One t is tried in each step of the loop. Where J has not full rank, p is the shortest of several, in units in which the columns
+    of J have norm one. Fast on fits that are good or nearly linear; Levenberg–Marquardt is safer.
     Source: Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations (1983), section 10.2.
     """
 
@@ -37,17 +36,16 @@ class GaussNewton:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
         check_squares(equations, "GaussNewton")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised)
         return condition(equations, tangent, linearised.value), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: GaussNewtonState
     ) -> tuple[Tensor, Tensor, GaussNewtonState]:
         tangent, fraction = state
-        p = _direction(tangent)
-        step = fraction.unsqueeze(-1) * p
+        step = -fraction.unsqueeze(-1) * tangent.newton
         linearised = equations.jacobian_of_squares(z + step)
-        new, decrease = compare(tangent, linearised, z, step)
+        new, decrease = compare(tangent, linearised, z, step, not equations.kind.minimised)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
             taken = decrease >= ACCEPTED * slope  # not where NaN
@@ -64,14 +62,6 @@ class GaussNewton:
         """Half of the sum of squares at z, (B,)."""
         return state.tangent.norm.square() / 2
 
-    def scale(self, equations: Equations, start: Tensor) -> Tensor:
-        """What the tolerance is relative to: 1 for the imbalance of a fit."""
-        return torch.ones_like(start) if equations.kind.sums_squares else start
-
-
-def _direction(tangent: Tangent) -> Tensor:
-    R, c, columns = tangent.R, tangent.c, tangent.columns
-    regular = tangent.regular
-    R = torch.where(regular[:, None, None], R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device))
-    downhill = -tangent.gradient / torch.where(columns > 0, columns, 1).square()
-    return torch.where(regular.unsqueeze(-1), -solve_triangle(R, c), downhill)
+    def estimate(self, z: Tensor, r: Tensor, state: GaussNewtonState) -> Estimate:
+        """The step to the minimum of the model at z."""
+        return estimate(state.tangent)

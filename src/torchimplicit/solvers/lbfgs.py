@@ -61,3 +61,6 @@ class LBFGS(LineSearch):
         for i in reversed(range(self.memory)):
             q = q + s[:, i] * (alphas[i] - (rho[:, i] * dot(y[:, i], q)).unsqueeze(-1))
         return -q, (k > 0).to(r.dtype)
+
+    def correction(self, memory: Pairs, d: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        return d, memory.k > 0

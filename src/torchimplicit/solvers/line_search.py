@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from torchimplicit.solvers.descent import check_minimised, dot
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
+NEAR = 0.1  # of z: a point that near shows the curvature at z
+FADING = 0.7  # of what an earlier line has shown of the curvature, at each later point
 SUFFICIENT = 1e-4  # the part of the decrease that the slope at the start promises
 
 
@@ -35,6 +37,7 @@ class LineState(NamedTuple):
     low : the longest step that was too short.
     high : the shortest one that was too long; its step is infinite as long as there is none.
     trials : points tried on this line, (B,).
+    gain : the largest 1 / φ''(α) of late, with |d| = 1: as much as a gradient there stands for, (B,); infinite at the start.
     memory : what the method remembers.
     """
 
@@ -44,6 +47,7 @@ class LineState(NamedTuple):
     low: Point
     high: Point
     trials: Tensor
+    gain: Tensor
     memory: Any
 
 
@@ -79,13 +83,16 @@ class LineSearch(ABC):
         check_minimised(equations, type(self).__name__)
         value, r = equations.objective_and_residual(z)
         everywhere = torch.ones(len(z), dtype=torch.bool, device=z.device)
-        return r, self._line(self.forget(None, z, everywhere), z, value.detach(), r)
+        return r, self._line(
+            self.forget(None, z, everywhere), z, value.detach(), r, torch.full_like(value, torch.inf).detach()
+        )
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: LineState) -> tuple[Tensor, Tensor, LineState]:
-        d, step, start, low, high, trials, memory = state
+        d, step, start, low, high, trials, gain, memory = state
         trial = z + step.unsqueeze(-1) * d
         value, r_trial = equations.objective_and_residual(trial)
         point = Point(step, value.detach(), dot(r_trial.detach(), d.detach()))
+        gain = _gain(gain, z.detach(), step, d.detach(), start, point)
         long = ~self._falls(start, point) | (point.slope > -self.curvature * start.slope)
         short = ~long & (point.slope < self.curvature * start.slope)
         trials = trials + 1
@@ -96,14 +103,14 @@ class LineSearch(ABC):
         z_new, r_new = torch.where(moved, trial, z), torch.where(moved, r_trial, r)
         lost = ~accepted & ((trials >= TRIALS) | ~(high.step - low.step > 0))
         turns = accepted | lost
-        state = LineState(d, _between(low, high), start, low, high, trials, memory)
+        state = LineState(d, _between(low, high), start, low, high, trials, gain, memory)
         if finished(~turns):
             return z_new, r_new, state
         memory = self.remember(
             memory, torch.where(moved, trial - z, 0), torch.where(moved, r_trial - r, 0), r_new, accepted
         )
         memory = self.forget(memory, z_new, lost)
-        line = self._line(memory, z_new, torch.where(accepted, point.value, start.value), r_new)
+        line = self._line(memory, z_new, torch.where(accepted, point.value, start.value), r_new, gain)
         state = LineState(
             torch.where(turns.unsqueeze(-1), line.d, d),
             torch.where(turns, line.step, state.step),
@@ -111,9 +118,19 @@ class LineSearch(ABC):
             _either(turns, line.low, low),
             _either(turns, line.high, high),
             torch.where(turns, 0, trials),
+            gain,
             line.memory,
         )
         return z_new, r_new, state
+
+    def estimate(self, z: Tensor, r: Tensor, state: LineState) -> Estimate:
+        """The step that the method's model of the Hessian makes; without one, what the curvature along the last lines says."""
+        own, known = self.correction(state.memory, state.d, r)
+        return Estimate(torch.where(known.unsqueeze(-1), own, state.gain.unsqueeze(-1) * r), 0.0)
+
+    def correction(self, memory: Any, d: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """The step to the minimum of the method's model, (B, n), and for which systems it has one, (B,)."""
+        return d, torch.zeros_like(d[:, 0], dtype=torch.bool) if d.shape[-1] else d.new_zeros(len(d), dtype=torch.bool)
 
     def merit(self, state: LineState) -> Tensor:
         """The objective at z, (B,)."""
@@ -125,7 +142,7 @@ class LineSearch(ABC):
         level = point.value <= start.value + rounding(start.value)
         return (lower | (level & (point.slope <= (2 * SUFFICIENT - 1) * start.slope))) & point.slope.isfinite()
 
-    def _line(self, memory: Any, z: Tensor, value: Tensor, r: Tensor) -> LineState:
+    def _line(self, memory: Any, z: Tensor, value: Tensor, r: Tensor, gain: Tensor) -> LineState:
         """The line from z in the direction of the method, or that of steepest descent where the method's does not descend."""
         d, step = self.direction(memory, r)
         slope = dot(d.detach(), r.detach())
@@ -140,7 +157,15 @@ class LineSearch(ABC):
         step = torch.where(descends, step, (1 / norm).clamp(max=1))
         start = Point(torch.zeros_like(step), value, slope)
         high = Point(torch.full_like(step, torch.inf), value, slope)
-        return LineState(d, step, start, start, high, torch.zeros_like(step, dtype=torch.int64), memory)
+        return LineState(d, step, start, start, high, torch.zeros_like(step, dtype=torch.int64), gain, memory)
+
+
+def _gain(gain: Tensor, z: Tensor, step: Tensor, d: Tensor, start: Point, point: Point) -> Tensor:
+    """With what the curvature between two points of a line adds; as it was where there is none, or the points are far apart."""
+    seen = step * dot(d, d) / (point.slope - start.slope)
+    near = step * torch.linalg.vector_norm(d, dim=-1) <= NEAR * torch.linalg.vector_norm(z, dim=-1)
+    seen = torch.where(near & (point.slope > start.slope) & seen.isfinite(), seen, gain)
+    return torch.where(gain < torch.inf, seen.maximum(FADING * gain), seen)
 
 
 def _either(rows: Tensor, new: Point, old: Point) -> Point:

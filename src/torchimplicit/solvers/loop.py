@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,20 @@ from torch import Tensor
 
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.course import Course, Stopping, where
-from torchimplicit.solvers.endings import local_minimum, second_order, singular, stochastic
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.endings import gain, local_minimum, second_order, singular, stochastic
+from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
-from torchimplicit.stopping import Status, all_converged, measured, rms
-from torchimplicit.transforms import count
+from torchimplicit.solvers.secant import Secant
+from torchimplicit.stopping import Status, all_converged, measured
+from torchimplicit.transforms import count, finished, inside_functorch, occurs
+
+STRICTER = 10  # times, at least, where the estimates of a method were too small,
+STRICTEST = 1e12  # and at most, all times together
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where the loop ended; per system: status, steps, residual and the bound it was held against.
+    """Where the loop ended; per system: status, steps, residual, the estimated error of z and the tolerance it was held against.
 
     inverse : the tensors of the approximate inverse of ∂g/∂z that the solver leaves behind; of one that has none, those of the
         second look at a minimum; or none.
@@ -70,25 +74,26 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
-    norm, unit = measured(r.detach())
-    scale: Callable[[Equations, Tensor], Tensor] | None = getattr(solver, "scale", None)
-    start = norm if scale is None else scale(equations, norm)
-    unitless = scale is not None and equations.kind.sums_squares
+    estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
-    lowest = None if merit is None else merit(state)
-    course = Course.at(stopping, solver.patience, unitless, z, r, norm, unit, start, lowest, allowed)
-    trace = [norm] if keep_trace else []
-    if watch is not None:
-        watch(0, z, norm)
-    if stopping.exactly is not None:
-        return _exactly(step, equations, course, state, trace, watch)
-
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
+    lowest = None if merit is None else merit(state)
+    with torch.no_grad():
+        course = Course.at(
+            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None
+        )
+    trace = [course.norm] if keep_trace else []
+    if watch is not None:
+        watch(0, z, course.norm)
+    if stopping.exactly is not None:
+        return _exactly(step, equations, course, estimate, state, trace, watch)
+
     inverse_of: Callable[[Any], tuple[Tensor, ...]] = getattr(solver, "inverse", _no_inverse)
     if advance is not None:  # its states are not the solver's
         inverse_of = _no_inverse
     attempt: Any = equations.attempt if stopping.forgiving else _taken
     taken = 0
+    _end_noisy(course, equations.noisy, taken)
     while taken < stopping.max_steps and course.left:
         there = attempt(step, course.z, course.r, state)
         if there is None:
@@ -96,9 +101,13 @@ def solve(
             break
         z, r, state = there
         taken += 1
+        _end_noisy(course, equations.noisy, taken)
         if keep_trace:
-            trace.append(torch.where(course.running, rms(r.detach(), course.unit), trace[-1]))
-        ends, verdict = course.follow(z, r, gathering.equations, merit and partial(merit, state))
+            trace.append(torch.where(course.running, measured(r.detach()), trace[-1]))
+        with torch.no_grad():
+            look = partial(gain, solver, gathering.equations, estimate)
+            guess = estimate(z, r, state)
+        ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
         if verdict_of is not None:
             ends, verdict = course.heed(verdict_of(state), ends, verdict)
         ends, verdict = course.out_of_steps(taken, ends, verdict)
@@ -112,54 +121,93 @@ def solve(
                 course = course.of_rows(rows)
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
     course.end_all(Status.MAX_STEPS, taken)
-    best_z, best, status, steps, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
+    best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
 
     failed = course.noted and not all_converged(status)
     if failed:
         status = singular(equations, best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
-    if failed or not torch.equal(noise, random_state(z.device)):
+    drawn = not torch.equal(noise, random_state(z.device))
+    if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
-    hessian = hessian_of(state) if hessian_of and known else None
-    status, of_hessian = second_order(equations, best_z.detach(), status, hessian)
+    hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
+    status, error, excess, of_hessian = second_order(
+        equations, best_z.detach(), status, error, stopping.tolerance, hessian
+    )
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
-    return Found(
-        best_z,
-        status,
-        steps,
-        best,
-        torch.full_like(best, torch.nan),
-        bound,
-        tuple(inverse),
-        torch.stack(trace) if trace else None,
+    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    if advance is None and not inside_functorch() and occurs(excess) and stopping.strictness < STRICTEST:
+        stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
+        rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
+        found = _after(
+            found, solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest), rest > 0
+        )
+    return found
+
+
+def _after(found: Found, later: Found, rows: Tensor) -> Found:
+    """Where some systems have gone on to."""
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(rows.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    together: dict[str, Any] = {
+        name: put(getattr(found, name), getattr(later, name)) for name in ("z", "status", "residual", "error", "bound")
+    }
+    inverse = tuple(map(put, found.inverse, later.inverse)) if len(later.inverse) == len(found.inverse) else ()
+    trace = None if found.trace is None or later.trace is None else torch.cat([found.trace, later.trace[1:]])
+    return replace(
+        found, **together, steps=found.steps + torch.where(rows, later.steps, 0), inverse=inverse, trace=trace
     )
 
 
 def _exactly(
-    step: Advance, equations: Equations, course: Course, state: Any, trace: list[Tensor], watch: Watch | None
+    step: Advance,
+    equations: Equations,
+    course: Course,
+    estimate: Callable[..., Estimate | None],
+    state: Any,
+    trace: list[Tensor],
+    watch: Watch | None,
 ) -> Found:
     """Where a number of steps leads, whatever happens."""
-    z, r, norm, stopping = course.z, course.r, course.norm, course.stopping
-    exactly = stopping.exactly or 0
+    z, r, stopping = course.z, course.r, course.stopping
+    norm, exactly = course.norm, stopping.exactly or 0
+    done = torch.zeros_like(course.running)
     for taken in range(1, exactly + 1):
         z, r, state = step(z, r, state)
-        norm = rms(r.detach(), course.unit)
+        norm = measured(r.detach())
+        with torch.no_grad():
+            done = course.arrived(estimate(z, r, state), z, norm)
         if trace:
             trace.append(norm)
         if watch is not None:
             watch(taken, z, norm)
-    bound = stopping.bound(z, course.start, course.unit)
-    status = torch.where(norm.isfinite(), Status.MAX_STEPS, Status.NONFINITE)
-    status = torch.where(norm.isfinite() & (norm <= bound), Status.CONVERGED, status)
-    status, _ = second_order(equations, z.detach(), status)
+    course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
+    status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
+    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance)
     steps = torch.full_like(status, exactly)
-    return Found(
-        z, status, steps, norm, torch.full_like(norm, torch.nan), bound, trace=torch.stack(trace) if trace else None
-    )
+    return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
+
+
+def _estimate_of(
+    solver: Solver, stopping: Stopping, advance: Advance | None
+) -> Callable[[Tensor, Tensor, Any], Estimate | None]:
+    """What estimates the error of z: the method itself, if it can, and if its states are its own."""
+    own: Callable[[Tensor, Tensor, Any], Estimate | None] | None = getattr(solver, "estimate", None)
+    return own if own is not None and advance is None else Secant(stopping.tolerance)
+
+
+def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
+    """Systems whose function was seen to give two answers for one z have nothing to converge to."""
+    if noisy is not None and len(noisy) == len(course.running) and occurs(noisy):
+        course.end(
+            noisy & course.running if taken else noisy, torch.where(noisy, Status.STOCHASTIC, course.status), taken
+        )
 
 
 def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:

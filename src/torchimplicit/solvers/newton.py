@@ -13,7 +13,7 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 
 
 class NewtonState(NamedTuple):
@@ -103,6 +103,13 @@ class Newton:
             return z, equations.residual(z), NewtonState(None, factors, age, None)
         jacobian = equations.jacobian(z)
         return z, jacobian.value, NewtonState(jacobian, factors, age, None)
+
+    def estimate(self, z: Tensor, r: Tensor, state: NewtonState) -> Estimate | None:
+        """The simplified correction: Newton's at z with the factors of the last step.
+
+        Source: Deuflhard, Newton Methods for Nonlinear Problems (2011), section 2.1: no regular factor of g changes it.
+        """
+        return None if state.factors is None else Estimate(state.factors.solve(r), 0.0)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonMemory) -> tuple[Tensor, NewtonState]:
         """The residual and the state at z."""

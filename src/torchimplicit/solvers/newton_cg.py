@@ -11,17 +11,20 @@ from torch import Tensor
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.descent import check_minimised
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import judge, nearer, steihaug
+from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
 
 
 class NewtonCGMemory(NamedTuple):
-    """The objective at z, the radius of the trust region, and the norm of the gradient at the start; each (B,)."""
+    """The objective at z, the radius of the trust region, and the norm of the gradient at the start, each (B,); the last step that
+    was taken times what it has left of the gradient, (B, n), infinite before."""
 
     value: Tensor
     radius: Tensor
     start: Tensor
+    correction: Tensor
 
 
 class NewtonCGState(NamedTuple):
@@ -55,29 +58,36 @@ class NewtonCG:
         check_minimised(equations, "NewtonCG")
         value, hessian = equations.objective_and_jacobian(z)
         start = torch.linalg.vector_norm(hessian.value.detach(), dim=-1)
-        memory = NewtonCGMemory(value, torch.full_like(value, torch.inf), start)
+        memory = NewtonCGMemory(value, torch.full_like(value, torch.inf), start, torch.full_like(z, torch.inf))
         return hessian.value, NewtonCGState(hessian, memory)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonCGState
     ) -> tuple[Tensor, Tensor, NewtonCGState]:
-        hessian, (value, radius, start) = state
+        hessian, memory = state
+        value, radius, start, correction = memory
         eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
         s, predicted, radius = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
         trial = z + s
         there = equations.attempt(equations.objective_and_jacobian, trial)
         if there is None:  # it raises there: the whole batch comes nearer
-            return z, r, NewtonCGState(hessian, NewtonCGMemory(value, nearer(radius, s), start))
+            return z, r, NewtonCGState(hessian, memory._replace(radius=nearer(radius, s)))
         value_new, hessian_new = there
         accepted, radius = judge((value, value_new), (r, hessian_new.value), s.detach(), predicted, radius)
         if finished(~accepted):
-            return z, r, NewtonCGState(hessian, NewtonCGMemory(value, radius, start))
-        memory = NewtonCGMemory(torch.where(accepted, value_new, value), radius, start)
+            return z, r, NewtonCGState(hessian, memory._replace(radius=radius))
+        ratio = rms(hessian_new.value.detach()) / rms(r.detach())
+        correction = torch.where(accepted.unsqueeze(-1), ratio.unsqueeze(-1) * s.detach(), correction)
+        memory = NewtonCGMemory(torch.where(accepted, value_new, value), radius, start, correction)
         if finished(accepted):
             return trial, hessian_new.value, NewtonCGState(hessian_new, memory)
         z = torch.where(accepted.unsqueeze(-1), trial, z)
         hessian = equations.jacobian(z)
         return z, hessian.value, NewtonCGState(hessian, memory)
+
+    def estimate(self, z: Tensor, r: Tensor, state: NewtonCGState) -> Estimate:
+        """The last step, as much smaller as the gradient has become."""
+        return Estimate(state.memory.correction, 0.0)
 
     def merit(self, state: NewtonCGState) -> Tensor:
         """The objective at z, (B,)."""

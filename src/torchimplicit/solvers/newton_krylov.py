@@ -12,16 +12,18 @@ from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.stopping import rms
 
 
 class NewtonKrylovState(NamedTuple):
-    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, and the memory of the line search."""
+    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, the memory of the line search, and the last Newton
+    step times what it has left of the residual, (B, n); None at the start."""
 
     jacobian: Jacobian
     forcing: Tensor
     search: SearchState | None
+    correction: Tensor | None = None
 
 
 class NewtonKrylovMemory(NamedTuple):
@@ -80,7 +82,11 @@ class NewtonKrylov:
         safeguard = 0.9 * state.forcing**2
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
-        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search)
+        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, ratio.unsqueeze(-1) * s.detach())
+
+    def estimate(self, z: Tensor, r: Tensor, state: NewtonKrylovState) -> Estimate | None:
+        """The last step, as much smaller as the residual has become."""
+        return None if state.correction is None else Estimate(state.correction, 0.0)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from torchimplicit.parameters import check_positive
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,7 @@ class Picard:
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
         z = z - r if self.damping == 1 else z - self.damping * r
         return z, equations.residual(z), None
+
+    def estimate(self, z: Tensor, r: Tensor, state: None) -> Estimate:
+        """The next step; how much further those after it lead has to be seen."""
+        return Estimate(r if self.damping == 1 else self.damping * r)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solvers.descent import check_objective, dot
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import steihaug
 from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
@@ -22,7 +22,7 @@ LOOSEST = 0.1  # what conjugate gradients leave of the gradient
 
 class ProjectedState(NamedTuple):
     """What the next step needs: at z the objective, its gradient and Hessian (or how its products are formed); the damping λ, (B,);
-    the bounds."""
+    the bounds; which unknowns are held, and the undamped step, to the bounds where it leads beyond; (B, n) each."""
 
     value: Tensor
     gradient: Tensor
@@ -30,6 +30,8 @@ class ProjectedState(NamedTuple):
     damping: Tensor
     lower: Tensor
     upper: Tensor
+    held: Tensor
+    newton: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,18 @@ class ProjectedNewton:
         check_objective(equations, "ProjectedNewton")
         lower, upper = equations.bounds(z)
         value, jacobian = equations.objective_and_jacobian(z)
-        state = ProjectedState(value, jacobian.value, self._model(jacobian), torch.zeros_like(value), lower, upper)
-        return _residual(z, state), state
+        state = ProjectedState(
+            *(value, jacobian.value, self._model(jacobian), torch.zeros_like(value), lower, upper),
+            *(torch.zeros_like(z, dtype=torch.bool), torch.full_like(z, torch.inf)),
+        )
+        return _residual(z, state), self._ahead(z, state)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: ProjectedState
     ) -> tuple[Tensor, Tensor, ProjectedState]:
-        value, gradient, hessian, damping, lower, upper = state
-        size = r.detach().abs()
-        near = (size.amax(-1, keepdim=True) if size.shape[-1] else size).clamp(max=self.nearest)
-        held = ((z <= lower + near) & (gradient > 0)) | ((z >= upper - near) & (gradient < 0))
-        d = torch.where(
-            held, torch.where(gradient > 0, lower, upper) - z, self._newton(hessian, gradient, held, z, damping)
-        )
-        trial = torch.minimum(torch.maximum(z + d, lower), upper)
-        s = trial - z
+        value, gradient, hessian, damping, lower, upper, _, newton = state
+        s = newton if finished(damping == 0) else self._step(z, state, damping)
+        trial = torch.minimum(torch.maximum(z + s, lower), upper)
         length = torch.linalg.vector_norm(s, dim=-1)
         scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.where(length > 0, length, 1)
         scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
@@ -96,11 +95,29 @@ class ProjectedNewton:
             torch.where(accepted, value_new, value),
             torch.where(moved, gradient_new, gradient),
             self._chosen(accepted, jacobian, hessian, equations, z),
-            damping,
-            lower,
-            upper,
+            *(damping, lower, upper, state.held, newton),
         )
-        return z, _residual(z, state), state
+        return z, _residual(z, state), self._ahead(z, state)
+
+    def estimate(self, z: Tensor, r: Tensor, state: ProjectedState) -> Estimate:
+        """The undamped step."""
+        return Estimate(state.newton, 0.0)
+
+    def _ahead(self, z: Tensor, state: ProjectedState) -> ProjectedState:
+        """The state with the step from z. What may be held lies no farther from its bound than the step before was long."""
+        gradient = state.gradient
+        size = state.newton.detach().abs()
+        near = (size.amax(-1, keepdim=True) if size.shape[-1] else size).clamp(max=self.nearest)
+        held = ((z <= state.lower + near) & (gradient > 0)) | ((z >= state.upper - near) & (gradient < 0))
+        state = state._replace(held=held)
+        return state._replace(newton=self._step(z, state, torch.zeros_like(state.damping)))
+
+    def _step(self, z: Tensor, state: ProjectedState, damping: Tensor) -> Tensor:
+        """The step from z, projected on the bounds: held unknowns go to theirs."""
+        gradient, lower, upper, held = state.gradient, state.lower, state.upper, state.held
+        d = self._newton(state.hessian, gradient, held, z, damping)
+        d = torch.where(held, torch.where(gradient > 0, lower, upper) - z, d)
+        return torch.minimum(torch.maximum(z + d, lower), upper) - z
 
     def _model(self, hessian: Jacobian) -> Any:
         return hessian.to_dense() if self.max_inner is None else hessian

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.lu import factor
 from torchimplicit.parameters import check_positive
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
 
@@ -66,3 +66,7 @@ class PseudoTransient:
         jacobian = torch.where(rows.unsqueeze(-1), linearised.to_dense(), jacobian)
         z, r = torch.where(rows, z + s, z), torch.where(rows, linearised.value, r)
         return z, r, PseudoTransientState(jacobian, rate)
+
+    def estimate(self, z: Tensor, r: Tensor, state: PseudoTransientState) -> Estimate:
+        """Newton's correction."""
+        return Estimate(torch.linalg.lu_solve(*factor(state.jacobian), r.unsqueeze(-1)).squeeze(-1), 0.0)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.cholesky import CholeskyFactors
+from torchimplicit.linear.cholesky import FLAT, CholeskyFactors, clearly_definite
 from torchimplicit.solvers.descent import check_minimised, dot
-from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
 from torchimplicit.transforms import finished, inside_functorch
 
@@ -24,12 +24,43 @@ class TrustState(NamedTuple):
 
     value : the objective at z, (B,).
     hessian : at z, (B, n, n).
+    L : its Cholesky factor, NaN where it is not positive definite.
+    newton : H⁻¹∇φ, (B, n); where H is flat in some directions up to rounding the shortest of several, where it has a negative
+        eigenvalue infinite.
     radius : no step is longer, (B,); infinite until one was refused.
     """
 
     value: Tensor
     hessian: Tensor
+    L: Tensor
+    newton: Tensor
     radius: Tensor
+
+    @staticmethod
+    def at(value: Tensor, r: Tensor, hessian: Tensor, radius: Tensor) -> TrustState:
+        """With the Hessian factorised."""
+        L, info = torch.linalg.cholesky_ex(hessian)
+        definite = (info == 0) & clearly_definite(L, hessian)
+        L = torch.where(definite[:, None, None], L, torch.nan)
+        newton = torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+        if not finished(definite):
+            newton = torch.where(definite.unsqueeze(-1), newton, _shortest(hessian, r))
+        return TrustState(value, hessian, L, newton, radius)
+
+
+def _shortest(H: Tensor, r: Tensor) -> Tensor:
+    """H⁻¹r for a Hessian that is positive semidefinite up to rounding, the shortest of several in units in which its
+    diagonal is one; infinite for any other."""
+    with torch.no_grad():
+        finite, diagonal = H.isfinite().flatten(1).all(-1), H.diagonal(dim1=-2, dim2=-1)
+        unit = torch.where(finite.unsqueeze(-1) & (diagonal > 0), diagonal.abs(), 1).rsqrt()
+        scaled = torch.where(finite[:, None, None], unit.unsqueeze(-1) * H * unit.unsqueeze(-2), 0)
+        w, Q = torch.linalg.eigh(scaled)
+        floor = FLAT * H.shape[-1] * torch.finfo(w.dtype).eps
+        inverse = torch.where(w > floor, 1 / w, 0)
+        x = unit * (Q @ (inverse.unsqueeze(-1) * (Q.mT @ (unit * r).unsqueeze(-1)))).squeeze(-1)
+        usable = finite & (w[:, 0] >= -floor) & (w[:, -1] > 0)
+        return torch.where(usable.unsqueeze(-1), x, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -52,27 +83,31 @@ class TrustNewton:
         check_minimised(equations, "TrustNewton")
         value, jacobian = equations.objective_and_jacobian(z)
         radius = torch.full_like(value, torch.inf)
-        return jacobian.value, TrustState(value, jacobian.to_dense(), radius)
+        return jacobian.value, TrustState.at(value, jacobian.value, jacobian.to_dense(), radius)
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
-        value, hessian, radius = state
-        s, radius, predicted = _step(hessian, r, radius, z)
+        value, hessian, _, newton, radius = state
+        s, radius, predicted = _step(hessian, newton, r, radius, z)
         trial = z + s
         there = equations.attempt(equations.objective_and_jacobian, trial)
         if there is None:  # it raises there: the whole batch comes nearer
-            return z, r, TrustState(value, hessian, nearer(radius, s))
+            return z, r, state._replace(radius=nearer(radius, s))
         value_new, jacobian = there
         accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
         if finished(~accepted):
-            return z, r, TrustState(value, hessian, radius)
+            return z, r, state._replace(radius=radius)
         hessian_new = jacobian.to_dense()
         if finished(accepted):
-            return trial, jacobian.value, TrustState(value_new, hessian_new, radius)
+            return trial, jacobian.value, TrustState.at(value_new, jacobian.value, hessian_new, radius)
         moved = accepted.unsqueeze(-1)
         value = torch.where(accepted, value_new, value)
         hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
         z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
-        return z, r, TrustState(value, hessian, radius)
+        return z, r, TrustState.at(value, r, hessian, radius)
+
+    def estimate(self, z: Tensor, r: Tensor, state: TrustState) -> Estimate:
+        """Newton's correction; infinite where the Hessian is not positive definite."""
+        return Estimate(state.newton, 0.0)
 
     def merit(self, state: TrustState) -> Tensor:
         """The objective at z, (B,)."""
@@ -86,21 +121,17 @@ class TrustNewton:
         """Cholesky's L of the Hessian at z, NaN where that is not positive definite, to serve in the backward; none for numbers."""
         if state.hessian.shape[-1] == 1:
             return ()
-        L, info = torch.linalg.cholesky_ex(state.hessian)
-        return (torch.where((info == 0)[:, None, None], L, torch.nan),)
+        return (state.L,)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""
         return CholeskyFactors(tensors)
 
 
-def _step(H: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _step(H: Tensor, newton: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The step of every system, the radius it was found for, and the decrease of the objective that the parabola predicts."""
-    L, info = torch.linalg.cholesky_ex(H)
-    s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
-    definite = info == 0
-    length = torch.linalg.vector_norm(s.detach(), dim=-1)
-    inside = definite & (length < radius)  # which is not so of NaN, nor of Inf
+    s = -newton
+    inside = torch.linalg.vector_norm(s.detach(), dim=-1) < radius  # which is not so of NaN, nor of Inf
     if finished(inside):
         return s, radius, -dot(r, s) / 2
     radius = torch.where(inside, radius, first_radius(radius, z))
