@@ -49,9 +49,10 @@ class Path:
 
 
 def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
-    """The branch from near z at s0 to where it gets to s1 after so many folds at least.
+    """The branch from near z at s0 to where it gets to s1, after so many folds at least.
 
-    The next point is predicted by the tangent and how it has turned in the last step.
+    A step is predicted by the tangent and by how it turned in the last step. It is refused, and halved, where its strain is too large
+    or its orientation is another. Where the latter is so down to the shortest step, branches cross here, to working precision.
     """
     dense = curve.layout.size < DENSE_LIMIT
     solver: Solver = Newton() if dense else NewtonKrylov()

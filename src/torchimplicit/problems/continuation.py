@@ -69,11 +69,17 @@ def continuation(
     For equations that no start near at hand solves at s1 (a homotopy from an easy problem at s0 to a hard one), for the
     solution of several that belongs to a known one, and to find where a branch ends.
 
-    Each step goes along the tangent of the branch, by a length h in (rms(z), (s − s0)/(s1 − s0)), and comes back to it by
-    Newton's method in the plane normal to the tangent, so that nothing is singular where s turns back (pseudo-arclength; Keller,
-    1977; Allgower and Georg, Introduction to Numerical Continuation Methods, 2003, chapters 2 and 6). h grows while few
-    corrections are needed, and shrinks where they fail or the tangent turns by more than 25 degrees. Where the tangent's part in s
-    changes its sign, the fold is found by root finding in h, and so is the point at s1.
+    Each step goes along the tangent of the branch, as it has turned so far, by a length h in (z, s), both without units (z in
+    the largest rms(z) so far, s as a part of the way), and comes back to it by Newton's method in the plane normal to the tangent, so
+    that nothing is singular where s turns back (pseudo-arclength; Keller, 1977; Allgower and Georg, Introduction to Numerical
+    Continuation Methods, 2003, chapters 2 and 6). Folds, where s turns back, are found by root finding in h, and so is the point at s1.
+
+    So that it stays on its branch where others come near, a step is halved where the point found is far from the predicted one beside
+    h, where Newton's method contracts slowly, where the tangents at its ends and the chord between do not fit one smooth curve, and
+    where the determinant of the Jacobian with the tangent below changes its sign, which it does not do along one branch (beyond
+    n = 255, where there is no determinant, the solution of a linear system with the same matrix stands for it). Where the sign changes
+    however short the step is, branches cross: the smooth one is followed straight on, which is said, and s is in ``branch.crossings``.
+    A branch that in less than a tenth of the way goes far off and comes back exactly to where another began may be taken for that.
 
     Args:
         g: g(z, s, *args) -> like z, with s a 0-d tensor of z's real dtype.
@@ -92,7 +98,8 @@ def continuation(
     Raises:
         TypeError, ValueError: an argument does not fit; the message says what was passed and what was expected.
         RuntimeError: inside a ``torch.func`` transform, where no value may decide how the branch is followed.
-        ConvergenceError: s1 was not reached under ``on_failure="raise"``.
+        ConvergenceError: under ``on_failure="raise"``, s1 was not reached, the solver left the branch there, or branches cross on
+            the way.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""The curve g(z, s) = 0: its points and tangents, and one step along it with the signs that it has left its branch."""
+"""The curve g(z, s) = 0: its points and tangents, and one step along it, with what tells whether that stays on one branch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.auto import AutoState
+from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.lu import LUFactors
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.state import Layout, same_as_z
@@ -28,12 +28,11 @@ SKEW = 0.1  # between the change of s and the mean of its slopes at both ends, a
 
 
 class Point(NamedTuple):
-    """A point y = (z, (s − s0)/(s1 − s0)) of the curve, its unit tangent, and the side on which the tangent goes on.
+    """A point y = (z, (s − s0)/(s1 − s0)) of the curve, the unit tangent there, and its orientation.
 
-    sign : that of det A, where A is ∂g/∂y above a row along the tangent. It is the same all along a branch, round its folds too,
-        and another on the other side of a point in which two branches cross: a tangent that goes straight on there, but with another
-        sign, goes on along a branch that comes near.
-    witness : where A has no entries, the two vectors from which the next sign is found (:func:`_oriented`).
+    sign : of det A, where A is ∂g/∂y above a row along the tangent. It is the same all along a branch, round its folds too. A step that
+        goes straight on to a point with the other sign has passed one where branches cross, or has changed to another that comes near.
+    witness : where no determinant is at hand, the two vectors by which the next sign is found (:func:`_oriented`).
     """
 
     y: Tensor
@@ -49,13 +48,15 @@ class Corrected(NamedTuple):
     tangent: Tensor
     distance: float
     contraction: float
-    inverse: LUFactors | AutoState
+    inverse: Factors | AutoState
 
 
 @dataclass(frozen=True)
 class Curve:
-    """g(z, s) = 0 in n + 1 dimensions. ``weights`` of the coordinates make lengths and angles in it: a leaf of z counts by its root
-    mean square in ``units``, and s as a part of the way from s0 to s1, so that neither depends on anybody's units.
+    """g(z, s) = 0 as a curve of points y = (z, (s − s0)/(s1 − s0)) in n + 1 dimensions.
+
+    Lengths and angles are those of (z, s) without units: each leaf of z counts by its root mean square as a part of its
+    entry of ``units``, and s as a part of the way from s0 to s1.
     """
 
     g: Callable[..., Any]
@@ -183,7 +184,7 @@ class Curve:
 
 
 def _oriented(
-    inverse: LUFactors | AutoState, y: Tensor, last: Point | None
+    inverse: Factors | AutoState, y: Tensor, last: Point | None
 ) -> tuple[float, tuple[Tensor, Tensor] | None]:
     """The sign of det A, and the witness of the next one.
 
@@ -192,7 +193,7 @@ def _oriented(
     w follows by one step of the power method on A⁻ᴴA⁻¹ a point. A step in which x turns for another reason is too long as well.
     Source: Govaerts, Numerical Methods for Bifurcations of Dynamical Equilibria (2000), chapter 3 (bordered matrices).
     """
-    if isinstance(inverse, LUFactors):
+    if isinstance(inverse, Factors):
         matrix, pivots = inverse.tensors[0][0], inverse.tensors[1][0]
         swaps = int((pivots != torch.arange(1, len(matrix) + 1, device=pivots.device)).sum()) if len(matrix) > 1 else 0
         return float(matrix.diagonal().sign().prod()) * (-1) ** swaps, None
