@@ -85,7 +85,7 @@ def check(equation: Equation, result: Outcome) -> None:
 @pytest.mark.parametrize("name", EQUATIONS)
 @pytest.mark.parametrize(
     "solver",
-    ["auto", *(pytest.param(s, marks=[slow] * (s not in ("newton", "dogleg", "chandrupatla"))) for s in ROOTS)],
+    ["auto", *(pytest.param(s, marks=[slow] * (s not in ("newton", "chandrupatla"))) for s in ROOTS)],
 )
 def test_no_start_makes_a_root_of_what_is_none(solver: str, name: str, dtype: torch.dtype) -> None:
     check(EQUATIONS[name], run(EQUATIONS[name], solver, dtype))

@@ -6,7 +6,7 @@ elsewhere, or nowhere, what was found was no solution, and that has to be said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,24 @@ SQUARES = {p.name: p for p in mgh.PROBLEMS}
 REGRESSIONS = {p.name: p for p in nist.PROBLEMS}
 EPS = torch.finfo(D).eps
 slow = pytest.mark.slow
+
+# The Hessian is singular at every minimiser: Powell's has rank 2 there, those of rank 1 have whole planes of minimisers.
+SINGULAR = {"13 Powell singular", "22 extended Powell singular", "33 linear rank 1", "34 linear rank 1 with zeros"}
+EASY = {"1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"}
+FEW = EASY | SINGULAR | {"10 Meyer", "18 Biggs EXP6", "11 Gulf", "MGH10", "Misra1a", "Lanczos3", "Eckerle4", "Thurber"}
+LONG = {
+    "16 Brown and Dennis",
+    "23 penalty I 10",
+    "24 penalty II 4",
+    "24 penalty II 10",
+    "35 Chebyquad 8",
+    "35 Chebyquad 10",
+}
+
+
+def fast_are(fast: set[str], names: Iterable[str]) -> list[Any]:
+    """All names, those beside the fast ones marked slow."""
+    return [pytest.param(name, marks=[slow] * (name not in fast)) for name in names]
 
 
 def weighted(z: Tensor) -> Tensor:
@@ -117,12 +135,7 @@ def gradient_of_half_the_squares(r: Callable[..., Tensor]) -> Callable[[Tensor, 
     return torch.func.grad(lambda z, x: r(z, x).square().sum() / 2)
 
 
-# The Hessian is singular at every minimiser: Powell's has rank 2 there, those of rank 1 have whole planes of minimisers, Box's has
-# a line of them.
-SINGULAR = {"13 Powell singular", "22 extended Powell singular", "33 linear rank 1", "34 linear rank 1 with zeros"}
-
-
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are({*SQUARES} - LONG, SQUARES))
 def test_sums_of_squares(name: str) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m, dtype=D)  # the observations: what is taken off each residual
@@ -134,11 +147,11 @@ def test_sums_of_squares(name: str) -> None:
     check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4)
     if name in SINGULAR:
         assert not result.silent
-    if name in ("1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"):
+    if name in EASY:
         assert result.silent, result.words
 
 
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_the_same_as_objectives(name: str) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m, dtype=D)
@@ -150,12 +163,12 @@ def test_the_same_as_objectives(name: str) -> None:
     check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4)
     if name in SINGULAR:
         assert not result.silent
-    if name in ("1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"):
+    if name in EASY:
         assert result.silent, result.words
 
 
 @pytest.mark.parametrize("start", [pytest.param(0, marks=slow), 1], ids=["far", "near"])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", fast_are(FEW, REGRESSIONS))
 def test_regressions(name: str, start: int) -> None:
     problem = REGRESSIONS[name]
     result = outcome(ti.least_squares, problem.residuals, problem.starts[start], problem.y, weighted)
@@ -230,7 +243,7 @@ def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("solve", [ti.least_squares, pytest.param(ti.minimize, marks=slow)])
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m)
@@ -250,7 +263,7 @@ def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("start", [pytest.param(0, marks=slow), 1], ids=["far", "near"])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", fast_are(FEW, REGRESSIONS))
 def test_regressions_in_single_precision(name: str, start: int) -> None:
     problem = REGRESSIONS[name]
     rounded = replace(problem, x=problem.x.float(), y=problem.y.float())
