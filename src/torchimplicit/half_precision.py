@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -13,18 +17,46 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchimplicit.names import reachable
 from torchimplicit.state import HALF
 
+# What is written where autocast is switched on, or a cast is made.
+_NAMES = frozenset({"autocast", "decorate_autocast", "half", "float16", "bfloat16"})
+_silent: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules whose code does not
+
 
 def may_be_half(fn: Callable[..., Any], args: Sequence[Any]) -> bool:
-    """Whether there is a tensor of half precision, or a module that begins with one, among args and what ``fn`` reads by name."""
-    return any(tensor.dtype in HALF for tensor in _tensors(fn, args))
+    """Whether half precision is in sight, so that it is worth an evaluation to see it used: among args, or in what ``fn`` reads by
+    name, there is a tensor of it, a module that begins with one, or code that speaks of it.
+    """
+    return any(_about_half(value) for value in pytree.tree_leaves(tuple(args))) or any(
+        _about_half(value) for _, value in reachable(fn)
+    )
 
 
-def _tensors(fn: Callable[..., Any], args: Sequence[Any]) -> Iterator[Tensor]:
-    for value in (*pytree.tree_leaves(tuple(args)), *(value for _, value in reachable(fn))):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, nn.Module):
-            yield from (parameter for parameter, _ in zip(value.parameters(), range(1), strict=False))
+def _about_half(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype in HALF
+    if isinstance(value, nn.Module):
+        first = next(value.parameters(), None)
+        if first is not None and first.dtype in HALF:
+            return True
+        if value not in _silent and not any(_speaks_of_half(_forward(module)) for module in value.modules()):
+            _silent.add(value)
+        return value not in _silent
+    return _speaks_of_half(value)
+
+
+def _forward(module: nn.Module) -> Any:
+    return inspect.getattr_static(type(module), "forward", None)  # a ScriptModule's is not there to be had
+
+
+def _speaks_of_half(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return isinstance(code, CodeType) and _named_in(code)
+
+
+@lru_cache(maxsize=4096)
+def _named_in(code: CodeType) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return not _NAMES.isdisjoint((code.co_name, *code.co_names)) or any(_named_in(part) for part in inner)
 
 
 def half_precision_of(f: Callable[[Tensor], Any], z: Tensor) -> torch.dtype | None:

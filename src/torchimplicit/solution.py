@@ -103,11 +103,9 @@ class SolveInfo:
         """In a few lines: how many systems ended how, the largest error, the steps, the costs, what is said of failures, and the
         backward, if it has run."""
         lines = [repr(self)]
-        if self.tried:
-            solved = [int((self.solved_by == i).sum()) for i in range(len(self.tried))]  # type: ignore[arg-type]
-            lines.append(
-                "tried: " + ", ".join(f"{name} ({n} solved)" for name, n in zip(self.tried, solved, strict=True))
-            )
+        if self.solved_by is not None:
+            solved = [f"{name} ({int(self.solved_by.eq(i).sum())} solved)" for i, name in enumerate(self.tried)]
+            lines.append(f"tried: {', '.join(solved)}")
         lines += [line for line in self.message.splitlines() if not line.startswith("converged:")]
         if self.adjoint is not None:
             lines.append(f"backward: {self.adjoint.summary()}")

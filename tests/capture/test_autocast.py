@@ -100,6 +100,28 @@ def test_the_default_tolerance_is_one_that_half_precision_can_meet(solver: str |
     assert torch.linalg.vector_norm(grad - its_gradient) < 0.05 * torch.linalg.vector_norm(its_gradient)
 
 
+class Switching(Cell):
+    """It switches autocast on itself, by a decorator or in its code."""
+
+    @torch.autocast("cpu", dtype=torch.bfloat16)
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return super().forward(z, x)
+
+
+class SwitchingInside(Cell):
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        with bfloat16(True):
+            return super().forward(z, x).float()
+
+
+@pytest.mark.parametrize("kind", [Switching, SwitchingInside])
+def test_a_cell_that_switches_autocast_on_itself(kind: type[Cell]) -> None:
+    z, _, info = solved(kind(), False)
+    assert info.converged.all()
+    assert info.evaluations <= 8
+    assert torch.allclose(z, solved(Cell(), False, rtol=1e-6)[0], atol=0.05)
+
+
 def test_a_tolerance_that_is_given_is_taken_at_its_word() -> None:
     loose, tight = (solved(Cell(), True, rtol=rtol)[2] for rtol in (0.3, 0.02))
     assert loose.evaluations < tight.evaluations

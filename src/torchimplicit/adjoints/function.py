@@ -233,7 +233,8 @@ def over_batched_cotangents(
         return tuple(grad for grad in grads if grad is not None)
 
     # The condition is the same for all cotangents, and so are random numbers that it draws; that other kind forbids any.
-    allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode")))
+    vmap_mode: Any = torch._C._parse_dispatch_key("VmapMode")
+    allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(vmap_mode))
     with allowed:
         batch = torch.vmap(found, randomness="same")(torch._remove_batch_dim(v, level, 0, 0))
     grads: list[Tensor | None] = [None] * count

@@ -143,7 +143,13 @@ def continuation(
         if on_failure == "nan":
             value = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), value)
     else:
-        options = {"solver": solver, "adjoint": adjoint, "rtol": rtol, "atol": atol, "on_failure": on_failure}
+        options: dict[str, Any] = {
+            "solver": solver,
+            "adjoint": adjoint,
+            "rtol": rtol,
+            "atol": atol,
+            "on_failure": on_failure,
+        }
         end = s1.to(first) if isinstance(s1, Tensor) else last
         value, info = root(g, path.start, (end, *args), **options)
         s = torch.cat([s, last.reshape(1)])

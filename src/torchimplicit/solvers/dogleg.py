@@ -56,7 +56,7 @@ class Dogleg:
         check_squares(equations, "Dogleg")
         linearised = equations.jacobian_of_squares(z)
         keep = not equations.kind.minimised  # for a fit J is not the condition's Jacobian
-        tangent = Tangent.of(linearised, z, keep)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised, keep)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         radius = first_radius(tangent, scale, z, self.factor)
         good = torch.zeros_like(radius, dtype=torch.int64)
@@ -71,7 +71,7 @@ class Dogleg:
         trial = equations.attempt(equations.jacobian_of_squares, z + step)
         if trial is None:  # it raises there: the whole batch comes nearer
             return z, r, DoglegState(tangent, scale, radius.minimum(length) / 4, good)
-        new, actual = compare(tangent, trial, z, step)
+        new, actual = compare(tangent, trial, z, step, not equations.kind.minimised)
         with torch.no_grad():
             scaled = step / tangent.norm.unsqueeze(-1)
             slope, bend = (tangent.gradient * scaled).sum(-1) / tangent.norm, apply(tangent.R, scaled).square().sum(-1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU, Cholesky
+from torchimplicit.linear.cholesky import clearly_definite
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
@@ -103,12 +104,14 @@ class Minima(NamedTuple):
 
     status : with SADDLE where one is no minimum, and CONVERGED where it is one within tolerance.
     error : the largest number of Newton's correction with the Hessian, where that was looked at; else as it was.
+    excess : by what factor that is more than the tolerance, where the method itself had said that it had arrived; else 0.
     factors : the tensors of the Cholesky factors of the Hessians, for the backward; none where they were not asked for or are not
         those of the condition's Jacobian.
     """
 
     status: Tensor
     error: Tensor
+    excess: Tensor
     factors: tuple[Tensor, ...]
 
 
@@ -127,11 +130,12 @@ def second_order(
     is looked at too: a method without the Hessian may not see that it has arrived. ``known`` : the gradient and the Hessian at z.
     """
     batch, n = z.shape
+    none = torch.zeros_like(error)
     if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return Minima(status, error, ())
+        return Minima(status, error, none, ())
     found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):
-        return Minima(status, error, ())
+        return Minima(status, error, none, ())
     with torch.no_grad():
         if known is None:
             jacobian = equations.jacobian(z)
@@ -144,8 +148,10 @@ def second_order(
             hessian = torch.where(held.unsqueeze(-2), eye, hessian)
         hessian = (hessian + hessian.mT) / 2
         factors = Cholesky().factorize(Dense(hessian))
-        definite = factors.pivots().isfinite().all(-1)
-        doubtful = found & ~definite
+        L, d, _ = factors.tensors
+        factorised = factors.pivots().isfinite().all(-1)
+        definite = factorised & clearly_definite(L, d.unsqueeze(-1) * hessian * d.unsqueeze(-2))
+        doubtful = found & ~factorised
         if not finished(~doubtful):
             size = torch.linalg.matrix_norm(hessian)
             finite = doubtful & size.isfinite()
@@ -156,10 +162,11 @@ def second_order(
             failed = torch.linalg.cholesky_ex(shifted).info != 0
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
         if bounded:
-            return Minima(status, error, ())
+            return Minima(status, error, none, ())
         newton, bound = tolerance.largest(factors.solve(gradient), z)
         seen = found & definite & newton.isfinite()
         status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
         far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
         status = torch.where(far, Status.STAGNATED, status)
-        return Minima(status, torch.where(seen, newton, error), factors.tensors)
+        excess = torch.where(far, newton / bound, 0)
+        return Minima(status, torch.where(seen, newton, error), excess, factors.tensors)

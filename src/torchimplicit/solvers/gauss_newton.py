@@ -36,7 +36,7 @@ class GaussNewton:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
         check_squares(equations, "GaussNewton")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised)
         return condition(equations, tangent, linearised.value), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
 
     def step(
@@ -45,7 +45,7 @@ class GaussNewton:
         tangent, fraction = state
         step = -fraction.unsqueeze(-1) * tangent.newton
         linearised = equations.jacobian_of_squares(z + step)
-        new, decrease = compare(tangent, linearised, z, step)
+        new, decrease = compare(tangent, linearised, z, step, not equations.kind.minimised)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
             taken = decrease >= ACCEPTED * slope  # not where NaN

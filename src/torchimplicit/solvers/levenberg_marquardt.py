@@ -60,7 +60,7 @@ class LevenbergMarquardt:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
         check_squares(equations, "LevenbergMarquardt")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z, keep=self.geodesic)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised, self.geodesic)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         radius = first_radius(tangent, scale, z, self.factor)
         state = LevenbergMarquardtState(
@@ -79,7 +79,7 @@ class LevenbergMarquardt:
         radius = torch.where(fresh, radius.fmin(length), radius)
         step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
         linearised = equations.jacobian_of_squares(z + step)
-        new, actual = compare(tangent, linearised, z, step)
+        new, actual = compare(tangent, linearised, z, step, not equations.kind.minimised)
         with torch.no_grad():
             norm, norm_new = tangent.norm, torch.linalg.vector_norm(linearised.value, dim=-1)
             modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,10 @@ from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
 from torchimplicit.stopping import Status, all_converged, measured
-from torchimplicit.transforms import count, finished, occurs
+from torchimplicit.transforms import count, finished, inside_functorch, occurs
+
+STRICTER = 10  # times, at least, where the estimates of a method were too small,
+STRICTEST = 1e12  # and at most, all times together
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,35 @@ def solve(
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
-    status, error, of_hessian = second_order(equations, best_z.detach(), status, error, stopping.tolerance, hessian)
+    status, error, excess, of_hessian = second_order(
+        equations, best_z.detach(), status, error, stopping.tolerance, hessian
+    )
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
-    return Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    if advance is None and not inside_functorch() and occurs(excess) and stopping.strictness < STRICTEST:
+        stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
+        rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
+        found = _after(
+            found, solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest), rest > 0
+        )
+    return found
+
+
+def _after(found: Found, later: Found, rows: Tensor) -> Found:
+    """Where some systems have gone on to."""
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(rows.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    together: dict[str, Any] = {
+        name: put(getattr(found, name), getattr(later, name)) for name in ("z", "status", "residual", "error", "bound")
+    }
+    inverse = tuple(map(put, found.inverse, later.inverse)) if len(later.inverse) == len(found.inverse) else ()
+    trace = None if found.trace is None or later.trace is None else torch.cat([found.trace, later.trace[1:]])
+    return replace(
+        found, **together, steps=found.steps + torch.where(rows, later.steps, 0), inverse=inverse, trace=trace
+    )
 
 
 def _exactly(
@@ -161,7 +189,7 @@ def _exactly(
             watch(taken, z, norm)
     course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
     status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
-    status, error, _ = second_order(equations, z.detach(), status, course.error, stopping.tolerance)
+    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance)
     steps = torch.full_like(status, exactly)
     return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
 

@@ -23,7 +23,8 @@ class Tangent(NamedTuple):
     R, c : of the QR factorisation of J: its triangle, (B, n, n), and Qᵀr, (B, n).
     gradient : Jᵀr, (B, n).
     newton : R⁻¹c, (B, n): the step to the minimum of the model is −newton, the shortest of several.
-    gain : how much more than that is left of a fit, (B,), by how the curvature along the last step differed from the model's.
+    gain : how many times as far it is to the solution, (B,): for a fit by how the curvature along the last step differed from the
+        model's; for a root infinite where no step makes the model vanish.
     norm : ‖r(z)‖, (B,), without a gradient, and so
     columns : the norms of the columns of J, (B, n);
     terms : Σᵢ |Jᵢⱼ rᵢ|, what the gradient would be if nothing in its sums cancelled, (B, n);
@@ -44,8 +45,8 @@ class Tangent(NamedTuple):
     jacobian: Tensor | None = None
 
     @staticmethod
-    def of(linearised: Jacobian, z: Tensor, keep: bool = False) -> Tangent:
-        """From r linearised at z."""
+    def of(linearised: Jacobian, z: Tensor, root: bool, keep: bool = False) -> Tangent:
+        """From r linearised at z, whose squares are to become smallest, or, of a ``root``, zero."""
         value, jacobian = linearised.value, linearised.to_dense()
         R, c = triangularise(jacobian, value)
         gradient = apply(jacobian.mT, value)
@@ -55,6 +56,11 @@ class Tangent(NamedTuple):
             doubt = torch.finfo(z.dtype).eps * apply((R.mT @ R).abs(), z.abs())
         kept = (value, jacobian) if keep else ()
         newton, gain = minimiser(R, c, columns), torch.ones_like(norm)
+        if root:
+            vanishes = (
+                torch.linalg.vector_norm(apply(R, newton), dim=-1) >= (1 - torch.finfo(z.dtype).eps ** 0.5) * norm
+            )
+            gain = torch.where(vanishes, gain, torch.inf)
         return Tangent(R, c, gradient, newton, gain, norm, columns, terms, doubt, *kept)
 
     @property
@@ -108,7 +114,7 @@ def estimate(tangent: Tangent) -> Estimate:
     return Estimate(tangent.newton, 1 - 1 / tangent.gain)
 
 
-def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tuple[Tangent, Tensor]:
+def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: bool) -> tuple[Tangent, Tensor]:
     """The model at z + step, and the decrease of ‖r‖², relative to it, (B,): −∞ where r or J is not finite there.
 
     Where rounding hides the decrease, it is read off the slopes at both ends, to which rounding may have done no more than it
@@ -121,7 +127,7 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tupl
         hidden = rounding(torch.ones_like(norm)) + 2 * rounded
     if finished(~(decrease >= -hidden)):
         return old, torch.where(decrease.isfinite(), decrease, -torch.inf)
-    new = Tangent.of(linearised, z + step, keep=old.jacobian is not None)
+    new = Tangent.of(linearised, z + step, root, keep=old.jacobian is not None)
     with torch.no_grad():
         scaled = step / norm.unsqueeze(-1)
         slopes = (2 * old.doubt * scaled.abs() - (old.gradient + new.gradient) * scaled).sum(-1) / norm
@@ -131,7 +137,8 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor) -> tupl
         shown = bend.abs() > 2 * (old.doubt * scaled.abs()).sum(-1) / norm
         gain = apply(old.R, scaled).square().sum(-1) / bend
         gain = torch.where(bend > 0, gain.clamp(min=1), torch.inf)
-        new = new._replace(gain=torch.where(shown, gain, old.gain))
+        if not root:
+            new = new._replace(gain=torch.where(shown, gain, old.gain))
         return new, torch.where(new.gradient.isfinite().all(-1) & decrease.isfinite(), decrease, -torch.inf)
 
 
