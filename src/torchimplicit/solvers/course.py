@@ -124,9 +124,9 @@ class Course:
             noted=False,
         )
         done = course.arrived(estimate, z, norm)
-        if not finished(norm != 0):
-            exact = (r.detach() == 0).all(-1)
-            done, course.error = done | exact, torch.where(exact, 0, course.error)
+        if estimate is None and not finished(norm != 0):
+            done = (r.detach() == 0).all(-1)
+            course.error = torch.where(done, 0, course.error)
         if not stopping.at_least_one:
             course.running = ~done
         if not all_finite(norm):
@@ -203,7 +203,7 @@ class Course:
         size = mean / bound
         theta = contraction if isinstance(contraction, Tensor) else self._seen(size, contraction)
         self.size, self.theta, self.unit = size, theta, bound
-        near = self.running & (size * self.stopping.strictness <= 1)
+        near = self.running & ((size * self.stopping.strictness <= 1) | (norm == 0))
         if not inside_functorch() and not occurs(near):
             return near
         largest, bound = tolerance.largest(correction, z)
@@ -212,6 +212,7 @@ class Course:
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
+        error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
         return near & (error * self.stopping.strictness <= bound)
 

@@ -134,9 +134,10 @@ def solve(
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
-    status, error, excess, of_hessian = second_order(
+    status, error, excess, polish, of_hessian = second_order(
         equations, best_z.detach(), status, error, stopping.tolerance, hessian
     )
+    best_z = best_z if polish is None else best_z - polish
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
     found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
