@@ -56,9 +56,7 @@ EQUATIONS = {
         lambda z: 1 / (2 - z.square()),
         (1.5, 3.0, 10.0, -1e3, 1e6),
     ),
-    "decaying": Equation(
-        lambda z, x: (z - 1) * (1 - z).exp() - x, 0.0, 1.0, lambda z: 1 / (2 - z), (1.9, 3.0, 10.0)
-    ),
+    "decaying": Equation(lambda z, x: (z - 1) * (1 - z).exp() - x, 0.0, 1.0, lambda z: 1 / (2 - z), (1.9, 3.0, 10.0)),
 }
 FOUND_BY_DEFAULT = ["exponential", "cubic", "square root", "arctangent", "ninth power"]
 
@@ -70,7 +68,10 @@ def run(equation: Equation, solver: str, dtype: torch.dtype) -> Outcome:
 
 
 def check(equation: Equation, result: Outcome) -> None:
-    """What converged without a word is the root, and its gradient that of the root, as far as it is known."""
+    """What converged without a word is the root, and its gradient that of the root, as far as it is known.
+
+    Where g is 0 to the last bit, which far away it is by underflow, nobody can know that it is none.
+    """
     truth = torch.full_like(result.z, equation.root)
     assert result.gradient is not None
     exact = torch.tensor(equation.root, dtype=D)
@@ -79,7 +80,8 @@ def check(equation: Equation, result: Outcome) -> None:
     allowed = allowed + FACTOR * torch.finfo(result.z.dtype).eps ** 0.5 * equation.slope(exact).abs()
     bad = ~((result.gradient.double() - equation.slope(exact)).abs() <= allowed)
     report = (equation.starts, result.z, result.gradient, result.info.status)
-    assert not silently_wrong(result, ~right(result.z, truth, rows=True), bad), report
+    known = equation.g(result.z, torch.full_like(result.z, equation.x)) != 0
+    assert not silently_wrong(result, known & ~right(result.z, truth, rows=True), known & bad), report
 
 
 @pytest.mark.parametrize("dtype", [D, S])
