@@ -131,7 +131,7 @@ class Anderson:
         if state.mixing is None:
             return whole(state.gain, r)
         scale = torch.where(state.mixing, state.gain, self.damping)
-        return Estimate(r, torch.where(state.mixing, 0, state.fall), scale)
+        return Estimate(r, torch.where(state.mixing, 0, state.fall), scale, complete=True)
 
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor

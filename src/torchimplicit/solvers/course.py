@@ -51,7 +51,8 @@ class Course:
     start : the norm at the start.
     best_z, best : the best iterate and its norm.
     size, unit : of the correction at z, in tolerances, infinite as long as none is known; and the tolerance there.
-    before, contraction : its size before the last step that moved z, and what the method says of how sizes fall.
+    before : its size before the last step that moved z.
+    contraction, complete : what the method says of how sizes fall.
     error, bound : the estimated error of systems that have ended, and the one that counts as converged.
     mark, least, stuck : the last norm, and the last size, that counted as progress, and for how many steps there was none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
@@ -72,6 +73,7 @@ class Course:
     unit: Tensor
     before: Tensor
     contraction: Tensor | float | None
+    complete: bool
     error: Tensor
     bound: Tensor
     mark: Tensor
@@ -112,6 +114,7 @@ class Course:
             unit=unknown,
             before=infinite,
             contraction=None,
+            complete=False,
             error=unknown,
             bound=unknown,
             mark=norm,
@@ -203,7 +206,7 @@ class Course:
         if estimate is None:
             return None
         tolerance, z = self.stopping.tolerance, z.detach()
-        correction, self.contraction, scale = estimate
+        correction, self.contraction, scale, self.complete = estimate
         mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
         size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
         # A step that was refused shows nothing.
@@ -218,7 +221,7 @@ class Course:
         largest = scale * largest
         theta = self._theta()
         error = largest / (1 - theta).clamp(min=0)
-        if gain is not None and not isinstance(self.contraction, Tensor) and not inside_functorch():
+        if gain is not None and not self.complete and not inside_functorch():
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
@@ -228,10 +231,9 @@ class Course:
 
     def _theta(self) -> Tensor:
         """By what factor the correction becomes smaller: NaN where nothing is known of it."""
-        if isinstance(self.contraction, Tensor):
-            return self.contraction
         prior = torch.nan if self.contraction is None else self.contraction
-        return torch.where(self.before < torch.inf, self.size / self.before, prior)
+        seen = self.size / self.before
+        return torch.where((self.before < torch.inf) & (not self.complete), seen, prior)
 
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
@@ -243,10 +245,10 @@ class Course:
         near = stuck & (largest <= bound)
         if not occurs(near):
             return near
-        if isinstance(estimate.contraction, Tensor):
-            error = largest / (1 - estimate.contraction).clamp(min=0)
+        if self.complete or inside_functorch():
+            error = largest
         else:
-            error = largest if inside_functorch() else largest * gain(z, estimate.correction)
+            error = largest * gain(z, estimate.correction)
         self.error = torch.where(near, error, self.error)
         return near & (error <= bound)
 
