@@ -74,7 +74,7 @@ def total(counts: Counter[str]) -> int:
     ("solver", "of_method", "waits"),
     [
         ("picard", 1, 0),  # z − r
-        (ti.solvers.Picard(damping=0.5), 2, 0),
+        (ti.solvers.Picard(damping=0.5), 3, 0),
         ("anderson", 45, 1),  # waits to know whether the residual has grown
     ],
     ids=["picard", "damped", "anderson"],
@@ -112,7 +112,7 @@ def test_anderson_mixes_at_every_third_step_and_does_little_else() -> None:
     assert three["aten.bmm.default"] == 3  # the Gram matrix, its right-hand side, the mixture
     assert three["aten.mm.default"] == 3  # the evaluations
     assert three[SYNCHRONISATION] <= 12
-    assert total(three) <= 105
+    assert total(three) <= 140
 
 
 def test_the_loop_adds_fourteen_operations_and_a_substitution_to_a_step_of_newton_in_which_all_come_closer() -> None:
