@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual, or a correction, below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
+LEAP = 100  # times as large as before: a z of which nothing is known yet
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -211,6 +213,7 @@ class Course:
         size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
         # A step that was refused shows nothing.
         self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
+        leapt = partial(_leapt, self.unit, bound, tolerance.atol)
         self.size, self.unit = size, bound
         near = size <= 1 / self.stopping.strictness
         if self.left != len(self.running):
@@ -225,6 +228,7 @@ class Course:
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
+        error = torch.where(leapt(), torch.inf, error)
         error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
         return near & (error * self.stopping.strictness <= bound)
@@ -296,6 +300,12 @@ class Course:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         del tensors["r"]
         return replace(self, **take(rows, tensors))
+
+
+def _leapt(before: Tensor, after: Tensor, atol: float) -> Tensor:
+    """Whether tolerances show that z has become so much larger in one step that what the step has shown of the error says nothing
+    of where it led; of a start at 0, whose size is unknown, they do not."""
+    return (after > LEAP * before) & (before > 2 * atol)
 
 
 def all_finite(v: Tensor) -> bool:

@@ -64,7 +64,7 @@ def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     first, second = equations.residual(z), equations.residual(z)
     moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
     same = (first == second).all(-1)
-    if moved is None or not bool(same[row]):
+    if moved is None or not bool((same & first.isfinite().all(-1) & moved.isfinite().all(-1))[row]):
         return False, same
     noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
     return not bool((moved[row] - first[row]).abs().amax() <= noise), same

@@ -39,6 +39,11 @@ class Estimate(NamedTuple):
     complete: bool = False
 
 
+def growth(dz: Tensor, dr: Tensor) -> Tensor:
+    """‖Δz‖ / ‖Δr‖ from both norms, (B,); infinite where the second is 0 or not known, for its squares have overflowed."""
+    return torch.where(dr < torch.inf, dz / dr, torch.inf)
+
+
 def whole(gain: Tensor, r: Tensor) -> Estimate:
     """All that a residual stands for: so many times, (B,), itself; nothing where it is 0."""
     largest = torch.finfo(gain.dtype).max

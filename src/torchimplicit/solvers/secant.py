@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.equations import Estimate
+from torchimplicit.solvers.equations import Estimate, growth
 from torchimplicit.stopping import rms
 from torchimplicit.tolerance import Tolerance
 
@@ -29,7 +29,7 @@ class Secant:
             self.last, self.gains = (z, r), []
             return Estimate(r)
         changes = [self._parts(new - old) for new, old in zip((z, r), self.last, strict=True)]
-        gains = [rms(dz) / rms(dr) for dz, dr in zip(*changes, strict=True)]
+        gains = [growth(rms(dz), rms(dr)) for dz, dr in zip(*changes, strict=True)]
         if self.gains:
             gains = [torch.where(new.isfinite(), new, old) for new, old in zip(gains, self.gains, strict=True)]
         self.last, self.gains = (z, r), gains
