@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from torchimplicit.linear import LU
-from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.shortest import Inverse, invert
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate
@@ -26,7 +27,7 @@ class NewtonState(NamedTuple):
     """
 
     jacobian: Jacobian | None
-    factors: Factors | None
+    factors: Inverse | None
     age: int
     search: SearchState | None
 
@@ -34,7 +35,7 @@ class NewtonState(NamedTuple):
 class NewtonMemory(NamedTuple):
     """The part of a state that is no graph."""
 
-    factors: tuple[Tensor, ...] | None
+    factors: Inverse | None
     age: int
     search: SearchState | None
 
@@ -63,7 +64,8 @@ class Newton:
     The factors of the last step stay behind for the backward pass. One evaluation of g a step: it gives the residual and
     the Jacobian of the next. With ``every`` = m > 1 a Jacobian serves m steps (Shamanskii's method, of order m + 1 for every
     factorisation): cheaper where a Jacobian costs more than a few evaluations. With a ``line_search`` a step that does not
-    bring the residual down is shortened (:class:`Backtracking`).
+    bring the residual down is shortened (:class:`Backtracking`). Where a whole line of z solves the equations (a gauge) the step is
+    the shortest of several, so that z stays where it was along that line.
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), sections 5.4.3 and 8.2.
     """
 
@@ -90,8 +92,8 @@ class Newton:
         factors, age, search = state.factors, state.age + 1, state.search
         if state.jacobian is not None or factors is None:
             assert state.jacobian is not None
-            factors, age = self.linear_solver.factorize(state.jacobian), 1
-        step = factors.solve(r)
+            factors, age = invert(self.linear_solver, state.jacobian.to_dense(), r), 1
+        step = factors.solve(self.linear_solver, r)
         if self.damping != 1:
             step = self.damping * step
         again = age < self.every  # these factors serve the next step too
@@ -109,26 +111,22 @@ class Newton:
 
         Source: Deuflhard, Newton Methods for Nonlinear Problems (2011), section 2.1: no regular factor of g changes it.
         """
-        return None if state.factors is None else Estimate(state.factors.solve(r), 0.0)
+        return None if state.factors is None else Estimate(state.factors.solve(self.linear_solver, r), 0.0)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonMemory) -> tuple[Tensor, NewtonState]:
         """The residual and the state at z."""
         if memory.factors is None:
             r, state = self.init(equations, z)
             return r, state._replace(search=memory.search)
-        factors = self.linear_solver.from_tensors(memory.factors)
-        return equations.residual(z), NewtonState(None, factors, memory.age, memory.search)
+        return equations.residual(z), NewtonState(None, memory.factors, memory.age, memory.search)
 
     def memory(self, state: NewtonState) -> NewtonMemory:
         """What a restart needs beside z: the factors, if they will be used again, and the memory of the line search."""
-        again = state.jacobian is None and state.factors is not None
-        return NewtonMemory(
-            state.factors.tensors if again and state.factors is not None else None, state.age, state.search
-        )
+        return NewtonMemory(None if state.jacobian is not None else state.factors, state.age, state.search)
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""
-        return () if state.factors is None else kept(state.factors.tensors)
+        return () if state.factors is None else kept(state.factors.factors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""
