@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver
-from torchimplicit.linear.shortest import Inverse, invert
+from torchimplicit.linear.shortest import Inverse
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.newton import PLAIN_LU, check_direct, kept
+from torchimplicit.solvers.newton import PLAIN_LU, check_direct, inverse_at, kept
 
 
 class ChordState(NamedTuple):
@@ -39,7 +39,7 @@ class Chord:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, ChordState]:
         jacobian = equations.jacobian(z)
-        factors = invert(self.linear_solver, jacobian.to_dense(), jacobian.value)
+        factors = inverse_at(equations, z, jacobian, self.linear_solver)
         return jacobian.value, ChordState(factors, factors.solve(self.linear_solver, jacobian.value))
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: ChordState) -> tuple[Tensor, Tensor, ChordState]:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.shortest import Inverse, invert
+from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.stopping import rms
 
 
 class NewtonState(NamedTuple):
@@ -57,6 +60,18 @@ def kept(factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return factors if factors[0].shape[-1] > 1 else ()
 
 
+def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solver: DirectSolver) -> Inverse:
+    """Of the Jacobian at z, with which Newton's step is the shortest where a whole line of z solves the equations."""
+
+    def again() -> Tensor | None:
+        size = torch.where((size := rms(z)) > 0, size, 1).unsqueeze(-1)
+        beside = z + torch.finfo(z.dtype).eps ** 0.5 * size * unpatterned(z)
+        there = equations.attempt(equations.jacobian, beside)
+        return None if there is None else there.to_dense()
+
+    return invert(linear_solver, jacobian.to_dense(), jacobian.value, again)
+
+
 @dataclass(frozen=True)
 class Newton:
     """z ← z − damping · J(z)⁻¹ g(z), with J (n × n for each system) from one batched sweep and factorised.
@@ -92,7 +107,7 @@ class Newton:
         factors, age, search = state.factors, state.age + 1, state.search
         if state.jacobian is not None or factors is None:
             assert state.jacobian is not None
-            factors, age = invert(self.linear_solver, state.jacobian.to_dense(), r), 1
+            factors, age = inverse_at(equations, z, state.jacobian, self.linear_solver), 1
         step = factors.solve(self.linear_solver, r)
         if self.damping != 1:
             step = self.damping * step
