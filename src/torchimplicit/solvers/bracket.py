@@ -281,7 +281,7 @@ class Bracketing(ABC):
         error = torch.where(state.falls, farthest, torch.inf)
         error = torch.where(straight, error.minimum(r.abs() / slope.minimum(before)), error)
         error = torch.where(state.found, error, torch.inf)
-        return Estimate(torch.where(r == 0, 0, error), torch.zeros_like(z.squeeze(-1)))
+        return Estimate(torch.where(r == 0, 0, error), 0.0, complete=True)
 
     def verdict(self, state: BracketState) -> Tensor:
         """The status of the systems that have come to an end, (B,); RUNNING for the others."""

@@ -37,7 +37,7 @@ def gain(
     found = None if beside is None else estimate(z + d, *beside)
     if found is None:
         return torch.ones_like(size)
-    change = rms(found.correction - correction)
+    change = found.scale * rms(found.correction - correction)
     return torch.where(change > 0, rms(d) / change, torch.inf).nan_to_num(nan=torch.inf).clamp(min=1)
 
 
@@ -105,6 +105,8 @@ class Minima(NamedTuple):
     status : with SADDLE where one is no minimum, and CONVERGED where it is one within tolerance.
     error : the largest number of Newton's correction with the Hessian, where that was looked at; else as it was.
     excess : by what factor that is more than the tolerance, where the method itself had said that it had arrived; else 0.
+    polish : that correction, where z is to be moved by it, for it costs nothing any more and makes z as good as a step of Newton's
+        method does, within the tolerance; else 0. None: nowhere.
     factors : the tensors of the Cholesky factors of the Hessians, for the backward; none where they were not asked for or are not
         those of the condition's Jacobian.
     """
@@ -112,6 +114,7 @@ class Minima(NamedTuple):
     status: Tensor
     error: Tensor
     excess: Tensor
+    polish: Tensor | None
     factors: tuple[Tensor, ...]
 
 
@@ -132,10 +135,11 @@ def second_order(
     batch, n = z.shape
     none = torch.zeros_like(error)
     if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return Minima(status, error, none, ())
+        return Minima(status, error, none, None, ())
     found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):
-        return Minima(status, error, none, ())
+        return Minima(status, error, none, None, ())
+    polished = known is None and not torch.is_grad_enabled()  # of a recorded z the derivative would be that of another
     with torch.no_grad():
         if known is None:
             jacobian = equations.jacobian(z)
@@ -162,11 +166,16 @@ def second_order(
             failed = torch.linalg.cholesky_ex(shifted).info != 0
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
         if bounded:
-            return Minima(status, error, none, ())
-        newton, bound = tolerance.largest(factors.solve(gradient), z)
+            return Minima(status, error, none, None, ())
+        correction = factors.solve(gradient)
+        newton, bound = tolerance.largest(correction, z)
         seen = found & definite & newton.isfinite()
         status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
         far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
         status = torch.where(far, Status.STAGNATED, status)
         excess = torch.where(far, newton / bound, 0)
-        return Minima(status, torch.where(seen, newton, error), excess, factors.tensors)
+        if not polished:
+            return Minima(status, torch.where(seen, newton, error), excess, None, factors.tensors)
+        moved = seen & (status == Status.CONVERGED)
+        error = torch.where(seen, torch.where(moved, newton.minimum(bound), newton), error)
+        return Minima(status, error, excess, torch.where(moved.unsqueeze(-1), correction, 0), factors.tensors)

@@ -33,8 +33,9 @@ class Secant:
         if self.gains:
             gains = [torch.where(new.isfinite(), new, old) for new, old in zip(gains, self.gains, strict=True)]
         self.last, self.gains = (z, r), gains
-        parts = [gain.unsqueeze(-1) * part for gain, part in zip(gains, self._parts(r), strict=True)]
-        return Estimate(torch.cat(parts, -1), torch.zeros_like(gains[0]))
+        largest = torch.finfo(r.dtype).max
+        parts = [gain.clamp(max=largest).unsqueeze(-1) * part for gain, part in zip(gains, self._parts(r), strict=True)]
+        return Estimate(torch.cat(parts, -1), 0.0, complete=True)
 
     def _parts(self, v: Tensor) -> tuple[Tensor, ...]:
         return v.split(self.leaves, -1) if self.leaves else (v,)
