@@ -15,7 +15,6 @@ from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate, whole
 from torchimplicit.stopping import rms
 
-
 RUN_OFF = 0.75  # a step whose J s is less than eps to this power of s, beside ‖J‖, is along a gauge, and rounding is all it rests on
 
 
