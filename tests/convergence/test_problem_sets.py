@@ -6,7 +6,7 @@ elsewhere, or nowhere, what was found was no solution, and that has to be said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,24 @@ SQUARES = {p.name: p for p in mgh.PROBLEMS}
 REGRESSIONS = {p.name: p for p in nist.PROBLEMS}
 EPS = torch.finfo(D).eps
 slow = pytest.mark.slow
+
+# The Hessian is singular at every minimiser: Powell's has rank 2 there, those of rank 1 have whole planes of minimisers.
+SINGULAR = {"13 Powell singular", "22 extended Powell singular", "33 linear rank 1", "34 linear rank 1 with zeros"}
+EASY = {"1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"}
+FEW = EASY | SINGULAR | {"10 Meyer", "18 Biggs EXP6", "11 Gulf", "MGH10", "Misra1a", "Lanczos3", "Eckerle4", "Thurber"}
+LONG = {
+    "16 Brown and Dennis",
+    "23 penalty I 10",
+    "24 penalty II 4",
+    "24 penalty II 10",
+    "35 Chebyquad 8",
+    "35 Chebyquad 10",
+}
+
+
+def fast_are(fast: set[str], names: Iterable[str]) -> list[Any]:
+    """All names, those beside the fast ones marked slow."""
+    return [pytest.param(name, marks=[slow] * (name not in fast)) for name in names]
 
 
 def weighted(z: Tensor) -> Tensor:
@@ -88,12 +106,16 @@ def near(found: Tensor | None, truth: Tensor, bound: float) -> bool:
     return found is not None and bool((found.double() - truth).abs().max() <= bound * truth.abs().max() + atol)
 
 
-def check(result: Outcome, truth: Truth, bound: float) -> None:
-    if not result.silent:
+def check(result: Outcome, truth: Truth, bound: float, singular: bool) -> None:
+    """The value, of what was found; the gradient too, where nothing was said of it, which it always is at a singular solution."""
+    if singular:
+        assert not result.silent
         return
-    assert truth.z is not None, ("no solution", result.z)
-    assert near(result.z, truth.z, bound), (result.z, truth.z, result.info.error)
-    assert near(result.gradient, truth.gradient, bound), (result.gradient, truth.gradient)
+    if result.found:
+        assert truth.z is not None, ("no solution", result.z)
+        assert near(result.z, truth.z, bound), (result.z, truth.z, result.info.error)
+    if result.silent:
+        assert near(result.gradient, truth.gradient, bound), (result.gradient, truth.gradient)
 
 
 # Float64
@@ -104,12 +126,10 @@ def test_systems_of_equations(name: str) -> None:
     system = SYSTEMS[name]
     result = outcome(ti.root, system.g, system.start, system.p, weighted)
     truth = truth_beside(system.g, result.z, system.p)
-    check(result, truth, 1e-4)
+    check(result, truth, 1e-4, system.singular)
     if system.rootless:
         assert not result.info.converged
-    elif system.singular:
-        assert not result.silent
-    else:
+    elif not system.singular:
         assert result.silent, result.words
 
 
@@ -117,12 +137,7 @@ def gradient_of_half_the_squares(r: Callable[..., Tensor]) -> Callable[[Tensor, 
     return torch.func.grad(lambda z, x: r(z, x).square().sum() / 2)
 
 
-# The Hessian is singular at every minimiser: Powell's has rank 2 there, those of rank 1 have whole planes of minimisers, Box's has
-# a line of them.
-SINGULAR = {"13 Powell singular", "22 extended Powell singular", "33 linear rank 1", "34 linear rank 1 with zeros"}
-
-
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are({*SQUARES} - LONG, SQUARES))
 def test_sums_of_squares(name: str) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m, dtype=D)  # the observations: what is taken off each residual
@@ -131,14 +146,12 @@ def test_sums_of_squares(name: str) -> None:
         return problem.residuals(z) - x
 
     result = outcome(ti.least_squares, r, problem.start, x, weighted)
-    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4)
-    if name in SINGULAR:
-        assert not result.silent
-    if name in ("1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"):
+    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4, name in SINGULAR)
+    if name in EASY:
         assert result.silent, result.words
 
 
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_the_same_as_objectives(name: str) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m, dtype=D)
@@ -147,19 +160,18 @@ def test_the_same_as_objectives(name: str) -> None:
         return problem.residuals(z) - x
 
     result = outcome(ti.minimize, lambda z, x: r(z, x).square().sum() / 2, problem.start, x, weighted)
-    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4)
-    if name in SINGULAR:
-        assert not result.silent
-    if name in ("1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"):
+    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4, name in SINGULAR)
+    if name in EASY:
         assert result.silent, result.words
 
 
 @pytest.mark.parametrize("start", [pytest.param(0, marks=slow), 1], ids=["far", "near"])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", fast_are(FEW, REGRESSIONS))
 def test_regressions(name: str, start: int) -> None:
     problem = REGRESSIONS[name]
     result = outcome(ti.least_squares, problem.residuals, problem.starts[start], problem.y, weighted)
-    check(result, truth_beside(gradient_of_half_the_squares(problem.residuals), problem.parameters, problem.y), 1e-4)
+    truth = truth_beside(gradient_of_half_the_squares(problem.residuals), problem.parameters, problem.y)
+    check(result, truth, 1e-4, singular=False)
     assert result.info.converged
 
 
@@ -200,13 +212,15 @@ def check_single(
 ) -> None:
     """z within 1e-2, or within what rounding hides of it; the gradient within 1e-2 and what a change of z by its tolerance makes
     of it. That may be much: what nothing is said of has one digit at least."""
-    if not result.silent:
+    if not result.found:
         return
     truth = truth_beside(exact, result.z, x)
     assert truth.z is not None, ("no solution", result.z)
-    assert not truth.singular
     blur = blurred(lambda z: noisy(z, x), lambda z: exact(z, x.double()), truth.z)
     assert near(result.z, truth.z, 1e-2 + 10 * blur), (result.z, truth.z, result.info.error, blur)
+    if not result.silent:
+        return
+    assert not truth.singular
     allowed = tolerance(truth.z.float()) + 10 * blur * truth.z.abs().max()
     moves = allowed * torch.cat([torch.eye(len(truth.z), dtype=D), -torch.eye(len(truth.z), dtype=D)])
     gradients = torch.stack([gradient_at(exact, truth.z + move, x.double()) for move in moves])
@@ -224,13 +238,16 @@ def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest
             return system.g(z, p)
 
     result = outcome(ti.root, noisy, system.start.float(), p, weighted)
-    check_single(result, noisy, system.g, p)
-    if system.rootless or system.singular:
+    if system.singular:
         assert not result.silent
+    else:
+        check_single(result, noisy, system.g, p)
+    if system.rootless:
+        assert not result.info.converged
 
 
 @pytest.mark.parametrize("solve", [ti.least_squares, pytest.param(ti.minimize, marks=slow)])
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m)
@@ -244,13 +261,14 @@ def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch:
 
     f = noisy if solve is ti.least_squares else lambda z, x: noisy(z, x).square().sum() / 2
     result = outcome(solve, f, problem.start.float(), x, weighted)
-    check_single(result, gradient_of_half_the_squares(noisy), gradient_of_half_the_squares(exact), x)
     if name in SINGULAR:
         assert not result.silent
+    else:
+        check_single(result, gradient_of_half_the_squares(noisy), gradient_of_half_the_squares(exact), x)
 
 
 @pytest.mark.parametrize("start", [pytest.param(0, marks=slow), 1], ids=["far", "near"])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", fast_are(FEW, REGRESSIONS))
 def test_regressions_in_single_precision(name: str, start: int) -> None:
     problem = REGRESSIONS[name]
     rounded = replace(problem, x=problem.x.float(), y=problem.y.float())

@@ -298,7 +298,7 @@ class Bracketing(ABC):
         """How far away the root can be: as far as the other end, unless g jumps between the two."""
         farthest = torch.maximum((z - state.bracket.a).abs(), (z - state.bracket.b).abs())
         error = torch.where(state.found & state.even, farthest, torch.inf)
-        return Estimate(torch.where(r == 0, 0, error), torch.zeros_like(z.squeeze(-1)))
+        return Estimate(torch.where(r == 0, 0, error), 0.0, complete=True)
 
     def verdict(self, state: BracketState) -> Tensor:
         """The status of the systems that have come to an end, (B,); RUNNING for the others."""

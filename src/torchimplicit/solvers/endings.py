@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU, Cholesky
-from torchimplicit.linear.cholesky import clearly_definite
+from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
@@ -37,7 +37,7 @@ def gain(
     found = None if beside is None else estimate(z + d, *beside)
     if found is None:
         return torch.ones_like(size)
-    change = rms(found.correction - correction)
+    change = found.scale * rms(found.correction - correction)
     return torch.where(change > 0, rms(d) / change, torch.inf).nan_to_num(nan=torch.inf).clamp(min=1)
 
 
@@ -64,7 +64,7 @@ def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     first, second = equations.residual(z), equations.residual(z)
     moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
     same = (first == second).all(-1)
-    if moved is None or not bool(same[row]):
+    if moved is None or not bool((same & first.isfinite().all(-1) & moved.isfinite().all(-1))[row]):
         return False, same
     noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
     return not bool((moved[row] - first[row]).abs().amax() <= noise), same
@@ -105,6 +105,8 @@ class Minima(NamedTuple):
     status : with SADDLE where one is no minimum, and CONVERGED where it is one within tolerance.
     error : the largest number of Newton's correction with the Hessian, where that was looked at; else as it was.
     excess : by what factor that is more than the tolerance, where the method itself had said that it had arrived; else 0.
+    polish : that correction, where z is to be moved by it, for it costs nothing any more and makes z as good as a step of Newton's
+        method does, within the tolerance; else 0. None: nowhere.
     factors : the tensors of the Cholesky factors of the Hessians, for the backward; none where they were not asked for or are not
         those of the condition's Jacobian.
     """
@@ -112,6 +114,7 @@ class Minima(NamedTuple):
     status: Tensor
     error: Tensor
     excess: Tensor
+    polish: Tensor | None
     factors: tuple[Tensor, ...]
 
 
@@ -132,20 +135,22 @@ def second_order(
     batch, n = z.shape
     none = torch.zeros_like(error)
     if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return Minima(status, error, none, ())
+        return Minima(status, error, none, None, ())
     found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):
-        return Minima(status, error, none, ())
+        return Minima(status, error, none, None, ())
+    polished = known is None and not torch.is_grad_enabled()  # of a recorded z the derivative would be that of another
     with torch.no_grad():
         if known is None:
             jacobian = equations.jacobian(z)
             known = jacobian.value, jacobian.to_dense()
         gradient, hessian = known
         bounded = equations.kind.bounded
-        if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
+        if bounded:  # an unknown that its bound holds has a row of the identity, and lies there: the others decide
             eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
             held = (hessian == eye).all(-1)
-            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
+            unit = torch.where(held.unsqueeze(-1), 0, hessian).abs().amax((-2, -1), keepdim=True)
+            hessian = torch.where(held.unsqueeze(-2), torch.where(unit > 0, unit, 1) * eye, hessian)
         hessian = (hessian + hessian.mT) / 2
         factors = Cholesky().factorize(Dense(hessian))
         L, d, _ = factors.tensors
@@ -161,12 +166,21 @@ def second_order(
             )
             failed = torch.linalg.cholesky_ex(shifted).info != 0
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
-        if bounded:
-            return Minima(status, error, none, ())
-        newton, bound = tolerance.largest(factors.solve(gradient), z)
-        seen = found & definite & newton.isfinite()
+        correction = factors.solve(gradient)
+        if not finished(definite):
+            correction = torch.where(definite.unsqueeze(-1), correction, least_norm(hessian, gradient))
+        newton, bound = tolerance.largest(correction, z)
+        seen = found & newton.isfinite()
+        if bounded:  # a correction that leads beyond a bound is not the error: the bound comes first
+            lower, upper = equations.bounds(z)
+            seen = seen & ((lower <= z - correction) & (z - correction <= upper)).all(-1)
         status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
         far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
         status = torch.where(far, Status.STAGNATED, status)
         excess = torch.where(far, newton / bound, 0)
-        return Minima(status, torch.where(seen, newton, error), excess, factors.tensors)
+        if bounded or not polished:
+            factors_of_condition = () if bounded else factors.tensors
+            return Minima(status, torch.where(seen, newton, error), excess, None, factors_of_condition)
+        moved = seen & (status == Status.CONVERGED)
+        error = torch.where(seen, torch.where(moved, newton.minimum(bound), newton), error)
+        return Minima(status, error, excess, torch.where(moved.unsqueeze(-1), correction, 0), factors.tensors)

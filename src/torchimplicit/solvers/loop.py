@@ -114,7 +114,7 @@ def solve(
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
-        if count(ends):
+        if ends is not None and count(ends):
             course.end(ends, verdict, taken)
             if not (keep_trace or watch) and gathering.worthwhile(course.left, len(course.running)):
                 rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
@@ -134,9 +134,10 @@ def solve(
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
-    status, error, excess, of_hessian = second_order(
+    status, error, excess, polish, of_hessian = second_order(
         equations, best_z.detach(), status, error, stopping.tolerance, hessian
     )
+    best_z = best_z if polish is None else best_z - polish
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
     found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
@@ -182,7 +183,8 @@ def _exactly(
         z, r, state = step(z, r, state)
         norm = measured(r.detach())
         with torch.no_grad():
-            done = course.arrived(estimate(z, r, state), z, norm)
+            arrived = course.arrived(estimate(z, r, state), z, norm)
+            done = torch.zeros_like(course.running) if arrived is None else arrived
         if trace:
             trace.append(norm)
         if watch is not None:
