@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count, check_positive
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, whole
 from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
 
@@ -126,13 +126,12 @@ class Anderson:
     def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:
         """Of a system that takes plain steps the next one; of one that mixes all that the residual stands for, by the
         largest ‖Δz‖ / ‖Δr‖ of late."""
-        step = r if self.damping == 1 else self.damping * r
         if state.gain is None or state.fall is None:
-            return Estimate(step)
+            return Estimate(r, scale=self.damping)
         if state.mixing is None:
-            return Estimate(state.gain.unsqueeze(-1) * r, torch.zeros_like(state.gain))
-        scale = torch.where(state.mixing, state.gain, self.damping).unsqueeze(-1)
-        return Estimate(scale * r, torch.where(state.mixing, 0, state.fall))
+            return whole(state.gain, r)
+        scale = torch.where(state.mixing, state.gain, self.damping)
+        return Estimate(r, torch.where(state.mixing, 0, state.fall), scale)
 
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor

@@ -13,7 +13,7 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.stopping import rms
 
@@ -57,6 +57,7 @@ class Broyden:
     linear_solver: DirectSolver = PLAIN_LU
     patience: int = 60
     max_steps: ClassVar[int] = 300
+    inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("Broyden: memory", self.memory)
@@ -108,7 +109,7 @@ class Broyden:
         """All that the residual stands for. The next step is less in directions that were not seen yet, where H is the identity."""
         if state.gain is None:
             return Estimate(state.p, None if state.factors is None else 0.0)
-        return Estimate(state.gain.unsqueeze(-1) * state.p, torch.zeros_like(state.gain))
+        return whole(state.gain, state.p)
 
     def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""

@@ -30,6 +30,7 @@ class Chord:
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
+    inverse_is_earlier: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

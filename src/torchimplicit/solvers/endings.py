@@ -37,7 +37,7 @@ def gain(
     found = None if beside is None else estimate(z + d, *beside)
     if found is None:
         return torch.ones_like(size)
-    change = rms(found.correction - correction)
+    change = found.scale * rms(found.correction - correction)
     return torch.where(change > 0, rms(d) / change, torch.inf).nan_to_num(nan=torch.inf).clamp(min=1)
 
 

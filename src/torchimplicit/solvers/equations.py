@@ -26,7 +26,7 @@ UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)
 class Estimate(NamedTuple):
     """What a method knows of the error of z.
 
-    correction : (B, n), what it would change z by next, up to the sign; detached.
+    correction : (B, n), what it would change z by next, up to the sign, but for ``scale``, a number or (B,).
     contraction : by what factor further corrections become smaller, so that all of them together are 1 / (1 − contraction) as
         large. None: it has to be seen from one step to the next. A number: as long as nothing was seen yet; 0.0 of a
         correction that is Newton's, which is the error itself up to higher order. A tensor (B,): what is seen plays no part.
@@ -34,6 +34,12 @@ class Estimate(NamedTuple):
 
     correction: Tensor
     contraction: Tensor | float | None = None
+    scale: Tensor | float = 1.0
+
+
+def whole(gain: Tensor, r: Tensor) -> Estimate:
+    """All that a residual stands for: so many times, (B,), itself; nothing where it is 0."""
+    return Estimate(r, torch.zeros_like(gain), gain.nan_to_num(nan=torch.inf).clamp(max=torch.finfo(gain.dtype).max))
 
 
 class Solver(Protocol):

@@ -114,7 +114,7 @@ def solve(
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
-        if count(ends):
+        if ends is not None and count(ends):
             course.end(ends, verdict, taken)
             if not (keep_trace or watch) and gathering.worthwhile(course.left, len(course.running)):
                 rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
@@ -183,7 +183,8 @@ def _exactly(
         z, r, state = step(z, r, state)
         norm = measured(r.detach())
         with torch.no_grad():
-            done = course.arrived(estimate(z, r, state), z, norm)
+            arrived = course.arrived(estimate(z, r, state), z, norm)
+            done = torch.zeros_like(course.running) if arrived is None else arrived
         if trace:
             trace.append(norm)
         if watch is not None:

@@ -73,6 +73,7 @@ class Newton:
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
+    inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_direct(self.linear_solver, "Newton")

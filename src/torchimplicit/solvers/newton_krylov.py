@@ -12,7 +12,7 @@ from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, whole
 from torchimplicit.stopping import rms
 
 
@@ -86,9 +86,7 @@ class NewtonKrylov:
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonKrylovState) -> Estimate | None:
         """All that the residual stands for."""
-        if state.gain is None:
-            return None
-        return Estimate(state.gain.unsqueeze(-1) * r, torch.zeros_like(state.gain))
+        return None if state.gain is None else whole(state.gain, r)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""

@@ -33,7 +33,8 @@ class Secant:
         if self.gains:
             gains = [torch.where(new.isfinite(), new, old) for new, old in zip(gains, self.gains, strict=True)]
         self.last, self.gains = (z, r), gains
-        parts = [gain.unsqueeze(-1) * part for gain, part in zip(gains, self._parts(r), strict=True)]
+        largest = torch.finfo(r.dtype).max
+        parts = [gain.clamp(max=largest).unsqueeze(-1) * part for gain, part in zip(gains, self._parts(r), strict=True)]
         return Estimate(torch.cat(parts, -1), torch.zeros_like(gains[0]))
 
     def _parts(self, v: Tensor) -> tuple[Tensor, ...]:
