@@ -64,6 +64,26 @@ def defined(gradient: Tensor, objective: Tensor) -> Tensor:
     return gradient + (undefined if value.ndim == 2 else undefined.unsqueeze(-1)).sum(-1, keepdim=True)
 
 
+def held(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Which unknowns their lower, and which their upper bounds hold, (B, n) each. Where the gradient is NaN, none."""
+    at_lower = (z < lower) | ((z == lower) & (gradient > 0))
+    at_upper = (z > upper) | ((z == upper) & (gradient < 0))
+    known = ~gradient.isnan()
+    return at_lower & known, at_upper & known
+
+
+def between(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The condition of a minimum within bounds: the gradient in the free unknowns, z less the bound in those that are held, (B, n).
+
+    Where both bounds are the same and ∇φ is 0, each has half of the derivative.
+    """
+    at_lower, at_upper = held(gradient, z, lower, upper)
+    down, up = z - lower, z - upper
+    fixed = (lower == upper) & (gradient == 0)
+    free = torch.where(fixed, down / 2 + up / 2, gradient)
+    return torch.where(at_lower, down, torch.where(at_upper, up, free))
+
+
 class Vmap(NamedTuple):
     """A vmap level around a condition: its size, and for each tensor 0 or None, as it carries the batch or does not."""
 

@@ -103,9 +103,9 @@ def test_of_several_roots_the_same_is_found_from_every_start(method: type) -> No
 
 
 JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "jump": lambda z: torch.where(z > 0.3, 1.0, -1.0),
+    "jump": lambda z: torch.where(z > 0.3, 1.0, -1.0).to(z.dtype),
     "jump beside a slope": lambda z: torch.where(z > 0.3, z + 1, z - 2),
-    "small step up, large beside": lambda z: torch.where(z > 0.3, 1e-3, -1.0) * (1 + z**2),
+    "small step up, large beside": lambda z: torch.where(z > 0.3, 1e-3, -1.0).to(z.dtype) * (1 + z**2),
     "pole": lambda z: 1 / (z - 0.3),
     "third order": lambda z: (z - 0.3) ** -3,
     "tangent": lambda z: (z - 0.3 + torch.pi / 2).tan(),

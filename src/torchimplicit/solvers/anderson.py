@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count, check_positive
-from torchimplicit.solvers.equations import Equations, Estimate, whole
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
 
@@ -117,7 +117,7 @@ class Anderson:
         change = r - r_new
         dr = store(dr, k, change if mixing is None else torch.where(mixing.unsqueeze(-1), change, 0))
         with torch.no_grad():
-            seen = (self.damping * before if shift is None else rms(z_new - z)) / rms(change)
+            seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
             if gain is not None:
                 older = gain if mixed_before is None else torch.where(mixed_before, gain, 0)
                 seen = seen.fmax(FADING * older)
@@ -131,7 +131,7 @@ class Anderson:
         if state.mixing is None:
             return whole(state.gain, r)
         scale = torch.where(state.mixing, state.gain, self.damping)
-        return Estimate(r, torch.where(state.mixing, 0, state.fall), scale)
+        return Estimate(r, torch.where(state.mixing, 0, state.fall), scale, complete=True)
 
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor

@@ -13,7 +13,7 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
-from torchimplicit.solvers.equations import Equations, Estimate, whole
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.stopping import rms
 
@@ -93,7 +93,7 @@ class Broyden:
             u, v, k, Hp = torch.zeros_like(u), torch.zeros_like(v), 0, p
         y = p_new - p
         with torch.no_grad():
-            seen = rms(s) / rms(y)
+            seen = growth(rms(s), rms(y))
             gain = seen if gain is None else seen.fmax(FADING * gain)
         Hy = _apply(u[:, :k], v[:, :k], y)
         divisor = dot(s, Hy).unsqueeze(-1)

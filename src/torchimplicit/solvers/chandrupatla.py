@@ -27,7 +27,9 @@ class Chandrupatla(Bracketing):
         phi = (fa - fb) / (fc - fb)
         t = fa / (fb - fa) * fc / (fb - fc) + (c - a) / width * fa / (fc - fa) * fb / (fc - fb)
         safe = (phi * phi < xi) & ((1 - phi) * (1 - phi) < 1 - xi) & t.isfinite()
-        # A point at the root's side of an end, though by one float only, lets the bracket close from both sides.
+        # A point past the root, by as much as the parabola tells from the secant, lets the bracket close from both sides.
         least = (torch.finfo(a.dtype).eps * torch.maximum(a.abs(), b.abs()) / width.abs()).clamp(max=0.5)
+        past = (t - fa / (fa - fb)).abs() + least
+        t = torch.where(fa.abs() < fb.abs(), t + past.minimum((1 - t) / 2), t - past.minimum(t / 2))
         t = torch.where(safe, torch.minimum(torch.maximum(t, least), 1 - least), 0.5)
         return a + t * width, own

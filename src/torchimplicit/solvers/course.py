@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual, or a correction, below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
+LEAP = 100  # times as large as before: a z of which nothing is known yet
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -51,7 +53,8 @@ class Course:
     start : the norm at the start.
     best_z, best : the best iterate and its norm.
     size, unit : of the correction at z, in tolerances, infinite as long as none is known; and the tolerance there.
-    before, contraction : its size before the last step that moved z, and what the method says of how sizes fall.
+    before : its size before the last step that moved z.
+    contraction, complete : what the method says of how sizes fall.
     error, bound : the estimated error of systems that have ended, and the one that counts as converged.
     mark, least, stuck : the last norm, and the last size, that counted as progress, and for how many steps there was none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
@@ -72,6 +75,7 @@ class Course:
     unit: Tensor
     before: Tensor
     contraction: Tensor | float | None
+    complete: bool
     error: Tensor
     bound: Tensor
     mark: Tensor
@@ -112,6 +116,7 @@ class Course:
             unit=unknown,
             before=infinite,
             contraction=None,
+            complete=False,
             error=unknown,
             bound=unknown,
             mark=norm,
@@ -203,11 +208,12 @@ class Course:
         if estimate is None:
             return None
         tolerance, z = self.stopping.tolerance, z.detach()
-        correction, self.contraction, scale = estimate
+        correction, self.contraction, scale, self.complete = estimate
         mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
         size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
         # A step that was refused shows nothing.
         self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
+        leapt = partial(_leapt, self.unit, bound, tolerance.atol)
         self.size, self.unit = size, bound
         near = size <= 1 / self.stopping.strictness
         if self.left != len(self.running):
@@ -218,20 +224,20 @@ class Course:
         largest = scale * largest
         theta = self._theta()
         error = largest / (1 - theta).clamp(min=0)
-        if gain is not None and not isinstance(self.contraction, Tensor) and not inside_functorch():
+        if gain is not None and not self.complete and not inside_functorch():
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
+        error = torch.where(leapt(), torch.inf, error)
         error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
         return near & (error * self.stopping.strictness <= bound)
 
     def _theta(self) -> Tensor:
         """By what factor the correction becomes smaller: NaN where nothing is known of it."""
-        if isinstance(self.contraction, Tensor):
-            return self.contraction
         prior = torch.nan if self.contraction is None else self.contraction
-        return torch.where(self.before < torch.inf, self.size / self.before, prior)
+        seen = self.size / self.before
+        return torch.where((self.before < torch.inf) & (not self.complete), seen, prior)
 
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
@@ -243,10 +249,10 @@ class Course:
         near = stuck & (largest <= bound)
         if not occurs(near):
             return near
-        if isinstance(estimate.contraction, Tensor):
-            error = largest / (1 - estimate.contraction).clamp(min=0)
+        if self.complete or inside_functorch():
+            error = largest
         else:
-            error = largest if inside_functorch() else largest * gain(z, estimate.correction)
+            error = largest * gain(z, estimate.correction)
         self.error = torch.where(near, error, self.error)
         return near & (error <= bound)
 
@@ -294,6 +300,12 @@ class Course:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         del tensors["r"]
         return replace(self, **take(rows, tensors))
+
+
+def _leapt(before: Tensor, after: Tensor, atol: float) -> Tensor:
+    """Whether tolerances show that z has become so much larger in one step that what the step has shown of the error says nothing
+    of where it led; of a start at 0, whose size is unknown, they do not."""
+    return (after > LEAP * before) & (before > 2 * atol)
 
 
 def all_finite(v: Tensor) -> bool:

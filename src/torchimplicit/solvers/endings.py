@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU, Cholesky
-from torchimplicit.linear.cholesky import clearly_definite
+from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
@@ -64,7 +64,7 @@ def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     first, second = equations.residual(z), equations.residual(z)
     moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
     same = (first == second).all(-1)
-    if moved is None or not bool(same[row]):
+    if moved is None or not bool((same & first.isfinite().all(-1) & moved.isfinite().all(-1))[row]):
         return False, same
     noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
     return not bool((moved[row] - first[row]).abs().amax() <= noise), same
@@ -146,10 +146,11 @@ def second_order(
             known = jacobian.value, jacobian.to_dense()
         gradient, hessian = known
         bounded = equations.kind.bounded
-        if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
+        if bounded:  # an unknown that its bound holds has a row of the identity, and lies there: the others decide
             eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
             held = (hessian == eye).all(-1)
-            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
+            unit = torch.where(held.unsqueeze(-1), 0, hessian).abs().amax((-2, -1), keepdim=True)
+            hessian = torch.where(held.unsqueeze(-2), torch.where(unit > 0, unit, 1) * eye, hessian)
         hessian = (hessian + hessian.mT) / 2
         factors = Cholesky().factorize(Dense(hessian))
         L, d, _ = factors.tensors
@@ -165,17 +166,21 @@ def second_order(
             )
             failed = torch.linalg.cholesky_ex(shifted).info != 0
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
-        if bounded:
-            return Minima(status, error, none, None, ())
         correction = factors.solve(gradient)
+        if not finished(definite):
+            correction = torch.where(definite.unsqueeze(-1), correction, least_norm(hessian, gradient))
         newton, bound = tolerance.largest(correction, z)
-        seen = found & definite & newton.isfinite()
+        seen = found & newton.isfinite()
+        if bounded:  # a correction that leads beyond a bound is not the error: the bound comes first
+            lower, upper = equations.bounds(z)
+            seen = seen & ((lower <= z - correction) & (z - correction <= upper)).all(-1)
         status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
         far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
         status = torch.where(far, Status.STAGNATED, status)
         excess = torch.where(far, newton / bound, 0)
-        if not polished:
-            return Minima(status, torch.where(seen, newton, error), excess, None, factors.tensors)
+        if bounded or not polished:
+            factors_of_condition = () if bounded else factors.tensors
+            return Minima(status, torch.where(seen, newton, error), excess, None, factors_of_condition)
         moved = seen & (status == Status.CONVERGED)
         error = torch.where(seen, torch.where(moved, newton.minimum(bound), newton), error)
         return Minima(status, error, excess, torch.where(moved.unsqueeze(-1), correction, 0), factors.tensors)

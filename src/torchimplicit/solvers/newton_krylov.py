@@ -12,7 +12,7 @@ from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
-from torchimplicit.solvers.equations import Equations, Estimate, whole
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
 
 
@@ -104,4 +104,5 @@ def _gain(s: Tensor, r: Tensor, jacobian: Jacobian) -> Tensor:
     """
     with torch.no_grad():
         value = jacobian.value.detach()
-        return (rms(s.detach()) / rms(r.detach())).fmax(rms(value) / rms(jacobian.rmatvec(value)))
+        step = growth(rms(s.detach()), rms(r.detach()))
+        return step.fmax(growth(rms(value), rms(jacobian.rmatvec(value))))

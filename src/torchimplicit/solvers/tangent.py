@@ -111,7 +111,7 @@ def minimiser(R: Tensor, c: Tensor, columns: Tensor) -> Tensor:
 
 def estimate(tangent: Tangent) -> Estimate:
     """The step to the minimum of the model, which is Newton's for a root, and what the curvature of a fit makes of it."""
-    return Estimate(tangent.newton, 1 - 1 / tangent.gain)
+    return Estimate(tangent.newton, 0.0, tangent.gain, complete=True)
 
 
 def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: bool) -> tuple[Tangent, Tensor]:
