@@ -18,6 +18,13 @@ from ..every_solver import GENERAL
 from .outcomes import D, Outcome, S, error, outcome, right, tolerance
 
 slow = pytest.mark.slow
+
+
+def fast_but(slow_ones: set[str], names: list[str]) -> list[Any]:
+    """All of them, some marked slow."""
+    return [pytest.param(name, marks=[slow] * (name in slow_ones)) for name in names]
+
+
 FEW = settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
 MANY = settings(FEW, max_examples=400)
 
@@ -43,6 +50,8 @@ MINIMISERS = [
     "pseudo_transient",
 ]
 SQUARES = ["auto", "gauss_newton", "dogleg", *MINIMISERS[1:]]
+
+LONG = {"nonlinear_cg", "pseudo_transient", "newton_krylov", "chord"}
 
 DTYPES = {"double": (D, 300), "single": (S, 40)}
 A = torch.tensor([[1.3, 0.4, -0.2], [-0.3, 0.9, 0.1], [0.2, -0.5, 1.1]], dtype=D)
@@ -246,7 +255,7 @@ def test_the_unit_of_an_objective(dtype: str, examples: settings) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*MINIMISERS, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_the_extreme_units_of_an_objective(solver: str, dtype: str) -> None:
     kind, limit = DTYPES[dtype]
     for factor in (2.0**-limit, 2.0**limit):
@@ -254,7 +263,7 @@ def test_the_extreme_units_of_an_objective(solver: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*MINIMISERS, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_what_is_added_to_an_objective(solver: str, dtype: str) -> None:
     """Beside 1e6 and more the values show nothing of the way to the minimum: other steps are refused, no other end is found."""
     kind = DTYPES[dtype][0]
@@ -292,7 +301,7 @@ def test_the_unit_of_residuals(dtype: str, examples: settings) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*SQUARES, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*SQUARES, "bounded"]))
 def test_the_extreme_units_of_residuals(solver: str, dtype: str) -> None:
     kind, limit = DTYPES[dtype]
     limit = limit if solver in SEE_RESIDUALS else limit // 2
@@ -332,7 +341,7 @@ def test_the_unit_of_a_fixed_point(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*MINIMISERS, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_the_unit_of_the_unknowns_of_a_minimum(solver: str, dtype: str) -> None:
     kind = DTYPES[dtype][0]
     base = solve_minimum(solver, kind)
@@ -341,7 +350,7 @@ def test_the_unit_of_the_unknowns_of_a_minimum(solver: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*SQUARES, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*SQUARES, "bounded"]))
 def test_the_unit_of_the_unknowns_of_a_fit(solver: str, dtype: str) -> None:
     kind = DTYPES[dtype][0]
     base = solve_fit(solver, kind)
@@ -398,7 +407,7 @@ def test_a_right_answer_is_not_destroyed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", SQUARES)
+@pytest.mark.parametrize("solver", fast_but(LONG, SQUARES))
 def test_residuals_that_vanish_twice_are_a_solution(solver: str, dtype: torch.dtype) -> None:
     """(w − a)² has a Jacobian that vanishes with it: methods halve their distance, and what they end with is right or a failure."""
     a = torch.tensor([5.0, 0.0, -2.0], dtype=dtype)
