@@ -28,7 +28,7 @@ class Cell(nn.Module):
 def tanh_layer() -> tuple[Any, ...]:
     """A module of ti.nn, with inputs to try it on."""
     torch.manual_seed(0)
-    layer = ti.nn.FixedPoint(Cell(20), batch_ndim=1)
+    layer = ti.nn.FixedPoint(Cell(20))
     return layer, torch.randn(8, 20, dtype=torch.float64)
 
 

@@ -76,7 +76,8 @@ def _torchimplicit(p: dict[str, Any], compile: bool) -> Callable[[], Any]:
     import torchimplicit as ti
 
     w0 = torch.zeros_like(p["penalties"])
-    args, options = (p["penalties"], p["train"]), {"rtol": RTOL, "atol": 0.0, "compile": compile}
+    args = (p["penalties"], p["train"])
+    options: dict[str, Any] = {"rtol": RTOL, "atol": 0.0, "compile": compile}
     return lambda: _validation(ti.minimize(_objective, w0, args, **options).value, p["validation"])
 
 

@@ -35,6 +35,7 @@ from torchimplicit.recording import (
     paused,
     sequence_now,
 )
+from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.transforms import inside_transform
 
 KEPT = 2**15  # entries of what a function makes, up to which the graph of its evaluation waits for the backward
@@ -128,7 +129,7 @@ def capture(
         unknown = argument(z)
         tape.mine(pytree.tree_leaves(unknown))
         rebuilt = arguments.rebuilt(tape.explicit)
-        with tape:
+        with sharded_modules_refused(fn), tape:
             return tape.returned(fn(unknown, *rebuilt))
 
     def recorded(states: Collection[int]) -> tuple[Tape, Any, Linearisation | None]:

@@ -59,8 +59,9 @@ class Kind:
 
 def defined(gradient: Tensor, objective: Tensor) -> Tensor:
     """The gradient (B, n), NaN where the objective, (B,) or (B, m), is not finite: there its gradient, 0 or not, says nothing."""
-    value = objective.detach().reshape(len(gradient), -1)
-    return gradient + (value - value).sum(-1, keepdim=True)
+    value = objective.detach()
+    undefined = value - value
+    return gradient + (undefined if value.ndim == 2 else undefined.unsqueeze(-1)).sum(-1, keepdim=True)
 
 
 class Vmap(NamedTuple):

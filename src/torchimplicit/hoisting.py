@@ -68,11 +68,9 @@ class Hoisted:
             with eager_cells(), _Again(self._calls):
                 return self.fn(z, *args)
         first = _First(z)
-        device = first.device
-        before = random_state(device)
         with eager_cells(), first:
             out = self.fn(z, *args)
-        self._calls = first.hoisted() if torch.equal(before, random_state(device)) else []
+        self._calls = first.hoisted()
         return out
 
 
@@ -96,10 +94,14 @@ class _First(TorchFunctionMode):
         if self.refused:
             return func(*args, **kwargs)
         tensors, plain = _leaves(args, kwargs)
+        dependent = any(_memory(given.tensor) in self.dependent for given in tensors)
+        before = None if dependent else random_state(self.device)
         out = func(*args, **kwargs)
+        if before is not None and not torch.equal(before, random_state(self.device)):
+            self.refused = True  # without this call, others would draw other numbers
         outputs = tuple(_Versioned.of(tensor) for tensor in tensors_in(out))
         changed = [given.tensor for given in tensors if not given.unchanged]
-        if changed or not outputs or any(_memory(given.tensor) in self.dependent for given in tensors):
+        if changed or not outputs or dependent:
             self.dependent.update((_memory(tensor), tensor) for tensor in (*changed, *(t.tensor for t in outputs)))
             self.calls.append(_Call(func, [], []))
         else:

@@ -28,6 +28,8 @@ def reachable(fn: Any) -> Iterator[tuple[str, Any]]:
         yield from fn.keywords.items()
         return
     yield name(fn), fn
+    if hasattr(fn, "__wrapped__"):
+        yield from reachable(fn.__wrapped__)
     owner = getattr(fn, "__self__", None)
     if owner is not None:
         yield "self", owner

@@ -21,7 +21,9 @@ from torchimplicit.hoisting import Hoisted
 from torchimplicit.names import name
 from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.products import Linearisation
+from torchimplicit.randomness import Frozen
 from torchimplicit.recording import version
+from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.solution import Facts, Record, Solution
 from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
@@ -99,7 +101,7 @@ class Problem:
         leaves = pytree.tree_leaves(argument)
         versions = [version(leaf) for leaf in leaves]
         try:
-            with self.autocast.restored():
+            with self.autocast.restored(), sharded_modules_refused(self.fn):
                 value = self.value(fn(argument, *self.args))
         except RuntimeError as error:
             if "view of a leaf Variable that requires grad is being used in an in-place" in str(error):
@@ -147,14 +149,22 @@ class Problem:
         """The solution, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
         if cache_may_lack_graphs():
             self.function(z0)
+        self.watch(equations)
         with torch.no_grad(), full_precision(self.layout.device.type):
             stopping = Stopping(self.tolerance, self.max_steps)
             found = self.search(equations, z0.detach(), stopping, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
 
+    def watch(self, equations: Equations) -> None:
+        """Notice from the first evaluation on whether the function gives two answers for one z."""
+        if not isinstance(self.fn, Frozen):
+            equations.watch(self.layout.device)
+
     def _graph(self, z: Tensor) -> FlatGraph:
-        graph, tensors = graph_of(self.fn, self.layout.argument(z), self.args)
+        # Of a function that draws random numbers no kernel is made.
+        fn = self.fn.fn if isinstance(self.fn, Frozen) else self.fn
+        graph, tensors = graph_of(fn, self.layout.argument(z), self.args)
 
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
             return self.value(graph(self.layout.argument(z), tensors))
@@ -179,7 +189,7 @@ class Problem:
                 found.bound,
                 found.steps,
                 self.on_failure,
-                equations.raised,
+                equations.remark,
             )
         return Facts.counted(
             found.status, found.steps, found.residual, found.error, equations.evaluations, equations.products

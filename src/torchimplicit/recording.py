@@ -225,7 +225,8 @@ class Tape(Mode):
 
 
 class Replay(Mode):
-    """Puts explicit tensors back, call by call. With ``renew`` plain arguments may differ, and the new ones are kept."""
+    """Puts explicit tensors back, call by call, and numbers, which may be of a variable that was rebound since. With ``renew``
+    plain arguments may differ, and the new ones are kept."""
 
     def __init__(
         self,
@@ -249,11 +250,16 @@ class Replay(Mode):
             raise self._another_path(recorded, func)
         self.index += 1
         plain: list[Any] = []
+        recorded_plain = iter(recorded.plain)
         places = {position: (slot, depth) for position, slot, depth in recorded.places}
 
         def visit(position: int, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
-                plain.append(plain_of(leaf))
+                now = plain_of(leaf)
+                before = now if self.renew else next(recorded_plain, now)
+                if isinstance(now, _COMPARED) and isinstance(before, _COMPARED):
+                    leaf = now = before
+                plain.append(now)
                 return leaf
             if position not in places:
                 return leaf

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 
 
 @dataclass(eq=False)
@@ -24,6 +24,7 @@ class Record:
     def __hash__(self) -> int:
         return hash(Record)
 
+    sought: str = "root"  # the name of the kind of problem
     trace: Tensor | None = None
     tried: tuple[str, ...] = ()
     solved_by: Tensor | None = None
@@ -35,12 +36,14 @@ class Record:
         return None if self.backward is None else self.backward()
 
 
-@dataclass
+@dataclass(repr=False)
 class SolveInfo:
     """Facts of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
 
-    converged : bool. The residual met the tolerance, or nothing but rounding keeps it from that.
-    status : int, a :class:`torchimplicit.Status`.
+    ``print(info)`` is one line, however many systems there are; ``print(info.summary())`` says more.
+
+    converged : bool. The error is within the tolerance, or nothing but rounding keeps it from that.
+    status : int, a :class:`torchimplicit.Status`; ``status_names`` has the names.
     steps : int. Steps taken by each system.
     residual : the final residual, rms(g(z)) of each system.
     error : the estimated error of z, in z's own units: of the numbers of a system the largest (of a pytree those of the leaf
@@ -85,8 +88,54 @@ class SolveInfo:
     @property
     def message(self) -> str:
         """What happened, in prose: one line for every status that occurs."""
-        codes = sorted({int(code) for code in self.status.detach().flatten().tolist()})
-        return "\n".join(f"{Status(code).name.lower()}: {Status(code).prose}" for code in codes)
+        return "\n".join(f"{name}: {Status[name.upper()].prose_for(self.record.sought)}" for name in self._how_many())
+
+    @property
+    def status_names(self) -> Any:
+        """The names of the statuses, as they are in ``status.tolist()``: "converged", or a list of such."""
+
+        def named(codes: Any) -> Any:
+            return [named(code) for code in codes] if isinstance(codes, list) else Status(codes).name.lower()
+
+        return named(self.status.tolist())
+
+    def summary(self) -> str:
+        """In a few lines: how many systems ended how, the largest error, the steps, the costs, what is said of failures, and the
+        backward, if it has run."""
+        lines = [repr(self)]
+        if self.solved_by is not None:
+            solved = [f"{name} ({int(self.solved_by.eq(i).sum())} solved)" for i, name in enumerate(self.tried)]
+            lines.append(f"tried: {', '.join(solved)}")
+        lines += [line for line in self.message.splitlines() if not line.startswith("converged:")]
+        if self.adjoint is not None:
+            lines.append(f"backward: {self.adjoint.summary()}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """One line, however many systems there are."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(self.status):
+            return f"SolveInfo(inside a transform, status of shape {tuple(self.status.shape)})"
+        if not self.status.numel():
+            return "SolveInfo(no systems)"
+        batch = self.status.ndim > 0
+        ended = ", ".join(f"{n} {name}" if batch else name for name, n in self._how_many().items())
+        sizes = [f"{name} {_largest(getattr(self, name))}" for name in ("error", "residual")]
+        steps = self.steps.flatten().sort().values
+        if not batch:
+            taken = "1 step" if steps == 1 else f"{int(steps)} steps"
+        elif steps[0] == steps[-1]:
+            taken = f"{int(steps[0])} {'step' if steps[0] == 1 else 'steps'} each"
+        else:
+            taken = f"steps {int(steps[0])} to {int(steps[-1])}, median {int(steps[(len(steps) - 1) // 2])}"
+        costs = [f"{int(getattr(self, name).max())} {name}" for name in ("evaluations", "products")]
+        largest = ("largest " if batch else "") + ", ".join(sizes)
+        systems = f"{self.status.numel()} systems: " if batch else ""
+        return f"SolveInfo({systems}{ended}; {taken}; {largest}; {', '.join(costs)})"
+
+    def _how_many(self) -> dict[str, int]:
+        """How many systems have each status that occurs, by its name."""
+        codes, counts = self.status.detach().flatten().unique(return_counts=True)
+        return {Status(code).name.lower(): n for code, n in zip(codes.tolist(), counts.tolist(), strict=True)}
 
 
 class Solution(NamedTuple):
@@ -94,6 +143,12 @@ class Solution(NamedTuple):
 
     value: Any
     info: SolveInfo
+
+
+def _largest(sizes: Tensor) -> str:
+    """The largest of those numbers that are known."""
+    known = sizes.detach()[~sizes.detach().isnan()]
+    return f"{float(known.max()):.2g}" if known.numel() else "unknown"
 
 
 _TENSORS = ("converged", "status", "steps", "residual", "error", "evaluations", "products")

@@ -206,8 +206,11 @@ def _real(leaf: Tensor) -> Tensor:
     return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
 
-def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
-    """Flatten the output of a function that must look like z (a root's g, a fixed point's f), checking that it does."""
+def same_as_z(layout: Layout, name: str, hint: str = "") -> Callable[[Any], Tensor]:
+    """Flatten the output of a function that must look like z (a root's g, a fixed point's f), checking that it does.
+
+    ``hint`` : what to do where it has another number of entries than z.
+    """
 
     def flatten(out: Any) -> Tensor:
         if layout.single and layout.like_z(out):
@@ -217,12 +220,14 @@ def same_as_z(layout: Layout, name: str) -> Callable[[Any], Tensor]:
             raise TypeError(
                 f"{name} must return what z is: {_structure(layout)}; it returned {_outline(leaves, tree)}."
                 + _aux_hint(out)
+                + (hint if _entries(leaves) != sum(math.prod(shape) for shape in layout.shapes) else "")
             )
         for leaf, shape in zip(leaves, layout.shapes, strict=True):
             if leaf.shape != shape:
                 raise ValueError(
                     f"{name} must return tensors of z's shapes {[tuple(s) for s in layout.shapes]}; it returned "
                     f"{[tuple(leaf.shape) for leaf in leaves]}. z is given whole, with all its batch dimensions."
+                    + (hint if _entries(leaves) != sum(math.prod(shape) for shape in layout.shapes) else "")
                 )
             if leaf.is_complex() and not layout.dtype.is_complex:
                 raise TypeError(f"{name} returned a {describe(leaf)}, but z is real. Make z0 complex, or take .real.")
@@ -247,7 +252,8 @@ def per_system_scalar(layout: Layout, name: str) -> Callable[[Any], Tensor]:
         if out.shape != layout.batch_shape and not (layout.batch == 1 and out.numel() == 1):
             raise ValueError(
                 f"{name} must return one number per system, shape {tuple(layout.batch_shape)} (the first batch_ndim "
-                f"dimensions of z); it returned shape {tuple(out.shape)}. Sum over the other dimensions."
+                f"dimensions of z); it returned shape {tuple(out.shape)}. Sum over the other dimensions; where all of z is one "
+                f"system, pass batch_ndim=0 (the default of ti.nn is 1)."
             )
         if out.is_complex():
             raise TypeError(f"{name} must return real numbers to be minimised; it returned a {describe(out)}.")
@@ -293,6 +299,10 @@ def _structure(layout: Layout) -> str:
 
 def _outline(leaves: list[Any], tree: pytree.TreeSpec) -> str:
     return str(pytree.tree_unflatten([describe(leaf) for leaf in leaves], tree))
+
+
+def _entries(leaves: list[Any]) -> int:
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _aux_hint(out: Any) -> str:

@@ -79,4 +79,4 @@ class Tolerance:
 
 
 def _largest(v: Tensor) -> Tensor:
-    return v.abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[:-1])
+    return v.detach().abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[:-1])

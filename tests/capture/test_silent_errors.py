@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 import torchimplicit as ti
+from torchimplicit.problem import SMALL
 
 N = 4
 TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
@@ -51,18 +52,29 @@ def test_a_closure_over_a_loop_variable_keeps_the_tensor_of_its_own_turn(W: Tens
     assert torch.allclose(W.grad, expected, atol=1e-9)
 
 
-def test_a_number_that_was_rebound_since_the_forward_is_that_of_the_forward_or_an_error(W: Tensor) -> None:
+@pytest.mark.parametrize("rows", [1, SMALL // N, SMALL // N + 1, 2 * SMALL // N])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_number_that_was_rebound_since_the_forward_is_that_of_the_forward(
+    W: Tensor, rows: int, create_graph: bool
+) -> None:
+    """On either side of the number of entries up to which the evaluation of the forward serves the backward too."""
     x = torch.ones(N, dtype=torch.float64)
-    k = 0.3
-    z = ti.fixed_point(lambda z: torch.tanh(k * (W @ z) + x), ZERO, **TIGHT).value
-    large = ti.fixed_point(lambda z: torch.tanh(k * (z @ W) + x), torch.zeros(2**9, N, dtype=torch.float64)).value
-    k = 0.7
-    (found,) = torch.autograd.grad(z.square().sum(), W, retain_graph=True)
-    assert torch.allclose(found, 0.3 * dense_gradient(0.3 * W, x)[0], atol=1e-9)
-    with pytest.raises(ti.CaptureError, match=r"0\.3.*0\.7.*late binding"):
-        torch.autograd.grad(z.sum(), W, create_graph=True)
-    with pytest.raises(ti.CaptureError, match=r"0\.3.*0\.7.*late binding"):
-        large.sum().backward()
+    zs = []
+    for k in (0.3, 0.7):
+        start = torch.zeros(rows, N, dtype=torch.float64)
+        zs.append(ti.fixed_point(lambda z: torch.tanh(k * (z @ W.T) + x), start, **TIGHT).value)  # noqa: B023
+    for k, z in zip((0.3, 0.7), zs, strict=True):
+        (found,) = torch.autograd.grad(z.square().sum(), W, create_graph=create_graph)
+        torch.testing.assert_close(found, rows * k * dense_gradient(k * W, x)[0], atol=1e-9, rtol=1e-9)
+
+
+def test_a_branch_on_what_was_rebound_since_the_forward_is_an_error_where_it_is_taken_again(W: Tensor) -> None:
+    squared = False
+    f = lambda z: torch.tanh(z @ W / 4) ** 2 if squared else torch.tanh(z @ W / 4 + 1)  # noqa: E731
+    z = ti.fixed_point(f, torch.zeros(SMALL, N, dtype=torch.float64)).value
+    squared = True
+    with pytest.raises(ti.CaptureError, match="another path"):
+        z.sum().backward()
 
 
 def test_an_array_that_is_changed_in_its_own_memory_is_an_error(W: Tensor) -> None:
@@ -215,8 +227,8 @@ def test_a_path_that_has_changed_since_the_forward_is_an_error(W: Tensor) -> Non
         def forward(self, z: Tensor) -> Tensor:
             return torch.tanh(W @ z) if self.training else torch.sin(W @ z)
 
-    layer = ti.nn.FixedPoint(Cell())
+    layer = ti.nn.FixedPoint(Cell(), batch_ndim=0)
     z = layer(z0=ZERO + 1)
     layer.eval()
     with pytest.raises(ti.CaptureError, match="another path"):
-        z.sum().backward()
+        torch.autograd.grad(z.sum(), W, create_graph=True)

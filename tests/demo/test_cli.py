@@ -41,7 +41,7 @@ class Wrong(torch.autograd.Function):
 
 
 def good():
-    return ti.nn.FixedPoint(Cell(0.4), batch_ndim=1), x
+    return ti.nn.FixedPoint(Cell(0.4)), x
 
 
 def expanding():

@@ -110,7 +110,7 @@ class Cell(torch.nn.Module):
 
 
 def module(W: Tensor, x: Tensor) -> Tensor:
-    layer = ti.nn.FixedPoint(Cell(len(x)), **TIGHT)
+    layer = ti.nn.FixedPoint(Cell(len(x)), batch_ndim=0, **TIGHT)
     z: Tensor = torch.func.functional_call(layer, {"cell.W": W}, (x,))
     return z
 
@@ -124,7 +124,7 @@ def argmin_module(W: Tensor, x: Tensor) -> Tensor:
         def forward(self, z: Tensor, x: Tensor) -> Tensor:
             return (z - x).square().sum() + (self.W @ z).cosh().sum() / 50
 
-    z: Tensor = torch.func.functional_call(ti.nn.ArgMin(Energy(), **TIGHT), {"module.W": W}, (x,))
+    z: Tensor = torch.func.functional_call(ti.nn.ArgMin(Energy(), batch_ndim=0, **TIGHT), {"module.W": W}, (x,))
     return z
 
 

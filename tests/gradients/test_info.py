@@ -193,3 +193,121 @@ def test_trace_and_callback_inside_vmap_see_every_sample() -> None:
     for i, x in enumerate(xs):
         alone = layer(x, solver="newton", trace=True, max_steps=20).info.trace
         assert torch.allclose(trace[: len(alone), i], alone, atol=1e-9)
+
+
+APPROXIMATE = {ti.OneStep(): 1, ti.Phantom(3, 0.5): 3}
+
+
+@pytest.mark.parametrize("adjoint", APPROXIMATE, ids=repr)
+def test_an_approximate_gradient_says_what_was_done_and_that_its_error_is_not_known(adjoint: Any) -> None:
+    steps = APPROXIMATE[adjoint]
+    x = randn(4, N, seed=1).requires_grad_()
+
+    def solve(x: Tensor, **options: Any) -> ti.Solution:
+        return ti.fixed_point(lambda z: torch.tanh(z.roll(1, -1)) / 2 + x, 0 * x.detach(), adjoint=adjoint, **options)
+
+    z, info = solve(x, batch_ndim=1)
+    assert info.adjoint is None
+    z.sum().backward()
+    assert info.adjoint.steps.tolist() == [steps] * 4
+    assert int(info.adjoint.products) == steps
+    assert info.adjoint.residual.isnan().all()
+    assert not info.adjoint.converged.any()
+    kept = []
+
+    def f(x: Tensor) -> Tensor:
+        z, info = solve(x)
+        kept.append(info)
+        return z.sum()
+
+    plain = x.grad
+    torch.testing.assert_close(torch.vmap(torch.func.grad(f))(x.detach()), plain)
+    torch.testing.assert_close(torch.func.grad(lambda x: solve(x, batch_ndim=1).value.sum())(x.detach()), plain)
+    assert kept[0].adjoint.steps.tolist() == [steps] * 4
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(getattr(kept[0].adjoint, name)) for name in LEAVES)
+    z = solve(x, batch_ndim=1).value
+    (many,) = torch.autograd.grad(
+        z, x, torch.stack([torch.ones_like(z), 2 * torch.ones_like(z)]), is_grads_batched=True
+    )
+    torch.testing.assert_close(many, torch.stack([plain, 2 * plain]))
+
+
+def test_the_gauss_newton_gradient_says_what_it_has_solved() -> None:
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)
+    y = torch.stack([2 * torch.exp(-t), 0 * t]).requires_grad_()  # the second fit leaves its rate free
+    r = lambda w: w[..., :1] * torch.exp(-w[..., 1:] * t) - y  # noqa: E731
+    start = torch.tensor([[1.5, 0.5], [0.0, 0.5]], dtype=torch.float64)
+    z, info = ti.least_squares(r, start, batch_ndim=1, adjoint=ti.GaussNewton(), on_failure="ignore")
+    assert info.adjoint is None
+    z.sum().backward()
+    assert info.adjoint.status_names == ["converged", "singular"]
+    assert info.adjoint.residual[0] < 1e-12
+    assert int(info.adjoint.products) == 7
+
+
+def info_of(x: Tensor, **options: Any) -> ti.SolveInfo:
+    return ti.root(lambda z: z**2 - x, torch.ones_like(x), on_failure="ignore", solver="newton", **options).info
+
+
+def test_an_info_prints_in_one_line_with_what_it_says() -> None:
+    info = info_of(torch.tensor(2.0, dtype=torch.float64))
+    assert "\n" not in repr(info)
+    assert repr(info).startswith(f"SolveInfo(converged; {int(info.steps)} steps; error ")
+    x = torch.linspace(-1, 3, 4001, dtype=torch.float64)
+    x[2000:] = x[2000:].clamp(min=0.1)
+    info = info_of(x, batch_ndim=1)
+    assert len(repr(info)) < 250
+    failed = int((~info.converged).sum())
+    assert 0 < failed <= 2000
+    assert f"4001 systems: {4001 - failed} converged, " in repr(info)
+    assert f"steps {int(info.steps.min())} to {int(info.steps.max())}, median {int(info.steps.median())}" in repr(info)
+    assert f"residual {float(info.residual[~info.residual.isnan()].max()):.2g}" in repr(info)
+    assert info.status_names[4000] == "converged"
+    assert info.status_names == [ti.Status(code).name.lower() for code in info.status.tolist()]
+    assert len(info.summary()) < 3000
+    assert "local minimum" in info.summary()
+
+
+def test_an_info_prints_inside_a_transform_and_after_it() -> None:
+    inside = []
+
+    def f(x: Tensor) -> ti.SolveInfo:
+        info = info_of(x)
+        inside.append(repr(info))
+        return info
+
+    info = torch.vmap(f)(torch.tensor([[2.0, 3.0], [4.0, 5.0]], dtype=torch.float64))
+    assert "inside a transform" in inside[0]
+    assert "2 systems: 2 converged" in repr(info)
+    assert info.status_names == ["converged", "converged"]
+
+
+def test_a_summary_has_what_was_tried_and_the_backward() -> None:
+    x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    z, info = ti.root(lambda z: z**3 + z - x, torch.ones_like(x.detach()))
+    z.backward()
+    assert "tried: Newton (1 solved)" in info.summary()
+    assert "backward: SolveInfo(converged; 1 step" in info.summary()
+
+
+SOUGHT = {
+    "minimum": (lambda **how: ti.minimize(lambda z: ((z - 3) ** 4).sum(), torch.zeros(3), **how), "trust_newton"),
+    "minimum within bounds": (
+        lambda **how: ti.minimize(lambda z: (z**4).sum() - z.prod(), torch.full((3,), 2.0), bounds=(-3, 3), **how),
+        "trust_newton",
+    ),
+    "fit": (lambda **how: ti.least_squares(lambda z: z**2 - 3, torch.full((3,), 9.0), **how), "levenberg_marquardt"),
+    "fixed point": (lambda **how: ti.fixed_point(lambda z: z.cos(), torch.zeros(3), **how), "anderson"),
+    "root": (lambda **how: ti.root(lambda z: z**3 - 3, torch.full((3,), 9.0), **how), "dogleg"),
+}
+
+
+@pytest.mark.parametrize("sought", SOUGHT)
+def test_what_is_advised_depends_on_what_was_sought(sought: str) -> None:
+    solve, advised = SOUGHT[sought]
+    with pytest.warns(ti.ConvergenceWarning, match=f"'{advised}'") as caught:
+        info = solve(max_steps=1).info
+    assert info.status == ti.Status.MAX_STEPS
+    assert f"'{advised}'" in info.message
+    assert ("contraction" in str(caught[0].message)) == (sought == "fixed point")
+    assert ("valley" in str(caught[0].message)) == sought.startswith("minimum")

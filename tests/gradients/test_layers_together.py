@@ -158,7 +158,7 @@ def test_the_same_layer_twice_in_one_graph() -> None:
         def forward(self, z: Tensor, x: Tensor) -> Tensor:
             return cubic(z, self.W, x)
 
-    layer = ti.nn.Root(Cell(), **TIGHT)
+    layer = ti.nn.Root(Cell(), batch_ndim=0, **TIGHT)
 
     def twice(W: Tensor, x: Tensor) -> Tensor:
         both = torch.func.functional_call(layer, {"module.W": W}, (x,))

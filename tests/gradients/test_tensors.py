@@ -88,7 +88,7 @@ def by_parameters(W: Tensor, x: Tensor) -> Tensor:
         def forward(self, z: Tensor, x: Tensor) -> Tensor:
             return g(z, self.W, x)
 
-    return torch.func.functional_call(ti.nn.Root(Cell(), **TIGHT), {"module.W": W}, (x,))
+    return torch.func.functional_call(ti.nn.Root(Cell(), batch_ndim=0, **TIGHT), {"module.W": W}, (x,))
 
 
 def by_tree(W: Tensor, x: Tensor) -> Tensor:

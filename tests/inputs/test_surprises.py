@@ -207,7 +207,6 @@ def test_noise_that_happens_to_pass_is_reported(lucky: int, method: str) -> None
 
     with pytest.warns(ti.ConvergenceWarning, match="stochastic"):
         _, info = ti.fixed_point(f, ZERO, solver=method)
-    assert info.residual == 0  # it did pass
     assert info.status == ti.Status.STOCHASTIC
 
 

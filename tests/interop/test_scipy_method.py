@@ -123,3 +123,34 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ImportError, match="pip install scipy"):
         ti.root(lambda z: z - 1, z0, solver=SciPy("hybr"))
+
+
+def shifted(z: Tensor) -> Tensor:
+    return z - 1
+
+
+REFUSED = {
+    "an option of the method": (ti.minimize, SciPy("BFGS", maxiter=10), TypeError, r"minimize .*maxiter.*options=\{"),
+    "an unknown option": (ti.root, SciPy("brentq", brackets=(0, 2)), TypeError, r"root_scalar.*brackets"),
+    "no bracket": (ti.root, SciPy("brentq"), ValueError, r"root_scalar.*SciPy\('brentq', tol=1e-12\).*xtol"),
+    "a wrong value": (ti.least_squares, SciPy("trf", loss="hubert"), ValueError, r"least_squares.*loss='hubert'"),
+    "a wrong type": (ti.root, SciPy("hybr", options=3), TypeError, r"scipy.optimize.root .*options=3"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_scipy_refuses_is_told_with_what_it_was_given(name: str) -> None:
+    solve, method, error, message = REFUSED[name]
+    function = (lambda z: shifted(z).square().sum()) if solve is ti.minimize else shifted
+    with pytest.raises(error, match=message):
+        solve(function, torch.zeros(1, dtype=D), solver=method)
+
+
+def test_an_error_of_the_users_own_function_goes_through_scipy_as_it_is() -> None:
+    def g(z: Tensor) -> Tensor:
+        if float(z[0]) != 0:
+            raise TypeError("of my own")
+        return z - 1
+
+    with pytest.raises(TypeError, match=r"^of my own$"):
+        ti.root(g, torch.zeros(1, dtype=D), solver=SciPy("hybr"))

@@ -72,9 +72,8 @@ def test_a_bracket_is_sought_on_both_sides_and_short_of_what_is_not_defined(meth
     z, info = ti.root(g, start, solver=method(), batch_ndim=1)
     assert info.converged.all()
     expected = torch.tensor([root for _, _, root in functions.values()], dtype=dtype)
-    slope = torch.func.vjp(g, expected)[1](torch.ones_like(z))[0].abs()
-    bound = torch.finfo(dtype).eps ** 0.5 * g(start).abs() / slope
-    assert ((z - expected).abs() <= 2 * bound + 4 * torch.finfo(dtype).eps * expected.abs()).all()
+    eps = torch.finfo(dtype).eps
+    assert ((z - expected).abs() <= 1.01 * (eps + eps**0.5 * expected.abs())).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -183,10 +182,10 @@ def test_keplers_equation_and_the_closed_form_of_its_derivatives(method: Method)
     M.requires_grad_()
     e.requires_grad_()
     E, info = ti.root(
-        kepler, M, (M, e), solver=method(M - e, M + e), batch_ndim=1, rtol=0.0, atol=1e-12, batched=(True, True)
+        kepler, M, (M, e), solver=method(M - e, M + e), batch_ndim=1, rtol=0.0, atol=1e-15, batched=(True, True)
     )
     assert info.converged.all()
-    assert (kepler(E, M, e).abs() <= 1e-12).all()
+    assert (kepler(E, M, e).abs() <= 1e-14).all()
     dM, de = torch.autograd.grad(E.sum(), (M, e))
     slope = 1 - e * torch.cos(E)
     torch.testing.assert_close(dM, 1 / slope, rtol=1e-12, atol=0.0)
@@ -271,7 +270,7 @@ def test_the_automatic_choice_solves_what_newton_does_not() -> None:
     assert info.converged.all()
     assert info.solved_by is not None
     assert set(info.solved_by.tolist()) == {0, 1}
-    torch.testing.assert_close(E - e * torch.sin(E), M, rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(E - e * torch.sin(E), M, rtol=0.0, atol=2e-12)  # dE of 1e-12 times 1 + e
 
 
 def test_a_bracket_may_belong_to_a_later_stage() -> None:

@@ -34,7 +34,7 @@ class Cell(nn.Module):
 
 def layer(solver: str = "anderson", cell: nn.Module | None = None, **options: Any) -> ti.nn.FixedPoint:
     torch.manual_seed(0)
-    return ti.nn.FixedPoint(cell or Cell(), solver=solver, batch_ndim=1, rtol=1e-12, **options)
+    return ti.nn.FixedPoint(cell or Cell(), solver=solver, rtol=1e-12, **options)
 
 
 def batch(rows: int = 3, seed: int = 1) -> Tensor:

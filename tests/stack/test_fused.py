@@ -139,7 +139,7 @@ def test_modules_train() -> None:
 
     torch.manual_seed(0)
     cell = Residual()
-    layers = [ti.nn.Root(cell, compile=c, batch_ndim=1, rtol=1e-12) for c in (True, False)]
+    layers = [ti.nn.Root(cell, compile=c, rtol=1e-12) for c in (True, False)]
     for _ in range(3):
         grads = []
         for layer in layers:

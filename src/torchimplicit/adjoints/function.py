@@ -232,7 +232,11 @@ def over_batched_cotangents(
         present.extend(i for i, grad in enumerate(grads) if grad is not None)
         return tuple(grad for grad in grads if grad is not None)
 
-    batch = torch.vmap(found)(torch._remove_batch_dim(v, level, 0, 0))
+    # The condition is the same for all cotangents, and so are random numbers that it draws; that other kind forbids any.
+    vmap_mode: Any = torch._C._parse_dispatch_key("VmapMode")
+    allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(vmap_mode))
+    with allowed:
+        batch = torch.vmap(found, randomness="same")(torch._remove_batch_dim(v, level, 0, 0))
     grads: list[Tensor | None] = [None] * count
     for i, grad in zip(present, batch, strict=True):
         grads[i] = torch._add_batch_dim(grad, 0, level)

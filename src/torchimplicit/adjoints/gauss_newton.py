@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.failed import replace_failed
 from torchimplicit.adjoints.implicit import Implicit
+from torchimplicit.adjoints.noted import noted
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.triangular import full_rank, solve_triangle, triangularise
+from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
 from torchimplicit.problem import Problem
-from torchimplicit.solution import Solution
+from torchimplicit.solution import Facts, Solution
 from torchimplicit.stopping import Status, tell
 from torchimplicit.transforms import inside_functorch, inside_transform, occurs
 
@@ -53,10 +55,23 @@ class GaussNewton:
             if not inside_functorch():
                 tell(
                     f"The Gauss-Newton derivative does not exist in {int(singular.sum())} of {len(singular)} systems: "
-                    f"{Status.SINGULAR.prose}",
+                    f"{Status.SINGULAR.prose_for('least-squares fit')}",
                     problem.on_failure,
                 )
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
         step = solve_triangle(torch.where(usable[:, None, None], R, eye), c)
         step = torch.where((usable & (facts.status != Status.NONFINITE)).unsqueeze(-1), step, 0)
-        return problem.solution(found - (step - step.detach()), facts, aux)
+        told = partial(_told, jacobian.shape[-2], problem.tolerance.rtol)
+        z = noted(found - (step - step.detach()), problem, told, facts.status, R.detach())
+        return problem.solution(z, facts, aux)
+
+
+def _told(m: int, rtol: float, v: Tensor, status: Tensor, R: Tensor) -> Facts:
+    """Of the adjoint system Rᵀy = v, of which Qy is the gradient in r: solved directly, after m products for J = QR."""
+    y = solve_triangle(R, v, transposed=True)
+    residual = torch.linalg.vector_norm(v - apply(R.mT, y), dim=-1)
+    solved = residual <= rtol * torch.linalg.vector_norm(v, dim=-1)
+    ended = torch.where(solved, Status.CONVERGED, Status.STAGNATED)
+    singular_or_failed = (status == Status.SINGULAR) | (status == Status.NONFINITE)
+    ended = torch.where(singular_or_failed, status, ended)
+    return Facts.counted(ended, torch.ones_like(ended), residual, torch.full_like(residual, torch.nan), 0, m)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torchimplicit.adjoints.implicit import Implicit
+from torchimplicit.adjoints.noted import few_steps, noted
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
@@ -17,7 +18,8 @@ class Phantom:
     """The gradient of ``steps`` damped plain steps z ← z − damping · g(z) from z*, through all of them. An approximation.
 
     It is the Neumann series of the damped step with ``steps`` terms, and tends to the exact gradient where those steps
-    converge. The value is z* itself, whatever the steps do to it.
+    converge. The value is z* itself, whatever the steps do to it. ``info.adjoint`` tells how many were taken; how far they leave the
+    adjoint system from being solved is not computed: the residual is NaN.
     Source: Geng et al., On training implicit models, NeurIPS 2021, eq. 9 (unrolling form).
     """
 
@@ -36,4 +38,5 @@ class Phantom:
         z = found
         for _ in range(self.steps):
             z = z - self.damping * problem.residual(z)
-        return problem.solution(found + (z - z.detach()), facts, aux)
+        z = noted(found + (z - z.detach()), problem, few_steps(self.steps), facts.status)
+        return problem.solution(z, facts, aux)

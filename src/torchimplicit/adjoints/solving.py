@@ -14,7 +14,7 @@ from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Estimate
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.rounding import solved_to_rounding
+from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
 from torchimplicit.stopping import OnFailure
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import finished, occurs
@@ -81,7 +81,9 @@ class LinearisedSolver:
         result = self._refined()
         if self.settings.forgiving and self.small and occurs(~result.converged):
             A = self.operator.to_dense()
-            rounded = solved_to_rounding(A.mT if self.adjoint else A, self.b, result.x)
+            A = A.mT if self.adjoint else A
+            rounded = solved_to_rounding(A, self.b, result.x)
+            rounded = rounded & solved_by_matrix(A, self.b, result.x, result.residual_norm)
             result = result._replace(converged=result.converged | rounded)
         return result
 
@@ -100,10 +102,11 @@ class LinearisedSolver:
         return result if finished(result.converged) else better_of(result, self._chosen(self.b))
 
     def _divided(self) -> LinearResult:
-        """The solutions of systems with one unknown."""
+        """The solutions of systems with one unknown. Where there are several, a true product tells whether none influences another."""
         self.direct = division = Division(self.operator.to_dense().squeeze(-1))
         x = division.solve(self.b)
-        residual = torch.addcmul(self.b, division.d, x, value=-1).abs().squeeze(-1)
+        product = self.operator.apply(x, self.adjoint) if len(x) > 1 else division.d * x
+        residual = (self.b - product).abs().squeeze(-1)
         converged = residual <= self.settings.atol + self.settings.rtol * self.b.abs().squeeze(-1)
         one = torch.ones_like(converged, dtype=torch.int64)
         return LinearResult(x, residual, one, converged, ~converged, torch.zeros_like(converged), 0)

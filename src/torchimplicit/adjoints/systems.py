@@ -34,7 +34,7 @@ TINY = 64  # entries of all Jacobians of the batch, up to which they cost hardly
 class Derivative(Kind):
     """The condition of a derivative: A w − b."""
 
-    name = "derivative (the solution of its linear system)"
+    name = "derivative"
 
 
 @dataclass(frozen=True)
@@ -271,15 +271,8 @@ class JacobianSystem:
                 tell(self._inaccurate(found, z), self.settings.on_failure)
             limit = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
             others = torch.where(status == Status.INACCURATE, Status.CONVERGED, status)
-            report(
-                Derivative.name,
-                others,
-                result.residual_norm,
-                limit,
-                result.steps,
-                self.settings.on_failure,
-                what_of="residual",
-            )
+            how = self.settings.on_failure
+            report(Derivative.name, others, result.residual_norm, limit, result.steps, how, what_of="residual")
         return w, facts
 
     def _beside_a_gauge(
@@ -329,4 +322,4 @@ class JacobianSystem:
 
 
 def _info(facts: Callable[[], Facts], batch_shape: torch.Size) -> SolveInfo:
-    return facts().info(batch_shape, Record())
+    return facts().info(batch_shape, Record(Derivative.name))

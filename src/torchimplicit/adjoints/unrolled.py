@@ -49,6 +49,7 @@ class Unrolled:
                 "which keeps no steps; or differentiate with autograd, in plain code."
             )
         equations = Equations(problem.function, problem.kind)
+        problem.watch(equations)
         stopping = Stopping(problem.tolerance, problem.max_steps, exactly=self.steps, at_least_one=True)
         with full_precision(problem.layout.device.type):
             found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)

@@ -65,7 +65,7 @@ class Classifier(nn.Module):
             nn.BatchNorm2d(channels),
         )
         # Three digits are plenty for a stochastic gradient; the measurements afterwards ask for all of them.
-        self.layer = ti.nn.FixedPoint(Cell(channels), solver="anderson", batch_ndim=1, rtol=1e-3, max_steps=60)
+        self.layer = ti.nn.FixedPoint(Cell(channels), solver="anderson", rtol=1e-3, max_steps=60)
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(16 * channels, 10))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def _judge_well_posedness(report: Check, problem: Posed, flat: Tensor) -> None:
             "well-posedness",
             "fail",
             f"{about}, where the solve ended; yet the backward found it singular at the solution itself, as it is at a multiple "
-            f"root: {Status.SINGULAR.prose}",
+            f"root: {Status.SINGULAR.prose_for('derivative')}",
         )
     elif condition > eps**-0.5:
         report.say("well-posedness", "note", f"{about}: nearly singular; expect to lose half of the digits.")

@@ -17,6 +17,7 @@ from torchimplicit.problems.fixed_point import FixedPoint, fixed_point
 from torchimplicit.problems.least_squares import LeastSquares, least_squares
 from torchimplicit.problems.minimize import Minimum, minimize
 from torchimplicit.problems.root import Root, root
+from torchimplicit.randomness import frozen
 from torchimplicit.solution import Solution
 from torchimplicit.state import Layout, per_system_scalar, per_system_vector, same_as_z
 
@@ -50,6 +51,7 @@ class Posed:
         keywords: dict[str, Any],
         layout: Layout,
     ) -> None:
+        f = frozen(f, keywords.get("randomness", "error"), layout.device)  # for one solve and the next
         self.f, self.z0, self.kind, self.keywords, self.layout = f, z0, kind, keywords, layout
         self.args = pytree.tree_map(_own, args)
         given = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor) and leaf.requires_grad]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
+
+T = TypeVar("T")
 
 ROOT = (
     "hybr",
@@ -43,6 +45,7 @@ class SciPy:
     Raises:
         ImportError: SciPy is not installed.
         ValueError: no method has this name, or none for this kind of problem.
+        TypeError, ValueError: SciPy's function does not take the options; the message says which function, and what it was given.
 
     Example::
 
@@ -104,21 +107,14 @@ class SciPy:
 
     def _root(self, row: _Row, start: Any) -> Any:
         jacobian = {"jac": row.jacobian} if self.method in ("hybr", "lm") else {}
-        return _scipy().root(row.residual, start, method=self.method, tol=self.tol, **jacobian, **self.options).x
+        return self._call("root", row, row.residual, start, tol=self.tol, **jacobian).x
 
     def _root_scalar(self, row: _Row, start: Any) -> Any:
         if len(start) != 1:
             raise ValueError(f"SciPy's {self.method} finds roots of one unknown; here are {len(start)}.")
         slope = {"fprime": lambda z: float(row.jacobian([z])[0, 0])} if self.method == "newton" else {}
-        found = _scipy().root_scalar(
-            lambda z: float(row.residual([z])[0]),
-            method=self.method,
-            x0=start[0],
-            xtol=self.tol,
-            **slope,
-            **self.options,
-        )
-        return [found.root]
+        one = {"x0": start[0], "xtol": self.tol, **slope}
+        return [self._call("root_scalar", row, lambda z: float(row.residual([z])[0]), **one).root]
 
     def _minimize(self, row: _Row, start: Any) -> Any:
         told: dict[str, Any] = {} if self.method in WITHOUT_GRADIENT else {"jac": row.gradient}
@@ -126,15 +122,26 @@ class SciPy:
             told["hess"] = row.hessian
         if row.equations.kind.bounded:
             told["bounds"] = list(zip(*row.bounds(start), strict=True))
-        found = _scipy().minimize(row.objective, start, method=self.method, tol=self.tol, **told, **self.options)
-        return found.x
+        return self._call("minimize", row, row.objective, start, tol=self.tol, **told).x
 
     def _least_squares(self, row: _Row, start: Any) -> Any:
-        options: dict[str, Any] = {**dict.fromkeys(("ftol", "xtol", "gtol"), self.tol), **self.options}
+        told: dict[str, Any] = dict.fromkeys(("ftol", "xtol", "gtol"), self.tol)
         if row.equations.kind.bounded:
-            options["bounds"] = row.bounds(start)
-        found = _scipy().least_squares(row.squares, start, jac=row.jacobian_of_squares, method=self.method, **options)
-        return found.x
+            told["bounds"] = row.bounds(start)
+        return self._call("least_squares", row, row.squares, start, jac=row.jacobian_of_squares, **told).x
+
+    def _call(self, function: str, row: _Row, *args: Any, **told: Any) -> Any:
+        """That function of SciPy, of which an error says what it was given; the errors of the user's function go through."""
+        try:
+            return getattr(_scipy(), function)(*args, method=self.method, **{**told, **self.options})
+        except (TypeError, ValueError) as error:
+            if error is row.raised:
+                raise
+            further = " Options of the method itself go in options={...}." if function in ("minimize", "root") else ""
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(
+                f"scipy.optimize.{function} does not take what {self!r} passes on (method={self.method!r}, "
+                f"{', '.join(sorted({**told, **self.options}))}): {error}.{further}"
+            ) from error
 
 
 class _Row:
@@ -142,6 +149,7 @@ class _Row:
 
     def __init__(self, equations: Equations, z: Tensor, i: int) -> None:
         self.equations, self.z, self.i = equations, z, i
+        self.raised: Exception | None = None  # by the user's function
 
     def _at(self, x: Any) -> Tensor:
         z = self.z.clone()
@@ -151,30 +159,37 @@ class _Row:
     def _array(self, rows: Tensor) -> Any:
         return rows[self.i].double().cpu().numpy()
 
+    def _asked(self, question: Callable[[Tensor], T], x: Any) -> T:
+        try:
+            return question(self._at(x))
+        except Exception as error:
+            self.raised = error
+            raise
+
     def residual(self, x: Any) -> Any:
-        return self._array(self.equations.residual(self._at(x)))
+        return self._array(self._asked(self.equations.residual, x))
 
     def jacobian(self, x: Any) -> Any:
-        return self._array(self.equations.jacobian(self._at(x)).to_dense())
+        return self._array(self._asked(self.equations.jacobian, x).to_dense())
 
     def gradient(self, x: Any) -> Any:
-        return self._array(self.equations.objective_and_jacobian(self._at(x))[1].value)
+        return self._array(self._asked(self.equations.objective_and_jacobian, x)[1].value)
 
     def hessian(self, x: Any) -> Any:
-        return self._array(self.equations.objective_and_jacobian(self._at(x))[1].to_dense())
+        return self._array(self._asked(self.equations.objective_and_jacobian, x)[1].to_dense())
 
     def bounds(self, x: Any) -> tuple[Any, Any]:
-        lower, upper = self.equations.bounds(self._at(x))
+        lower, upper = self._asked(self.equations.bounds, x)
         return self._array(lower), self._array(upper)
 
     def squares(self, x: Any) -> Any:
-        return self._array(self.equations.squares(self._at(x)))
+        return self._array(self._asked(self.equations.squares, x))
 
     def jacobian_of_squares(self, x: Any) -> Any:
-        return self._array(self.equations.jacobian_of_squares(self._at(x)).to_dense())
+        return self._array(self._asked(self.equations.jacobian_of_squares, x).to_dense())
 
     def objective(self, x: Any) -> float:
-        return float(self.equations.objective(self._at(x))[self.i])
+        return float(self._asked(self.equations.objective, x)[self.i])
 
 
 def _scipy() -> Any:

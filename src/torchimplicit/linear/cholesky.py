@@ -23,6 +23,9 @@ class CholeskyFactors(Factors):
         return self.tensors[0].diagonal(dim1=-2, dim2=-1) ** 2
 
 
+FLAT = 16  # in units of n eps: pivots, or eigenvalues, that are smaller beside a diagonal of ones are 0
+
+
 @dataclass(frozen=True)
 class Cholesky(DirectSolver):
     """L Lᴴ = A for Hermitian positive definite matrices, at half the cost of LU.
@@ -46,3 +49,10 @@ class Cholesky(DirectSolver):
         L, info = torch.linalg.cholesky_ex(torch.where(usable, F, eye))
         usable = usable & (info == 0)[..., None, None]
         return torch.where(usable, L, torch.nan), d, d
+
+
+def clearly_definite(L: Tensor, A: Tensor) -> Tensor:
+    """Whether no pivot of a matrix A = L Lᵀ is rounding error beside its diagonal, which the units of unknowns do not change: (B,)."""
+    with torch.no_grad():
+        pivots, diagonal = L.diagonal(dim1=-2, dim2=-1), A.diagonal(dim1=-2, dim2=-1)
+        return (pivots.square() > FLAT * A.shape[-1] * torch.finfo(A.dtype).eps * diagonal).all(-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchimplicit.linear.factors import equilibrate
 
+SAME = 1e3  # factor by which a residual may exceed the rounding errors of a product with A
 DIGITS = 1e-3  # largest error of x, relative to it with rows and columns scaled, with which it counts as a solution
 
 
@@ -31,3 +32,13 @@ def solved_to_rounding(A: Tensor, b: Tensor, x: Tensor) -> Tensor:
     inverse, _ = torch.linalg.inv_ex(F)
     error = eps * (inverse.abs() @ terms)
     return backward & (error.flatten(1).amax(-1) <= DIGITS * x.abs().flatten(1).amax(-1))
+
+
+def solved_by_matrix(A: Tensor, b: Tensor, x: Tensor, residual_norm: Tensor) -> Tensor:
+    """Systems (B,) for which the norm of b less a true product is what A x ≈ b makes of rounding errors.
+
+    It is not where systems of a batch influence each other: then no A of each makes up the operator.
+    """
+    terms = (A.abs() @ x.abs().unsqueeze(-1)).squeeze(-1) + b.abs()
+    rounding = (A.shape[-1] + 1) * torch.finfo(A.dtype).eps * torch.linalg.vector_norm(terms, dim=-1)
+    return residual_norm <= SAME * rounding

@@ -10,15 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchimplicit.names import name
+from torchimplicit.nn.rows import couples_rows
+from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
+from torchimplicit.recording import being_captured
+from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.state import describe
+from torchimplicit.transforms import inside_transform
+from torchimplicit.uncompiled import uncompiled
 
 
 class _Layer(nn.Module):
-    """What the layers share: the start, the call of the module as it is, and the facts of the last solve."""
+    """What the layers share: the start, the batch, the call of the module as it is, and the facts of the last solve."""
 
     solve: ClassVar[Callable[..., Solution]]
 
@@ -36,14 +43,39 @@ class _Layer(nn.Module):
             if option not in names:
                 raise TypeError(f"{type(self).__name__} has no option {option!r}; the options are {', '.join(names)}.")
         self.init = init
-        self.options = options
+        self.assumed = "batch_ndim" not in options  # that the first dimension of z is a batch
+        self.seen = False
+        self.options = {"batch_ndim": 1, **options}
         self.last_info: SolveInfo | None = None
 
     def _solve(self, module: nn.Module, args: tuple[Any, ...], z0: Any) -> Any:
         if z0 is None:
             z0 = self._start(args)
+        if self.assumed:
+            self._see_that_rows_are_a_batch(module, z0, args)
         z, self.last_info = type(self).solve(module, z0, args, **self.options)
         return z
+
+    def _see_that_rows_are_a_batch(self, module: nn.Module, z0: Any, args: tuple[Any, ...]) -> None:
+        """Looked at once, where there are rows whose values can be seen: two or three evaluations of the module."""
+        leaves = pytree.tree_leaves(z0)
+        what = f"{type(self).__name__} takes the first dimension of z as the batch (batch_ndim=1), as every torch module does"
+        if any(isinstance(leaf, Tensor) and leaf.ndim == 0 for leaf in leaves):
+            raise ValueError(f"{what}, but a leaf of z0 has no dimension. For one system pass batch_ndim=0.")
+        if self.seen or inside_transform() or being_captured() or cache_may_lack_graphs():
+            return
+        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+            return  # the solve says what is wrong
+        with sharded_modules_refused(module):
+            coupled = couples_rows(module, z0, args)
+        if coupled:
+            raise ValueError(
+                f"{what}, but what {name(module)} returns for one row depends on other rows. If they are no batch (the nodes of "
+                f"a graph, the entries of one vector), pass batch_ndim=0: z is one system. If they are one, something mixes "
+                f"them: BatchNorm in training (call .eval(), or use LayerNorm or GroupNorm), or attention along the wrong "
+                f"dimension. batch_ndim=1, given by name, is taken at its word."
+            )
+        self.seen = len(leaves[0]) > 1
 
     def _start(self, args: tuple[Any, ...]) -> Any:
         if self.init is not None:
@@ -68,9 +100,14 @@ class FixedPoint(_Layer):
     Args:
         cell: a module called as ``cell(z, *args)``; it returns a tensor or pytree like z.
         init: ``init(*args) -> z0``; by default zeros like the first tensor argument.
-        options: keywords of :func:`torchimplicit.fixed_point`.
+        options: keywords of :func:`torchimplicit.fixed_point`. ``batch_ndim`` is 1: each row of z is a system with steps, status and
+            answer of its own. ``batch_ndim=0``: all of z is one system, such as the nodes of a graph.
 
     ``forward(*args, z0=None)`` returns z*; ``last_info`` holds the facts of the last solve (it is not pickled).
+
+    Raises:
+        ValueError: ``batch_ndim`` was not given, and z has no dimension, or its rows are seen to depend on each other (looked
+            for at the first call with two rows or more).
     """
 
     solve = staticmethod(fixed_point)
@@ -79,7 +116,7 @@ class FixedPoint(_Layer):
         super().__init__(cell, init, options)
         self.cell = cell
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.cell, args, z0)
 
@@ -91,7 +128,7 @@ class _OfModule(_Layer):
         super().__init__(module, init, options)
         self.module = module
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.module, args, z0)
 
@@ -102,9 +139,14 @@ class Root(_OfModule):
     Args:
         module: a module called as ``module(z, *args)``; it returns a tensor or pytree like z.
         init: ``init(*args) -> z0``; by default zeros like the first tensor argument.
-        options: keywords of :func:`torchimplicit.root`.
+        options: keywords of :func:`torchimplicit.root`. ``batch_ndim`` is 1: each row of z is a system with steps, status and
+            answer of its own. ``batch_ndim=0``: all of z is one system, such as the nodes of a graph.
 
     ``forward(*args, z0=None)`` returns z*; ``last_info`` holds the facts of the last solve (it is not pickled).
+
+    Raises:
+        ValueError: ``batch_ndim`` was not given, and z has no dimension, or its rows are seen to depend on each other (looked
+            for at the first call with two rows or more).
     """
 
     solve = staticmethod(root)
@@ -114,11 +156,16 @@ class ArgMin(_OfModule):
     """z* = argmin over z of module(z, *args).
 
     Args:
-        module: a module called as ``module(z, *args)``; it returns a real number, or one per system of the batch.
+        module: a module called as ``module(z, *args)``; it returns one real number per row of z, or with ``batch_ndim=0`` a single one.
         init: ``init(*args) -> z0``; by default zeros like the first tensor argument.
-        options: keywords of :func:`torchimplicit.minimize`.
+        options: keywords of :func:`torchimplicit.minimize`. ``batch_ndim`` is 1: each row of z is a system with steps, status and
+            answer of its own. ``batch_ndim=0``: all of z is one system, such as the nodes of a graph.
 
     ``forward(*args, z0=None)`` returns z*; ``last_info`` holds the facts of the last solve (it is not pickled).
+
+    Raises:
+        ValueError: ``batch_ndim`` was not given, and z has no dimension, or its rows are seen to depend on each other (looked
+            for at the first call with two rows or more).
     """
 
     solve = staticmethod(minimize)

@@ -17,6 +17,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count
 from torchimplicit.problems.pose import check_adjoint, check_args
 from torchimplicit.problems.root import root
+from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov, resolve
 from torchimplicit.solvers.auto import DENSE_LIMIT
@@ -25,6 +26,7 @@ from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, tell
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
+from torchimplicit.uncompiled import uncompiled
 
 FIRST_STEP = 0.05
 LONGEST = 0.25  # change of s in a step, as a part of the way
@@ -52,7 +54,7 @@ class Continuation(NamedTuple):
     branch: Branch
 
 
-@torch.compiler.disable
+@uncompiled
 def continuation(
     g: Callable[..., Any],
     z0: Any,
@@ -66,6 +68,7 @@ def continuation(
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    randomness: Randomness = "error",
     on_failure: OnFailure = "warn",
 ) -> Continuation:
     """Follow z*(s) with g(z*, s, *args) = 0 from s0 to s1, round folds where it has some.
@@ -86,6 +89,7 @@ def continuation(
         args: further arguments, any pytree.
         folds: s1 counts as reached after at least so many folds only (the upper branch of a fold: 1).
         max_points: of the branch, at most.
+        randomness: "frozen": a g that draws random numbers draws the same ones along the whole branch and in the backward.
         solver, adjoint, rtol, atol, on_failure: as in :func:`torchimplicit.root`, for the solution at s1; ``on_failure`` is also
             for a branch that does not get there: then ``value`` is its last point (NaN under "nan"), without a gradient.
 
@@ -117,6 +121,7 @@ def continuation(
     layout = Layout.of(z0, 0)
     Tolerance.of(rtol, atol, layout.tolerance_dtype)
     resolve(solver, False, layout.batch, layout.size)
+    g = frozen(g, randomness, layout.device)
     first, last = (_parameter(s, name, layout) for s, name in ((s0, "s0"), (s1, "s1")))
     if first == last:
         raise ValueError(
@@ -138,7 +143,13 @@ def continuation(
         if on_failure == "nan":
             value = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), value)
     else:
-        options = {"solver": solver, "adjoint": adjoint, "rtol": rtol, "atol": atol, "on_failure": on_failure}
+        options: dict[str, Any] = {
+            "solver": solver,
+            "adjoint": adjoint,
+            "rtol": rtol,
+            "atol": atol,
+            "on_failure": on_failure,
+        }
         end = s1.to(first) if isinstance(s1, Tensor) else last
         value, info = root(g, path.start, (end, *args), **options)
         s = torch.cat([s, last.reshape(1)])

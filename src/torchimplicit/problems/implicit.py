@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal
 
@@ -15,7 +15,9 @@ from torchimplicit.adjoints import Adjoint, Implicit, Unrolled
 from torchimplicit.autocast import Autocast
 from torchimplicit.capture import Arguments
 from torchimplicit.condition import Vmap
+from torchimplicit.linear import LU
 from torchimplicit.problem import Problem, detached
+from torchimplicit.problems.answer import judged, tolerance_of_answers
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
 from torchimplicit.recording import being_captured, paused
@@ -25,9 +27,10 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, check_policy, measured
+from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_transform, outside_transforms
+from torchimplicit.uncompiled import uncompiled
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
 
@@ -40,15 +43,11 @@ class BlackBox:
     args: Arguments
     layout: Layout
     vmap: str
+    tolerance: Tolerance
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         z = z0 if inside is None else self._inside(inside)
-        r = equations.residual(z)
-        residual = measured(r)
-        bound = stopping.tolerance.bound(z)
-        status = torch.where(residual <= bound, Status.CONVERGED, Status.STAGNATED)
-        status = torch.where(residual.isfinite(), status, Status.NONFINITE)
-        return Found(z, status, torch.zeros_like(status), residual, torch.full_like(residual, torch.nan), bound)
+        return judged(equations, z, self.layout.widths, self.tolerance)
 
     def _inside(self, inside: Inside) -> Tensor:
         if inside.vmaps and self.vmap == "raise":
@@ -73,10 +72,10 @@ class BlackBox:
         return False
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
-        return ()
+        return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        return None
+        return LU.from_tensors(tensors)
 
 
 def samples(tensors: Sequence[Tensor], vmaps: Sequence[Vmap]) -> Iterator[list[Tensor]]:
@@ -110,9 +109,12 @@ def implicit(
         vmap: what to do under ``torch.vmap``: "raise", or "sequential", one call for each sample.
         batch_ndim: the first so many dimensions of z index independent systems.
         adjoint: ``Implicit()`` by default.
-        rtol, atol: the result is a solution when rms(condition) ≤ atol + rtol · rms(z); by default √eps and eps^(3/4). Give the
-            tolerance that the solver itself works to.
-        on_failure: "warn", "raise", "nan" or "ignore", for a result that is no solution, and for the backward.
+        rtol, atol: the result z is a solution when no number of it is off by more than atol + rtol · rms(z) (of a pytree: of its
+            leaf), as told by the Newton correction J⁻¹ condition(z), J = ∂condition/∂z, which has the unit of z whatever that of
+            the condition. By default eps^(3/4) and 1e-4 (√eps where that is more), which is what SciPy's minimisers leave at
+            their own defaults: give the tolerance that the solver itself works to.
+        on_failure: "warn", "raise", "nan" or "ignore", for a result that is no solution, and for the backward. Where J is singular
+            it cannot be told, which is a failure too.
 
     Raises:
         TypeError: the solver did not return a tensor or a pytree of tensors.
@@ -136,7 +138,7 @@ def implicit(
         if not callable(solve):
             raise TypeError(f"the solver must be a function of (*args); got {describe(solve)}.")
 
-        @torch.compiler.disable
+        @uncompiled
         @wraps(solve)
         def solved(*args: Any, **kwargs: Any) -> Any:
             def box(*args: Any) -> Any:
@@ -146,18 +148,19 @@ def implicit(
             with torch.no_grad(), paused(), outside_transforms():
                 start = detached(box(*(_sample(args) if inside else detached(args))))
             layout = Layout.of(start, batch_ndim, name=f"the result of {getattr(solve, '__name__', 'the solver')}")
+            tolerance = tolerance_of_answers(rtol, atol, layout.tolerance_dtype)
             problem = Problem(
-                _Answer(),
+                Answer(),
                 condition,
                 args,
                 layout,
                 lambda layout, _: same_as_z(layout, "condition"),
-                BlackBox(box, Arguments.of(args), layout, vmap),
-                _tolerance(rtol, atol, layout.tolerance_dtype),
+                BlackBox(box, Arguments.of(args), layout, vmap, tolerance),
+                tolerance,
                 0,
                 on_failure,
                 False,
-                Record(),
+                Record(Answer.name),
                 Autocast.now(layout.device.type),
             )
             return (adjoint or Implicit()).run(problem, layout.flatten(start)).value
@@ -167,8 +170,10 @@ def implicit(
     return decorate
 
 
-class _Answer(Root):
-    """A root with no start to compare it with: its residual is judged against z."""
+class Answer(Root):
+    """A root that is given, not searched."""
+
+    name = "answer of the solver"
 
 
 def _sample(args: tuple[Any, ...]) -> Any:
@@ -184,9 +189,3 @@ def _sample(args: tuple[Any, ...]) -> Any:
         return inner.select(functorch.maybe_get_bdim(leaf), 0) if functorch.is_batchedtensor(leaf) else inner
 
     return pytree.tree_map(plain, args)
-
-
-def _tolerance(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
-    """By default atol is the floor: no step can show whether the residual of a black box still falls."""
-    tolerance = Tolerance.of(rtol, atol, dtype)
-    return replace(tolerance, atol=max(tolerance.atol, torch.finfo(dtype).eps ** 0.75))

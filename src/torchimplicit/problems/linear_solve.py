@@ -26,6 +26,7 @@ from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
+from torchimplicit.uncompiled import uncompiled
 
 
 class Linear(Kind):
@@ -140,7 +141,7 @@ class _Complex:
         return self.factors.suspicious
 
 
-@torch.compiler.disable
+@uncompiled
 def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,
@@ -211,7 +212,7 @@ def linear_solve(
         0,
         on_failure,
         False,
-        Record(),
+        Record(Linear.name),
         Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))

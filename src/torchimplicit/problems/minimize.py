@@ -13,10 +13,12 @@ from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.problems.bounds import Bounded, Output, WithLimits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
+from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_scalar
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class Minimum(Kind):
@@ -40,7 +42,7 @@ class Minimum(Kind):
         return f(z)
 
 
-@torch.compiler.disable
+@uncompiled
 def minimize(
     phi: Callable[..., Any],
     z0: Any,
@@ -54,6 +56,7 @@ def minimize(
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int | None = None,
+    randomness: Randomness = "error",
     on_failure: OnFailure = "warn",
     has_aux: bool = False,
     trace: bool = False,
@@ -79,6 +82,8 @@ def minimize(
         rtol, atol: tolerance; by default √eps and eps of the dtype, and a residual below eps^(3/4) that has stopped to fall
             has converged too: what is left of it is rounding error.
         max_steps: step limit; by default the solver's.
+        randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones
+            at every evaluation of this solve and its backward, and others in the next call.
         on_failure: "warn", "raise", "nan" (failed systems only) or "ignore"; for the forward and the backward.
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
@@ -122,6 +127,7 @@ def minimize(
         rtol=rtol,
         atol=atol,
         max_steps=max_steps,
+        randomness=randomness,
         on_failure=on_failure,
         has_aux=has_aux,
         trace=trace,

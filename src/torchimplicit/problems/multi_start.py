@@ -14,11 +14,13 @@ from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.losses import with_loss
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
+from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import Solution
 from torchimplicit.state import Layout, per_system_vector
+from torchimplicit.uncompiled import uncompiled
 
 
-@torch.compiler.disable
+@uncompiled
 def multi_start(
     solve: Callable[..., Solution],
     fn: Callable[..., Any],
@@ -26,6 +28,7 @@ def multi_start(
     args: tuple[Any, ...] = (),
     *,
     batch_ndim: int = 0,
+    randomness: Randomness = "error",
     **options: Any,
 ) -> Solution:
     """``solve(fn, z0, args, ...)`` from that one of several starts, for each problem, that leads to the best solution.
@@ -37,6 +40,7 @@ def multi_start(
     Args:
         solve: ``ti.root``, ``ti.fixed_point``, ``ti.minimize`` or ``ti.least_squares``.
         fn, args, batch_ndim, options: as there; ``fn`` must be one that ``torch.vmap`` takes.
+        randomness: "frozen": the same random numbers in all attempts and in the last solve.
         starts: like z0, with a dimension in front that counts the starts, at least one. Each element of the batch chooses its own.
 
     Raises:
@@ -52,6 +56,7 @@ def multi_start(
             f"known what is best; got {solve!r}. Their options are passed by name."
         )
     _check_starts(starts, batch_ndim)
+    fn = frozen(fn, randomness, pytree.tree_leaves(starts)[0].device)
     quiet = {**options, "on_failure": "ignore", "trace": False, "callback": None, "has_aux": False, "batched": None}
     value_of = (lambda z, *args: fn(z, *args)[0]) if options.get("has_aux") else fn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint, Implicit
-from torchimplicit.autocast import Autocast
+from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.condition import Kind
+from torchimplicit.half_precision import half_precision_of, may_be_half
+from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.problem import Problem
+from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.recording import paused
+from torchimplicit.sharding import refuse_sharded_tensors
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
@@ -42,6 +47,7 @@ def pose_and_solve(
     rtol: float | None,
     atol: float | None,
     max_steps: int | None,
+    randomness: Randomness,
     on_failure: OnFailure,
     has_aux: bool,
     trace: bool,
@@ -59,6 +65,7 @@ def pose_and_solve(
     check_adjoint(adjoint)
     if adjoint is None:
         adjoint = EXACT
+    refuse_sharded_tensors(fn, z0, args)
     layout = Layout.of(z0, batch_ndim)
     method = resolve(
         solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares
@@ -67,6 +74,7 @@ def pose_and_solve(
         method = method.fitted(layout)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
+    fn = frozen(fn, randomness, layout.device)
     with torch.no_grad():
         start = layout.flatten(z0)
         if layout.dtype in HALF:
@@ -82,11 +90,13 @@ def pose_and_solve(
         method.max_steps if max_steps is None else max_steps,
         on_failure,
         has_aux,
-        Record(),
+        Record(kind.name),
         Autocast.now(layout.device.type),
         rows,
         compile,
     )
+    if rtol is None:
+        problem = _as_precise_as_the_function(problem, start)
     return adjoint.run(problem, start)
 
 
@@ -135,6 +145,20 @@ def _precision_of(layout: Layout, fn: Callable[..., Any], start: Tensor, args: t
         except RuntimeError:
             return layout.in_own_precision()
     return layout
+
+
+def _as_precise_as_the_function(problem: Problem, start: Tensor) -> Problem:
+    """With the default rtol of half precision where the function computes in that, whatever z's dtype is: no z is nearer to the
+    solution than such a function can tell.
+    """
+    if not (problem.autocast.enabled or may_be_half(problem.fn, problem.args)):
+        return problem
+    with torch.set_grad_enabled(cache_may_lack_graphs()), paused(), full_precision(problem.layout.device.type):
+        half = half_precision_of(problem.function, start.detach())
+    if half is None:
+        return problem
+    rtol = Tolerance.of(None, None, half).rtol
+    return replace(problem, tolerance=replace(problem.tolerance, rtol=max(rtol, problem.tolerance.rtol)))
 
 
 def _watch(callback: Callback, layout: Layout) -> Watch:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import torch
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Kind
 from torchimplicit.problems.pose import Callback, pose_and_solve
+from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.stopping import OnFailure
+from torchimplicit.uncompiled import uncompiled
 
 
 class Root(Kind):
@@ -22,7 +23,13 @@ class Root(Kind):
     name = "root"
 
 
-@torch.compiler.disable
+NOT_SQUARE = (
+    " For another number of equations than of unknowns take ti.least_squares, which makes them as small as can be."
+)
+as_many_as_unknowns = partial(same_as_z, hint=NOT_SQUARE)
+
+
+@uncompiled
 def root(
     g: Callable[..., Any],
     z0: Any,
@@ -35,6 +42,7 @@ def root(
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int | None = None,
+    randomness: Randomness = "error",
     on_failure: OnFailure = "warn",
     has_aux: bool = False,
     trace: bool = False,
@@ -58,6 +66,8 @@ def root(
         rtol, atol: tolerance; by default √eps and eps of the dtype, and a residual below eps^(3/4) that has stopped to fall
             has converged too: what is left of it is rounding error.
         max_steps: step limit; by default the solver's. With "auto" that of all its methods together.
+        randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones
+            at every evaluation of this solve and its backward, and others in the next call.
         on_failure: "warn", "raise", "nan" (failed systems only) or "ignore"; for the forward and the backward.
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
@@ -87,7 +97,7 @@ def root(
         g,
         z0,
         args,
-        same_as_z,
+        as_many_as_unknowns,
         solver=solver,
         adjoint=adjoint,
         batch_ndim=batch_ndim,
@@ -95,6 +105,7 @@ def root(
         rtol=rtol,
         atol=atol,
         max_steps=max_steps,
+        randomness=randomness,
         on_failure=on_failure,
         has_aux=has_aux,
         trace=trace,

@@ -38,7 +38,7 @@ def choose(
     equation in one unknown between two points where g has different signs (:class:`Chandrupatla`), if such are found; dense
     systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
-    points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, beyond that size by Newton-CG as well; within
+    points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
     bounds by projected Newton steps. A failure of all is reported like any other.
     """
     if near_identity:
@@ -47,7 +47,7 @@ def choose(
     if bounded:
         return ProjectedNewton(max_inner=None if dense else 200)
     if sums_squares and dense:
-        return LevenbergMarquardt()
+        return FITS
     if minimised:
         return TrustNewton() if dense else NewtonCG()
     if n == 1:
@@ -59,6 +59,7 @@ def choose(
 
 _ROBUST = (Newton(), Dogleg(), PseudoTransient(), PseudoTransient(first=-10.0))
 NUMBERS = Polyalgorithm((Newton(), Chandrupatla(), Dogleg()))
+FITS = Polyalgorithm((LevenbergMarquardt(), TrustNewton()))
 SMALL = Polyalgorithm(_ROBUST)
 MIDDLING = Polyalgorithm((Broyden(patience=5), *_ROBUST))
 LARGE = Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.state import Layout, describe
 from torchimplicit.stopping import Status
-from torchimplicit.transforms import finished, level, occurs, outside_transforms
+from torchimplicit.transforms import finished, inside_functorch, level, occurs, outside_transforms
 
 End = Tensor | float | None
 Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
@@ -276,9 +276,8 @@ class Bracketing(ABC):
         bracket = state.bracket
         farthest = torch.maximum((z - bracket.a).abs(), (z - bracket.b).abs())
         slope, before = bracket.height / bracket.width, ((bracket.fa - bracket.fc) / (bracket.a - bracket.c)).abs()
-        straight = (
-            (slope <= STRAIGHT * before) & (before <= STRAIGHT * slope) & (bracket.c != bracket.b) & slope.isfinite()
-        )
+        straight = (slope <= STRAIGHT * before) & (before <= STRAIGHT * slope) & (bracket.c != bracket.b)
+        straight = straight & slope.isfinite() & (r.abs() <= state.least)  # towards a pole g grows
         error = torch.where(state.falls, farthest, torch.inf)
         error = torch.where(straight, error.minimum(r.abs() / slope.minimum(before)), error)
         error = torch.where(state.found, error, torch.inf)
@@ -301,7 +300,8 @@ class Bracketing(ABC):
         """The state, with what is over: brackets that have closed, searches that have seen everything."""
         wider, higher, falls = fall
         narrower = found & (bracket.width <= wider / NARROWER)
-        falls = torch.where(narrower, (bracket.height <= SMALLER * higher) & (wider < torch.inf), falls & found)
+        lower = (bracket.height <= SMALLER * higher) & (wider < torch.inf) & (higher < torch.inf)
+        falls = torch.where(narrower, lower, falls & found)
         wider, higher = torch.where(narrower, bracket.width, wider), torch.where(narrower, bracket.height, higher)
         closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
         status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
@@ -354,6 +354,10 @@ def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) 
     given = wall.isfinite()
     f = equations.residual(torch.where(given, wall, z))
     known = given & ~f.isnan()
+    if occurs(nan := (given & f.isnan()).squeeze(-1)) and not inside_functorch():
+        equations.remark = (
+            f"At the end {float(wall[nan][0]):.6g} that was given for a bracket, g is NaN: it was left out."
+        )
     return torch.where(known, wall, z), torch.where(known, f, r), torch.where(given, wall, infinite)
 
 

@@ -29,6 +29,7 @@ class Stopping:
 
     tolerance : of the error of z.
     max_steps : at most so many steps.
+    strictness : how many times smaller than the tolerance the estimate of a method has to be that was seen to be so much too small.
     exactly : take this many steps whatever happens (the explicit way).
     at_least_one : also from a start that is a root (the explicit way has no gradient without a step).
     forgiving : a step in which the function raises is the last one, not an error: those that still run have failed.
@@ -36,6 +37,7 @@ class Stopping:
 
     tolerance: Tolerance
     max_steps: int
+    strictness: float = 1.0
     exactly: int | None = None
     at_least_one: bool = False
     forgiving: bool = False
@@ -122,9 +124,9 @@ class Course:
             noted=False,
         )
         done = course.arrived(estimate, z, norm)
-        if not finished(norm != 0):
-            exact = (r.detach() == 0).all(-1)
-            done, course.error = done | exact, torch.where(exact, 0, course.error)
+        if estimate is None and not finished(norm != 0):
+            done = (r.detach() == 0).all(-1)
+            course.error = torch.where(done, 0, course.error)
         if not stopping.at_least_one:
             course.running = ~done
         if not all_finite(norm):
@@ -201,17 +203,18 @@ class Course:
         size = mean / bound
         theta = contraction if isinstance(contraction, Tensor) else self._seen(size, contraction)
         self.size, self.theta, self.unit = size, theta, bound
-        near = self.running & (size <= 1)
+        near = self.running & ((size * self.stopping.strictness <= 1) | (norm == 0))
         if not inside_functorch() and not occurs(near):
             return near
         largest, bound = tolerance.largest(correction, z)
         error = largest / (1 - theta).clamp(min=0)
-        if gain is not None and not inside_functorch():
+        if gain is not None and not isinstance(contraction, Tensor) and not inside_functorch():
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
+        error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
-        return near & (error <= bound)
+        return near & (error * self.stopping.strictness <= bound)
 
     def _seen(self, size: Tensor, prior: float | None) -> Tensor:
         """By what factor the correction has become smaller; as before where nothing has moved, and ``prior`` at the start."""
@@ -230,7 +233,10 @@ class Course:
         near = stuck & (largest <= bound)
         if not occurs(near):
             return near
-        error = largest if inside_functorch() else largest * gain(z, estimate.correction)
+        if isinstance(estimate.contraction, Tensor):
+            error = largest / (1 - estimate.contraction).clamp(min=0)
+        else:
+            error = largest if inside_functorch() else largest * gain(z, estimate.correction)
         self.error = torch.where(near, error, self.error)
         return near & (error <= bound)
 

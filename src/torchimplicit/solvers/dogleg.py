@@ -14,7 +14,7 @@ from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.triangular import apply
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
 from torchimplicit.transforms import finished
 
 
@@ -38,9 +38,9 @@ class Dogleg:
     """The step p that makes ‖r + J p‖ small on the path from z over the Cauchy point to the Newton point, as far as ‖D p‖ ≤ Δ.
 
     D holds the largest norms that the columns of J have had, so that the units of the unknowns do not matter. Δ starts at
-    ``factor`` · ‖D z0‖ and follows the ratio of the actual to the predicted decrease of ‖r‖²; a step with (nearly) none is
-    not taken. The Newton point comes from a QR factorisation, never from JᵀJ. For a fit J has more rows than columns, and
-    the Newton point is that of Gauss and Newton.
+    ``factor`` · ‖D z0‖, or at the length of the first Newton step where that is longer, and follows the ratio of the actual to
+    the predicted decrease of ‖r‖²; a step with (nearly) none is not taken. The Newton point comes from a QR factorisation, never
+    from JᵀJ. For a fit J has more rows than columns, and the Newton point is that of Gauss and Newton.
     Sources: Powell, A hybrid method for nonlinear equations (1970); Moré, Garbow and Hillstrom, User guide for MINPACK-1
     (1980), whose constants these are.
     """
@@ -56,10 +56,9 @@ class Dogleg:
         check_squares(equations, "Dogleg")
         linearised = equations.jacobian_of_squares(z)
         keep = not equations.kind.minimised  # for a fit J is not the condition's Jacobian
-        tangent = Tangent.of(linearised, z, keep)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised, keep)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
-        length = torch.linalg.vector_norm(scale * z.detach(), dim=-1)
-        radius = self.factor * torch.where(length > 0, length, 1)
+        radius = first_radius(tangent, scale, z, self.factor)
         good = torch.zeros_like(radius, dtype=torch.int64)
         return condition(equations, tangent, linearised.value), DoglegState(tangent, scale, radius, good)
 
@@ -72,7 +71,7 @@ class Dogleg:
         trial = equations.attempt(equations.jacobian_of_squares, z + step)
         if trial is None:  # it raises there: the whole batch comes nearer
             return z, r, DoglegState(tangent, scale, radius.minimum(length) / 4, good)
-        new, actual = compare(tangent, trial, z, step)
+        new, actual = compare(tangent, trial, z, step, not equations.kind.minimised)
         with torch.no_grad():
             scaled = step / tangent.norm.unsqueeze(-1)
             slope, bend = (tangent.gradient * scaled).sum(-1) / tangent.norm, apply(tangent.R, scaled).square().sum(-1)

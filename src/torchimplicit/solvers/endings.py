@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU, Cholesky
+from torchimplicit.linear.cholesky import clearly_definite
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.stopping import Status, measured, rms
-from torchimplicit.transforms import finished
+from torchimplicit.tolerance import Tolerance
+from torchimplicit.transforms import finished, inside_functorch, occurs
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
+COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
+DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
 
@@ -37,12 +42,32 @@ def gain(
 
 
 def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
-    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z."""
+    """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z.
+
+    It may be the others that have moved since the answer before: systems that influence each other are called COUPLED.
+    """
     with torch.no_grad():
         r = solver.init(equations, z)[0]
         change, size = (measured(r) - norm).abs(), norm + measured(z)
-    differs = change > torch.finfo(norm.dtype).eps ** 0.5 * size
-    return torch.where(norm.isfinite() & differs, Status.STOCHASTIC, status)
+        differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
+        if len(z) > 1 and not inside_functorch() and occurs(doubtful := differs | (status != Status.CONVERGED)):
+            coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()))
+            if coupled:
+                return torch.where(doubtful & same, Status.COUPLED, torch.where(differs, Status.STOCHASTIC, status))
+    return torch.where(differs, Status.STOCHASTIC, status)
+
+
+def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
+    """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice."""
+    others = torch.arange(len(z), device=z.device) != row
+    size = torch.where((size := rms(z)) > 0, size, 1) * others
+    first, second = equations.residual(z), equations.residual(z)
+    moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
+    same = (first == second).all(-1)
+    if moved is None or not bool(same[row]):
+        return False, same
+    noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
+    return not bool((moved[row] - first[row]).abs().amax() <= noise), same
 
 
 def singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
@@ -74,22 +99,52 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
     return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 
-def second_order(
-    equations: Equations, z: Tensor, status: Tensor, hessian: Tensor | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Of the stationary points z of an objective, those with a Hessian that is clearly not positive semidefinite are no minima.
+class Minima(NamedTuple):
+    """What the Hessians say of stationary points.
 
-    Asked up to n = 64: Cholesky's factorisation of the Hessian fails there, even shifted by √eps of its norm. Its tensors are
-    returned too, of the Hessian itself, for the backward; none where it was not asked for or is not the condition's Jacobian.
+    status : with SADDLE where one is no minimum, and CONVERGED where it is one within tolerance.
+    error : the largest number of Newton's correction with the Hessian, where that was looked at; else as it was.
+    excess : by what factor that is more than the tolerance, where the method itself had said that it had arrived; else 0.
+    polish : that correction, where z is to be moved by it, for it costs nothing any more and makes z as good as a step of Newton's
+        method does, within the tolerance; else 0. None: nowhere.
+    factors : the tensors of the Cholesky factors of the Hessians, for the backward; none where they were not asked for or are not
+        those of the condition's Jacobian.
+    """
+
+    status: Tensor
+    error: Tensor
+    excess: Tensor
+    polish: Tensor | None
+    factors: tuple[Tensor, ...]
+
+
+def second_order(
+    equations: Equations,
+    z: Tensor,
+    status: Tensor,
+    error: Tensor,
+    tolerance: Tolerance,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> Minima:
+    """A second look at the stationary points z of an objective, up to n = 64: is the Hessian positive semidefinite, and is the error,
+    as Newton's correction with it has it, no larger than the tolerance?
+
+    Cholesky's factorisation of a Hessian with a clearly negative eigenvalue fails, even shifted by √eps of its norm. What has stagnated
+    is looked at too: a method without the Hessian may not see that it has arrived. ``known`` : the gradient and the Hessian at z.
     """
     batch, n = z.shape
+    none = torch.zeros_like(error)
     if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return status, ()
-    found = status == Status.CONVERGED
+        return Minima(status, error, none, None, ())
+    found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):
-        return status, ()
+        return Minima(status, error, none, None, ())
+    polished = known is None and not torch.is_grad_enabled()  # of a recorded z the derivative would be that of another
     with torch.no_grad():
-        hessian = equations.jacobian(z).to_dense() if hessian is None else hessian
+        if known is None:
+            jacobian = equations.jacobian(z)
+            known = jacobian.value, jacobian.to_dense()
+        gradient, hessian = known
         bounded = equations.kind.bounded
         if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
             eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
@@ -97,14 +152,30 @@ def second_order(
             hessian = torch.where(held.unsqueeze(-2), eye, hessian)
         hessian = (hessian + hessian.mT) / 2
         factors = Cholesky().factorize(Dense(hessian))
-        doubtful = found & ~factors.pivots().isfinite().all(-1)
+        L, d, _ = factors.tensors
+        factorised = factors.pivots().isfinite().all(-1)
+        definite = factorised & clearly_definite(L, d.unsqueeze(-1) * hessian * d.unsqueeze(-2))
+        doubtful = found & ~factorised
         if not finished(~doubtful):
             size = torch.linalg.matrix_norm(hessian)
-            known = doubtful & size.isfinite()
-            shift = torch.where(known & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
-            shifted = torch.where(known[:, None, None], hessian, 0) + torch.diag_embed(
+            finite = doubtful & size.isfinite()
+            shift = torch.where(finite & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
+            shifted = torch.where(finite[:, None, None], hessian, 0) + torch.diag_embed(
                 shift.unsqueeze(-1).expand(batch, n)
             )
             failed = torch.linalg.cholesky_ex(shifted).info != 0
-            status = torch.where(known & failed, Status.SADDLE, status)
-        return status, () if bounded else factors.tensors
+            status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
+        if bounded:
+            return Minima(status, error, none, None, ())
+        correction = factors.solve(gradient)
+        newton, bound = tolerance.largest(correction, z)
+        seen = found & definite & newton.isfinite()
+        status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
+        far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
+        status = torch.where(far, Status.STAGNATED, status)
+        excess = torch.where(far, newton / bound, 0)
+        if not polished:
+            return Minima(status, torch.where(seen, newton, error), excess, None, factors.tensors)
+        moved = seen & (status == Status.CONVERGED)
+        error = torch.where(seen, torch.where(moved, newton.minimum(bound), newton), error)
+        return Minima(status, error, excess, torch.where(moved.unsqueeze(-1), correction, 0), factors.tensors)

@@ -13,6 +13,7 @@ from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
+from torchimplicit.randomness import Watched
 from torchimplicit.recording import CaptureError
 from torchimplicit.transforms import alive
 
@@ -80,18 +81,31 @@ class Equations:
     f : the user's function of flat unknowns, (B, n) -> (B, m) or (B,).
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
-    raised : what the function has raised last at a trial point.
+    remark : what users should know of the function if the solve fails: what it has raised last at a trial point, say.
     solved_as : the function as a graph of explicit tensors, if the solution was found by kernels of whole steps (``compile=True``).
     """
 
     def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
         self._f = f
+        self._watched: Watched | None = None
         self.kind = kind
         self.part = part
         self.evaluations = 0
         self.products = 0
-        self.raised = ""
+        self.remark = ""
         self.solved_as: FlatGraph | None = None
+
+    def watch(self, device: torch.device) -> None:
+        """From now on it is noticed whether the function gives two answers for one z."""
+        self._f = self._watched = Watched(self._f, device, self._count_one)
+
+    @property
+    def noisy(self) -> Tensor | None:
+        """The systems (B,) that were seen to do so; None as long as the function has drawn no random numbers."""
+        return None if self._watched is None else self._watched.noisy
+
+    def _count_one(self) -> None:
+        self.evaluations += 1
 
     def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""
@@ -103,7 +117,7 @@ class Equations:
         """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
         self.evaluations += math.ceil(sum(rows * part.evaluations for part, rows in counted) / batch)
         self.products += math.ceil(sum(rows * part.products for part, rows in counted) / batch)
-        self.raised = next((part.raised for part, _ in counted if part.raised), self.raised)
+        self.remark = next((part.remark for part, _ in counted if part.remark), self.remark)
 
     def residual(self, z: Tensor) -> Tensor:
         """g(z): (B, n) -> (B, n)."""
@@ -162,7 +176,7 @@ class Equations:
         except UNDEFINED as error:
             if isinstance(error, (CaptureError, torch.OutOfMemoryError)):
                 raise
-            self.raised = f"{type(error).__name__}: {error}"
+            self.remark = f"At a trial point the function raised {type(error).__name__}: {error}"
             return None
 
     def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:

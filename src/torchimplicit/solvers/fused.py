@@ -43,10 +43,9 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
         return None
     graph = equations.graph
     z = z.clone(memory_format=torch.contiguous_format)
-    norm = z.new_empty(batch)
-    start = torch.full_like(norm, torch.nan) if graph.tolerance.rtol else norm.new_zeros(()).expand(batch)
+    norm, error = z.new_empty(batch), z.new_empty(batch)
     steps = torch.zeros_like(norm, dtype=torch.int32)
-    state = (z, norm, start, steps, *method.memory(z))
+    state = (z, norm, error, steps, *method.memory(z))
 
     together = TOGETHER if batch * n * n <= TINY else 1
 
@@ -80,10 +79,8 @@ def solve_fused(solver: Solver, equations: Equations, z: Tensor, stopping: Stopp
                 graph, key=(graph.key, solver)
             )  # whose factors the backward's kernel is given
             status = torch.full((batch,), Status.CONVERGED, device=z.device)
-            bound = graph.tolerance.bound(start)
-            return Found(
-                z, status, steps.to(torch.int64), norm, torch.full_like(norm, torch.nan), bound, tuple(factors)
-            )
+            bound = graph.tolerance.largest(torch.zeros_like(z), z)[1]
+            return Found(z, status, steps.to(torch.int64), norm, error, bound, tuple(factors))
         stuck = 0 if worst < PROGRESS * lowest else stuck + 1
         lowest = min(worst, lowest)
         if refused or stuck > solver.patience or not math.isfinite(worst):
@@ -100,20 +97,8 @@ def _method(solver: Solver, equations: Equations) -> _Roots | _Minima | None:
     return _Minima() if isinstance(solver, TrustNewton) and kind.minimised and not kind.sums_squares else None
 
 
-def _bound(graph: FlatGraph, norm: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """The residual at the start, kept where it matters, and the largest one that counts as converged."""
-    if graph.tolerance.rtol:  # otherwise it is not read
-        start = torch.where(start.isnan(), norm, start)
-    return start, graph.tolerance.bound(start)
-
-
-def _signal(norm: Tensor, bound: Tensor, refused: Tensor, steps: Tensor) -> Tensor:
-    """How many systems are left, how many refuse the step, and the largest residual.
-
-    A start whose squares may vanish or overflow is refused: the loop has units for it.
-    """
-    left, about = ~(norm <= bound), torch.finfo(norm.dtype)
-    refused = refused | ((steps == 0) & ~((norm > about.tiny**0.25) & (norm < about.max**0.25)))
+def _signal(left: Tensor, refused: Tensor, norm: Tensor) -> Tensor:
+    """How many systems are left, how many refuse the step, and the largest residual."""
     return torch.stack([left.sum().to(norm.dtype), refused.sum().to(norm.dtype), norm.max()])
 
 
@@ -127,19 +112,19 @@ class _Roots:
 
     def step(self, graph: FlatGraph, all: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The next state; the signal and the factors at z."""
-        z, _, start, steps, *tensors = all
+        z, _, _, steps, *tensors = all
         jacobian = Equations(graph.at(tensors), graph.kind).jacobian(z)
         norm = rms(jacobian.value)
-        start, bound = _bound(graph, norm, start)
-        left = ~(norm <= bound)
         factors: tuple[Tensor, ...]
         if z.shape[-1] == 1:
             step, factors = jacobian.value / jacobian.rmatvec(torch.ones_like(z)), ()
         else:
             step, factors = self._solved(jacobian)
+        error, bound = graph.tolerance.largest(step, z)
+        left = ~(error <= bound) & ~(jacobian.value == 0).all(-1)
         z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
         refused = torch.zeros_like(left)
-        return (z, norm, start, steps + left), (_signal(norm, bound, refused, steps), *factors)
+        return (z, norm, error, steps + left), (_signal(left, refused, norm), *factors)
 
     def _solved(self, jacobian: Jacobian) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The step J⁻¹ r and the factors of J."""
@@ -160,16 +145,16 @@ class _Minima:
 
     def step(self, graph: FlatGraph, all: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The next state; the signal and the Cholesky factor of the Hessian at z."""
-        z, _, start, steps, value_old, r_old, s_old, predicted, *tensors = all
+        z, _, _, steps, value_old, r_old, s_old, predicted, *tensors = all
         value, hessian = Equations(graph.at(tensors), graph.kind).objective_and_jacobian(z)
         r, H = hessian.value, hessian.to_dense()
         accepted, _ = judge_all((value_old, value), (r_old, r), s_old, predicted, torch.full_like(value, torch.inf))
         norm = rms(r)
-        start, bound = _bound(graph, norm, start)
-        left = ~(norm <= bound)
         L, info = torch.linalg.cholesky_ex(H)
         s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+        error, bound = graph.tolerance.largest(s, z)
+        left = ~(error <= bound)
         refused = ~(accepted | predicted.isnan()) | (info != 0) | (left & ~s.isfinite().all(-1))
         predicted = torch.where(left, -dot(r, s) - dot(s, (H @ s.unsqueeze(-1)).squeeze(-1)) / 2, torch.nan)
         z = torch.where(left.unsqueeze(-1), z + s, z)
-        return (z, norm, start, steps + left, value, r, s, predicted), (_signal(norm, bound, refused, steps), L)
+        return (z, norm, error, steps + left, value, r, s, predicted), (_signal(left, refused, norm), L)

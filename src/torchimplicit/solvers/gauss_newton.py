@@ -24,8 +24,8 @@ class GaussNewtonState(NamedTuple):
 class GaussNewton:
     """z ← z + t p, where p makes ‖r + J p‖ smallest, by a QR factorisation of J; t is halved until ‖r‖² falls by enough.
 
-    One t is tried in each step of the loop. Where J has not full rank, p is the steepest descent in scaled unknowns, −D⁻²Jᵀr with
-    the norms of J's columns for D. Fast on fits that are good or nearly linear; Levenberg–Marquardt is safer.
+    One t is tried in each step of the loop. Where J has not full rank, p is the shortest of several, in units in which the columns
+    of J have norm one. Fast on fits that are good or nearly linear; Levenberg–Marquardt is safer.
     Source: Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear Equations (1983), section 10.2.
     """
 
@@ -36,17 +36,16 @@ class GaussNewton:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
         check_squares(equations, "GaussNewton")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised)
         return condition(equations, tangent, linearised.value), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: GaussNewtonState
     ) -> tuple[Tensor, Tensor, GaussNewtonState]:
         tangent, fraction = state
-        p = _direction(tangent)
-        step = fraction.unsqueeze(-1) * p
+        step = -fraction.unsqueeze(-1) * tangent.newton
         linearised = equations.jacobian_of_squares(z + step)
-        new, decrease = compare(tangent, linearised, z, step)
+        new, decrease = compare(tangent, linearised, z, step, not equations.kind.minimised)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
             taken = decrease >= ACCEPTED * slope  # not where NaN
@@ -66,9 +65,3 @@ class GaussNewton:
     def estimate(self, z: Tensor, r: Tensor, state: GaussNewtonState) -> Estimate:
         """The step to the minimum of the model at z."""
         return estimate(state.tangent)
-
-
-def _direction(tangent: Tangent) -> Tensor:
-    columns, regular = tangent.columns, tangent.regular
-    downhill = -tangent.gradient / torch.where(columns > 0, columns, 1).square()
-    return torch.where(regular.unsqueeze(-1), -torch.where(regular.unsqueeze(-1), tangent.newton, 0), downhill)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
+from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
 from torchimplicit.transforms import finished, inside_functorch
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
@@ -40,7 +40,8 @@ class LevenbergMarquardt:
 
     Solved by QR factorisation of J and of (R, √λ D), never through JᵀJ. D holds the largest norms that the columns of J have
     had, so that the units of the unknowns do not matter. Δ starts at ``factor`` · ‖D z0‖ and follows the ratio of the actual to
-    the predicted decrease of ‖r‖²; λ comes from Newton's method for 1/‖D p‖ = 1/Δ. A step with (nearly) no decrease, or to
+    the predicted decrease of ‖r‖², but lets the first Gauss–Newton step be tried whatever its length: a start near 0 says nothing of
+    the size of z; λ comes from Newton's method for 1/‖D p‖ = 1/Δ. A step with (nearly) no decrease, or to
     where r is not finite, is not taken. ``geodesic``: half of the second-order term is added to the step where it is small, at
     the price of one evaluation; it follows the bends of narrow valleys.
     Sources: Moré, The Levenberg–Marquardt algorithm: implementation and theory (1978), whose constants these are; Transtrum and
@@ -59,10 +60,9 @@ class LevenbergMarquardt:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
         check_squares(equations, "LevenbergMarquardt")
         linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z, keep=self.geodesic)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised, self.geodesic)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
-        length = torch.linalg.vector_norm(scale * z.detach(), dim=-1)
-        radius = self.factor * torch.where(length > 0, length, 1)
+        radius = first_radius(tangent, scale, z, self.factor)
         state = LevenbergMarquardtState(
             tangent, scale, radius, torch.zeros_like(radius), torch.ones_like(radius, dtype=torch.bool)
         )
@@ -74,12 +74,12 @@ class LevenbergMarquardt:
         tangent, scale, radius, damping, fresh = state
         with torch.no_grad():
             damping = _damping(tangent, scale, radius, damping)
-        p = _damped(tangent.R, tangent.c, scale, damping)
+        p = torch.where((damping == 0).unsqueeze(-1), -tangent.newton, _damped(tangent.R, tangent.c, scale, damping))
         length = torch.linalg.vector_norm(scale * p.detach(), dim=-1)
         radius = torch.where(fresh, radius.fmin(length), radius)
         step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
         linearised = equations.jacobian_of_squares(z + step)
-        new, actual = compare(tangent, linearised, z, step)
+        new, actual = compare(tangent, linearised, z, step, not equations.kind.minimised)
         with torch.no_grad():
             norm, norm_new = tangent.norm, torch.linalg.vector_norm(linearised.value, dim=-1)
             modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()
@@ -148,13 +148,13 @@ def _stacked(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> tuple[Tens
 def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
     """λ with ‖D p(λ)‖ = Δ up to a tenth, (B,), or 0 where ‖D p(0)‖ ≤ 1.1 Δ."""
     undamped = torch.linalg.vector_norm(scale * tangent.newton, dim=-1)
-    outside = ~(tangent.regular & (undamped <= 1.1 * radius))
+    outside = ~(undamped <= 1.1 * radius)
     if finished(~outside):
         return torch.zeros_like(radius)
     if inside_functorch():
         return torch.where(outside, _secular(tangent, scale, radius, last), 0)
     rows = outside.nonzero().flatten()
-    found = _secular(Tangent(*(part[rows] for part in tangent[:8])), scale[rows], radius[rows], last[rows])
+    found = _secular(tangent.of_rows(rows), scale[rows], radius[rows], last[rows])
     return torch.zeros_like(radius).index_copy(0, rows, found.to(radius.dtype))
 
 

@@ -15,6 +15,7 @@ from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
+NEAR = 0.1  # of z: a point that near shows the curvature at z
 FADING = 0.7  # of what an earlier line has shown of the curvature, at each later point
 SUFFICIENT = 1e-4  # the part of the decrease that the slope at the start promises
 
@@ -91,7 +92,7 @@ class LineSearch(ABC):
         trial = z + step.unsqueeze(-1) * d
         value, r_trial = equations.objective_and_residual(trial)
         point = Point(step, value.detach(), dot(r_trial.detach(), d.detach()))
-        gain = _gain(gain, step, d.detach(), start, point)
+        gain = _gain(gain, z.detach(), step, d.detach(), start, point)
         long = ~self._falls(start, point) | (point.slope > -self.curvature * start.slope)
         short = ~long & (point.slope < self.curvature * start.slope)
         trials = trials + 1
@@ -159,10 +160,11 @@ class LineSearch(ABC):
         return LineState(d, step, start, start, high, torch.zeros_like(step, dtype=torch.int64), gain, memory)
 
 
-def _gain(gain: Tensor, step: Tensor, d: Tensor, start: Point, point: Point) -> Tensor:
-    """With what the curvature between two points of a line adds; as it was where there is none."""
+def _gain(gain: Tensor, z: Tensor, step: Tensor, d: Tensor, start: Point, point: Point) -> Tensor:
+    """With what the curvature between two points of a line adds; as it was where there is none, or the points are far apart."""
     seen = step * dot(d, d) / (point.slope - start.slope)
-    seen = torch.where((point.slope > start.slope) & seen.isfinite(), seen, gain)
+    near = step * torch.linalg.vector_norm(d, dim=-1) <= NEAR * torch.linalg.vector_norm(z, dim=-1)
+    seen = torch.where(near & (point.slope > start.slope) & seen.isfinite(), seen, gain)
     return torch.where(gain < torch.inf, seen.maximum(FADING * gain), seen)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,10 @@ from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
 from torchimplicit.stopping import Status, all_converged, measured
-from torchimplicit.transforms import count
+from torchimplicit.transforms import count, finished, inside_functorch, occurs
+
+STRICTER = 10  # times, at least, where the estimates of a method were too small,
+STRICTEST = 1e12  # and at most, all times together
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def solve(
         inverse_of = _no_inverse
     attempt: Any = equations.attempt if stopping.forgiving else _taken
     taken = 0
+    _end_noisy(course, equations.noisy, taken)
     while taken < stopping.max_steps and course.left:
         there = attempt(step, course.z, course.r, state)
         if there is None:
@@ -97,11 +101,13 @@ def solve(
             break
         z, r, state = there
         taken += 1
+        _end_noisy(course, equations.noisy, taken)
         if keep_trace:
             trace.append(torch.where(course.running, measured(r.detach()), trace[-1]))
         with torch.no_grad():
             look = partial(gain, solver, gathering.equations, estimate)
-            ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), look)
+            guess = estimate(z, r, state)
+        ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
         if verdict_of is not None:
             ends, verdict = course.heed(verdict_of(state), ends, verdict)
         ends, verdict = course.out_of_steps(taken, ends, verdict)
@@ -122,15 +128,42 @@ def solve(
         status = singular(equations, best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
-    if failed or not torch.equal(noise, random_state(z.device)):
+    drawn = not torch.equal(noise, random_state(z.device))
+    if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and not equations.kind.bounded
-    hessian = hessian_of(state) if hessian_of and known else None
-    status, of_hessian = second_order(equations, best_z.detach(), status, hessian)
+    hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
+    status, error, excess, polish, of_hessian = second_order(
+        equations, best_z.detach(), status, error, stopping.tolerance, hessian
+    )
+    best_z = best_z if polish is None else best_z - polish
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
-    return Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    if advance is None and not inside_functorch() and occurs(excess) and stopping.strictness < STRICTEST:
+        stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
+        rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
+        found = _after(
+            found, solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest), rest > 0
+        )
+    return found
+
+
+def _after(found: Found, later: Found, rows: Tensor) -> Found:
+    """Where some systems have gone on to."""
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(rows.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    together: dict[str, Any] = {
+        name: put(getattr(found, name), getattr(later, name)) for name in ("z", "status", "residual", "error", "bound")
+    }
+    inverse = tuple(map(put, found.inverse, later.inverse)) if len(later.inverse) == len(found.inverse) else ()
+    trace = None if found.trace is None or later.trace is None else torch.cat([found.trace, later.trace[1:]])
+    return replace(
+        found, **together, steps=found.steps + torch.where(rows, later.steps, 0), inverse=inverse, trace=trace
+    )
 
 
 def _exactly(
@@ -157,9 +190,9 @@ def _exactly(
             watch(taken, z, norm)
     course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
     status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
-    status, _ = second_order(equations, z.detach(), status)
+    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance)
     steps = torch.full_like(status, exactly)
-    return Found(z, status, steps, norm, course.error, course.bound, trace=torch.stack(trace) if trace else None)
+    return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
 
 
 def _estimate_of(
@@ -168,6 +201,14 @@ def _estimate_of(
     """What estimates the error of z: the method itself, if it can, and if its states are its own."""
     own: Callable[[Tensor, Tensor, Any], Estimate | None] | None = getattr(solver, "estimate", None)
     return own if own is not None and advance is None else Secant(stopping.tolerance)
+
+
+def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
+    """Systems whose function was seen to give two answers for one z have nothing to converge to."""
+    if noisy is not None and len(noisy) == len(course.running) and occurs(noisy):
+        course.end(
+            noisy & course.running if taken else noisy, torch.where(noisy, Status.STOCHASTIC, course.status), taken
+        )
 
 
 def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:

@@ -17,13 +17,13 @@ from torchimplicit.stopping import rms
 
 
 class NewtonKrylovState(NamedTuple):
-    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, the memory of the line search, and the last Newton
-    step times what it has left of the residual, (B, n); None at the start."""
+    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, the memory of the line search, and how much larger the
+    error is than the residual, (B,); None at the start."""
 
     jacobian: Jacobian
     forcing: Tensor
     search: SearchState | None
-    correction: Tensor | None = None
+    gain: Tensor | None = None
 
 
 class NewtonKrylovMemory(NamedTuple):
@@ -82,11 +82,13 @@ class NewtonKrylov:
         safeguard = 0.9 * state.forcing**2
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
-        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, ratio.unsqueeze(-1) * s.detach())
+        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, _gain(s, r, jacobian))
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonKrylovState) -> Estimate | None:
-        """The last step, as much smaller as the residual has become."""
-        return None if state.correction is None else Estimate(state.correction, 0.0)
+        """All that the residual stands for."""
+        if state.gain is None:
+            return None
+        return Estimate(state.gain.unsqueeze(-1) * r, torch.zeros_like(state.gain))
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""
@@ -96,3 +98,12 @@ class NewtonKrylov:
     def memory(self, state: NewtonKrylovState) -> NewtonKrylovMemory:
         """What a restart needs beside z."""
         return NewtonKrylovMemory(state.forcing, state.search)
+
+
+def _gain(s: Tensor, r: Tensor, jacobian: Jacobian) -> Tensor:
+    """‖J⁻¹r₊‖ / ‖r₊‖ at the new point, (B,), as far as one product tells: no less than that of the last step, ‖s‖ / ‖r‖, nor than
+    ‖r₊‖ / ‖Jᵀr₊‖, by Cauchy and Schwarz. An inexact step leaves what J makes small, of which the first knows nothing.
+    """
+    with torch.no_grad():
+        value = jacobian.value.detach()
+        return (rms(s.detach()) / rms(r.detach())).fmax(rms(value) / rms(jacobian.rmatvec(value)))

@@ -93,7 +93,8 @@ def solve_in_stages(
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     length = found.steps.max()
     for stage in () if inside_functorch() else stages[1:]:
-        hopeless = (found.status == Status.STOCHASTIC) | ~found.residual.isfinite()
+        ill_posed = (found.status == Status.STOCHASTIC) | (found.status == Status.COUPLED)
+        hopeless = ill_posed | ~found.residual.isfinite()
         allowed = (stopping.max_steps - found.steps).clamp(max=stage.max_steps)
         allowed = torch.where((found.status == Status.CONVERGED) | hopeless, 0, allowed)
         rows = allowed.nonzero().flatten()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.cholesky import CholeskyFactors
+from torchimplicit.linear.cholesky import FLAT, CholeskyFactors, clearly_definite
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
@@ -25,7 +25,8 @@ class TrustState(NamedTuple):
     value : the objective at z, (B,).
     hessian : at z, (B, n, n).
     L : its Cholesky factor, NaN where it is not positive definite.
-    newton : H⁻¹∇φ, (B, n), infinite there.
+    newton : H⁻¹∇φ, (B, n); where H is flat in some directions up to rounding the shortest of several, where it has a negative
+        eigenvalue infinite.
     radius : no step is longer, (B,); infinite until one was refused.
     """
 
@@ -39,10 +40,27 @@ class TrustState(NamedTuple):
     def at(value: Tensor, r: Tensor, hessian: Tensor, radius: Tensor) -> TrustState:
         """With the Hessian factorised."""
         L, info = torch.linalg.cholesky_ex(hessian)
-        definite = (info == 0)[:, None, None]
-        L = torch.where(definite, L, torch.nan)
-        newton = torch.cholesky_solve(r.unsqueeze(-1), L)
-        return TrustState(value, hessian, L, torch.where(definite, newton, torch.inf).squeeze(-1), radius)
+        definite = (info == 0) & clearly_definite(L, hessian)
+        L = torch.where(definite[:, None, None], L, torch.nan)
+        newton = torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+        if not finished(definite):
+            newton = torch.where(definite.unsqueeze(-1), newton, _shortest(hessian, r))
+        return TrustState(value, hessian, L, newton, radius)
+
+
+def _shortest(H: Tensor, r: Tensor) -> Tensor:
+    """H⁻¹r for a Hessian that is positive semidefinite up to rounding, the shortest of several in units in which its
+    diagonal is one; infinite for any other."""
+    with torch.no_grad():
+        finite, diagonal = H.isfinite().flatten(1).all(-1), H.diagonal(dim1=-2, dim2=-1)
+        unit = torch.where(finite.unsqueeze(-1) & (diagonal > 0), diagonal.abs(), 1).rsqrt()
+        scaled = torch.where(finite[:, None, None], unit.unsqueeze(-1) * H * unit.unsqueeze(-2), 0)
+        w, Q = torch.linalg.eigh(scaled)
+        floor = FLAT * H.shape[-1] * torch.finfo(w.dtype).eps
+        inverse = torch.where(w > floor, 1 / w, 0)
+        x = unit * (Q @ (inverse.unsqueeze(-1) * (Q.mT @ (unit * r).unsqueeze(-1)))).squeeze(-1)
+        usable = finite & (w[:, 0] >= -floor) & (w[:, -1] > 0)
+        return torch.where(usable.unsqueeze(-1), x, torch.inf)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""What is said of a status: what happened, the likely causes, and what to try. The advice depends on what was sought."""
+
+from __future__ import annotations
+
+ROOT = {
+    "CONVERGED": "the estimated error of z is within the tolerance.",
+    "MAX_STEPS": (
+        "the step limit was reached before the tolerance. Likely causes: (a) slow convergence; (b) a tolerance tighter "
+        "than needed; "
+        "(c) no root near the start. Try a larger max_steps, another solver ('newton', 'dogleg', 'newton_krylov'), a "
+        "better z0, or a "
+        "looser rtol."
+    ),
+    "STAGNATED": (
+        "z came no nearer to a root, and its estimated error is above the tolerance. Likely causes: (a) the tolerance lies below "
+        "the rounding errors of g in this dtype; (b) a local minimum of |g| that is no root; (c) a cycle; (d) a jump or a pole of "
+        "g, where it changes its sign without a root, and none was found beyond. Try a looser rtol/atol, float64, "
+        "another z0 or solver."
+    ),
+    "DIVERGED": (
+        "the steps led away without bound. Likely causes: (a) a start too far away; (b) plain steps ('picard', 'anderson') on "
+        "equations of which z - g(z) is no contraction. Try 'newton' or 'dogleg', damping, or a better z0."
+    ),
+    "NONFINITE": (
+        "NaN or Inf appeared. Likely causes: (a) NaN or Inf in the arguments; (b) a step out of g's domain (log, sqrt, "
+        "division); (c) overflow. Check the arguments, choose z0 inside the domain, damp the steps, or reparametrise z."
+    ),
+    "SINGULAR": (
+        "the Jacobian dg/dz is singular at z, so Newton's step does not exist there. Likely causes: (a) no root near: |g| has "
+        "a local minimum, as that of z**2 + 1 at 0; (b) the start itself is such a point: start elsewhere, or take "
+        "solver='dogleg'; "
+        "(c) a multiple root or a fold, where there is no derivative either; (d) fewer independent equations than unknowns: "
+        "ti.least_squares, or further equations that fix what is free."
+    ),
+    "STOCHASTIC": (
+        "g gave two different answers for one z: it is stochastic, so it has no root to converge to. Likely causes: (a) dropout "
+        "in training mode; (b) random numbers drawn inside g. Draw the noise (or the dropout mask) once, outside, and pass it "
+        "in args, or call .eval() on the module."
+    ),
+    "SADDLE": (
+        "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
+        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is "
+        "stationary itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the "
+        "default, or 'lbfgs')."
+    ),
+    "LOCAL_MINIMUM": (
+        "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "
+        "have no root near the start; (b) the start lies in the basin of this minimum. Start elsewhere, check that the equations "
+        "have a root for these arguments, or take ti.least_squares if the smallest residual is what is wanted."
+    ),
+    "NO_BRACKET": (
+        "no interval was found in which g changes its sign, so there is nothing to bisect. Likely causes: (a) g has no root "
+        "there; (b) an even number of roots between the ends; (c) the search started too far away; (d) g is NaN at an end that was "
+        "given, or on the way. Give a bracket whose ends have opposite signs, or start nearer to the root."
+    ),
+    "INACCURATE": (
+        "z* lies farther from the solution than its tolerance allows, as Newton's correction there says, so this is the derivative at "
+        "another point. Likely causes: (a) a solver whose progress was too slow to judge the error by; (b) a solver of your own, or a "
+        "black box, that stopped early; (c) a multiple root, near which all are slow. Try a smaller rtol, another solver, or another "
+        "z0."
+    ),
+    "COUPLED": (
+        "what the function returns for this system depends on the z of other systems of the batch, which batch_ndim says are "
+        "independent. Likely causes: (a) a mean, a norm or a maximum over the batch dimension; (b) BatchNorm in training mode, or "
+        "attention across the batch; (c) a mixed-up dimension. Use batch_ndim=0, one system of all numbers, or keep "
+        "the systems apart."
+    ),
+    "RUNNING": "the solve has not ended.",
+}
+
+_STATIONARY = {
+    "STOCHASTIC": ROOT["STOCHASTIC"]
+    .replace("g gave", "the function gave")
+    .replace("inside g", "inside it")
+    .replace("no root to converge to", "nothing to converge to"),
+    "NONFINITE": (
+        "NaN or Inf appeared, in the function or in its derivatives. Likely causes: (a) NaN or Inf in the arguments; (b) a step "
+        "out of the function's domain (log, sqrt, division); (c) a derivative that is infinite (sqrt or a norm at 0); "
+        "(d) overflow. "
+        "Check the arguments, choose z0 inside the domain, keep z there with bounds=, or reparametrise z."
+    ),
+}
+
+OTHERS: dict[str, dict[str, str]] = {
+    "fixed point": {
+        "MAX_STEPS": (
+            "the step limit was reached before the tolerance. Likely causes: (a) slow convergence (a contraction "
+            "factor near 1); (b) "
+            "a tolerance tighter than needed; (c) f is no contraction. Try a larger max_steps, another solver ('anderson', "
+            "'newton', 'newton_krylov'), a better z0, or a looser rtol."
+        ),
+        "STAGNATED": (
+            "z came no nearer to a fixed point, and its estimated error is above the tolerance. Likely causes: (a) the tolerance "
+            "lies below the rounding errors of f in this dtype; (b) a cycle: f is no contraction; (c) a jump of f. Try a looser "
+            "rtol/atol, float64, 'newton' or 'anderson', or a damped f."
+        ),
+        "DIVERGED": (
+            "the steps led away without bound. Likely cause: f is no contraction (plain steps need a spectral radius "
+            "of df/dz below "
+            "1). Try 'anderson' or 'newton', damping, weights that are smaller (spectral normalisation), or a better z0."
+        ),
+        "SINGULAR": (
+            "the Jacobian I - df/dz is singular at z, so Newton's step does not exist there. Likely causes: (a) a whole curve of "
+            "fixed points (a gauge that f leaves free): fix it in f; (b) f touches the identity (a fold); (c) no fixed point near."
+        ),
+    },
+    "minimum": {
+        **_STATIONARY,
+        "MAX_STEPS": (
+            "the step limit was reached before the tolerance. Likely causes: (a) a narrow valley, or unknowns of very different "
+            "sizes; (b) a tolerance tighter than needed; (c) an objective without a minimum. Try a larger max_steps, a method with "
+            "second derivatives ('trust_newton', 'newton_cg'), unknowns scaled to similar sizes, a better z0, or a looser rtol."
+        ),
+        "STAGNATED": (
+            "no step led lower, and the estimated error of z is above the tolerance. Likely causes: (a) the tolerance "
+            "lies below the "
+            "rounding errors of the gradient in this dtype; (b) a kink of the objective, where the gradient does not "
+            "vanish; (c) an "
+            "objective that is flat, or is undefined beside z. Try a looser rtol/atol, float64, a smooth objective, or another z0."
+        ),
+        "DIVERGED": (
+            "the steps led away without bound. Likely causes: (a) an objective without a minimum, which falls for "
+            "ever; (b) a solver of "
+            "equations ('newton', 'anderson', ...), which need not go downhill. Add bounds= or a regularisation, or "
+            "take a solver that "
+            "goes downhill ('trust_newton', 'lbfgs')."
+        ),
+        "SINGULAR": (
+            "the Hessian is singular at z: the minimum is not isolated, or as flat as that of z**4. Likely causes: (a) "
+            "a direction in "
+            "which the objective does not change; (b) a minimum of higher order. Regularise it (add a small multiple "
+            "of |z|**2), or "
+            "take the free direction out of z."
+        ),
+    },
+    "least-squares fit": {
+        **_STATIONARY,
+        "MAX_STEPS": (
+            "the step limit was reached before the tolerance. Likely causes: (a) parameters that the data hardly tell "
+            "apart, or of very "
+            "different sizes; (b) a tolerance tighter than needed; (c) a start too far away. Try a larger max_steps, "
+            "'levenberg_marquardt' or 'dogleg', parameters scaled to similar sizes, a better z0, or a looser rtol."
+        ),
+        "STAGNATED": (
+            "no step made the sum of squares smaller, and the estimated error of z is above the tolerance. Likely causes: (a) the "
+            "tolerance lies below the rounding errors of the residuals in this dtype; (b) a kink of a residual or a loss; (c) "
+            "parameters that the data do not tell apart. Try a looser rtol/atol, float64, fewer parameters, or another z0."
+        ),
+        "DIVERGED": (
+            "the steps led away without bound. Likely causes: (a) residuals that fall for ever towards infinite "
+            "parameters; (b) a solver "
+            "of equations. Add bounds=, a better z0, or take 'levenberg_marquardt'."
+        ),
+        "SINGULAR": (
+            "the data do not determine the parameters: the Jacobian of the residuals has not full rank at z, or the "
+            "Hessian is singular. "
+            "Likely causes: (a) parameters of which only a combination matters; (b) fewer data than parameters. Take "
+            "parameters out, or "
+            "add a residual for what is known of them."
+        ),
+    },
+    "solution of the linear system": {
+        "CONVERGED": "the residual is within the tolerance.",
+        "MAX_STEPS": (
+            "the linear solver reached its step limit. Likely cause: an ill-conditioned A. Try a larger max_steps, a "
+            "preconditioner, a "
+            "direct solver (ti.linear.LU()), or a looser rtol."
+        ),
+        "STAGNATED": (
+            "the linear solver could not make the residual smaller, above the tolerance. Likely causes: (a) a singular or "
+            "ill-conditioned A; (b) a matrix of another kind than the solver needs (CG: symmetric positive definite). Try "
+            "ti.linear.GMRES() or ti.linear.LU(), a preconditioner, float64, or a looser rtol."
+        ),
+        "NONFINITE": "NaN or Inf in A or b, or an overflow. Check them.",
+        "SINGULAR": (
+            "A is singular to working precision: A z = b has no solution, or many. Likely causes: (a) a row or a "
+            "column of zeros; (b) "
+            "equations that depend on each other. Regularise A, or take ti.least_squares(lambda z: A @ z - b, z0)."
+        ),
+    },
+    "derivative": {
+        "CONVERGED": "the residual of the derivative's linear system is within the tolerance.",
+        "MAX_STEPS": (
+            "the linear solver of the backward reached its step limit, so the gradient is not exact. Likely cause: an "
+            "ill-conditioned "
+            "dg/dz. Try ti.Implicit(max_steps=...), a preconditioner or another solver, "
+            "ti.Implicit(ti.linear.GMRES(...)), or a looser "
+            "ti.Implicit(rtol=...)."
+        ),
+        "STAGNATED": (
+            "the linear system of the derivative was not solved to tolerance, so the gradient is not exact. Likely "
+            "causes: (a) dg/dz is "
+            "nearly singular; (b) systems of a batch that influence each other, although batch_ndim says that they are "
+            "independent; "
+            "(c) a linear solver that does not fit. Try float64, batch_ndim=0, or another solver, ti.Implicit(ti.linear.LU())."
+        ),
+        "NONFINITE": (
+            "there is no derivative: the solve itself ended in NaN or Inf, or these are in dg/dz at z* or in the "
+            "incoming gradient. "
+            "Take failed systems out of the loss (info.converged tells), and look for sqrt, log or division at 0 in g."
+        ),
+        "SINGULAR": (
+            "the Jacobian dg/dz is singular to working precision, so the implicit function theorem does not apply: dz*/dx does not "
+            "exist or is not unique. Likely causes: (a) a multiple root or a fold; (b) fewer independent equations than unknowns. "
+            "Reparametrise or regularise the condition; no solver can give this gradient."
+        ),
+    },
+    "answer of the solver": {
+        "CONVERGED": "the Newton correction of the condition at the answer is within the tolerance.",
+        "STAGNATED": (
+            "the answer is no solution of the condition: as the condition and its Jacobian say, it is off by more than "
+            "the tolerance. "
+            "Likely causes: (a) the solver failed, or solves another problem than the condition says; (b) it works to a looser "
+            "tolerance: say so with rtol= or atol= of ti.implicit; (c) a jump or a pole of the condition, where it has no root."
+        ),
+        "NONFINITE": "the solver returned NaN or Inf, or the condition is not finite at its answer. Check the "
+        "arguments and the solver.",
+        "SINGULAR": (
+            "the Jacobian of the condition is singular at the answer or next to it (a multiple root, a fold, fewer "
+            "independent equations "
+            "than unknowns): how far off the answer is cannot be told, and there is no derivative. Regularise the condition."
+        ),
+    },
+}
+
+
+def prose(status: str, sought: str) -> str:
+    """What is said of the status of that name, of a solve for what a kind of problem calls its solution (:class:`Kind`)."""
+    return OTHERS.get(sought.removesuffix(" within bounds"), {}).get(status) or ROOT[status]

@@ -1,0 +1,33 @@
+"""Entry points that torch.compile leaves alone, without the import of Dynamo that ``torch.compiler.disable`` costs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def uncompiled(fn: F) -> F:
+    """``torch.compiler.disable(fn)``, applied at the first call at which Dynamo is there: before, nothing can be compiling.
+
+    Dynamo takes twice as long to import as all else of torch.
+    """
+    disabled: Any = None
+
+    @wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return fn(*args, **kwargs)
+        if disabled is None:
+            torch._dynamo.decorators.skip(call)  # its own frame too, which all entry points share
+            disabled = torch.compiler.disable(fn)
+        return disabled(*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # so that a function around it is compiled up to here
+    return call  # type: ignore[return-value]

@@ -1,0 +1,27 @@
+"""What the import of the package brings along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def modules_after(code: str) -> set[str]:
+    printed = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], check=True, capture_output=True, text=True
+    )
+    return set(printed.stdout.split())
+
+
+SOLVE = "import torch; x = torch.ones(3, requires_grad=True); ti.root(lambda z: z**3 + z - x, x).value.sum().backward()"
+
+
+@pytest.mark.parametrize("code", ["import torchimplicit", f"import torchimplicit as ti; {SOLVE}"])
+def test_neither_the_import_nor_a_solve_imports_dynamo_or_anything_but_torch(code: str) -> None:
+    own = modules_after("import torch")
+    assert "torch._dynamo" not in own
+    new = modules_after(code) - own
+    assert "torch._dynamo" not in new
+    assert not {"numpy", "scipy", "sympy", "matplotlib"} & {name.partition(".")[0] for name in new}
