@@ -37,8 +37,12 @@ class Kind:
     linear: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
-        """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
+        """What solvers make vanish: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
         return f(z)
+
+    def condition(self, f: Flat, z: Tensor) -> Tensor:
+        """What vanishes at the solution and has its derivative, (B, n): the same, unless there are bounds."""
+        return self.residual(f, z)
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         """The gradient (B, n) of the objective of a minimum or a fit, where there are no bounds the condition itself."""
@@ -104,7 +108,7 @@ class Condition:
     vmaps: tuple[Vmap, ...] = ()
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        return self.kind.residual(self.at(tensors), z)
+        return self.kind.condition(self.at(tensors), z)
 
     def at(self, tensors: Sequence[Tensor]) -> Flat:
         """The user's function of z alone."""

@@ -2,9 +2,9 @@
 
 A bound holds zᵢ where zᵢ lies at it (or beyond) and ∂φ/∂zᵢ presses it there. The condition is zᵢ − lᵢ = 0 for what is held by its lower
 bound, likewise at the upper one, and ∂φ/∂zᵢ = 0 for what is free. So who is held depends on no unit: that of φ does not change the sign
-of a slope, and no slope is compared with a distance, as the more usual z = P(z − ∇φ) does, where P is the projection: with a large
-unit of φ the rounding error of a slope would hold a zᵢ in the middle of its bounds. The price is that it is for the solver to put
-what is held exactly at its bound.
+of a slope. Methods for equations need something continuous, z − P(z − ∇φ(z)), where P is the projection; but that compares slopes with
+distances, and with a large unit of φ the rounding error of a slope seems to hold a zᵢ in the middle of its bounds. So they seek its
+root, and the derivative is that of the condition; what they leave next to its bound is put there in the end.
 
 Row i of the condition's Jacobian is that of the Hessian where zᵢ is free, and of the identity where it is held: then dzᵢ/dlᵢ = 1, and
 nothing else moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ.
@@ -41,6 +41,13 @@ class Bounded(Kind):
         self.name = f"{unbounded.name} within bounds"
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
+        return projected_gradient(*self.slope_and_limits(f, z))
+
+    def condition(self, f: Flat, z: Tensor) -> Tensor:
+        return between(*self.slope_and_limits(f, z))
+
+    def slope_and_limits(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """∇φ, z, and the lower and upper bounds, from one evaluation."""
         seen = []
 
         def noted(z: Tensor) -> Tensor:
@@ -50,7 +57,7 @@ class Bounded(Kind):
         gradient = self.gradient(noted, z)
         (whole,) = alive(seen[:1])
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
-        return between(gradient, z, lower, upper)
+        return gradient, z, lower, upper
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
@@ -72,6 +79,11 @@ class Bounded(Kind):
         """The lower and the upper bounds, (B, n)."""
         m = whole.shape[-1] - 2 * n
         return whole[:, m : m + n], whole[:, m + n :]
+
+
+def projected_gradient(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """z − P(z − ∇φ), which is ∇φ between z − u and z − l: written so, a small ∇φ is not lost beside a large z."""
+    return torch.maximum(torch.minimum(gradient, z - lower), z - upper)
 
 
 def within(

@@ -79,7 +79,7 @@ def minimize(
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
-        rtol, atol: no number of z is off by more than atol + rtol · rms(z), by the solver's estimate, in each leaf of z; by default √eps
+        rtol, atol: no number of z is off by more than atol + rtol · rms(z), in each leaf, by the solver's estimate; by default √eps
             and eps of the dtype (:class:`torchimplicit.tolerance.Tolerance`).
         max_steps: step limit; by default the solver's.
         randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones

@@ -19,8 +19,8 @@ Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
 Self = TypeVar("Self", bound="Bracketing")
 
 FIRST_STEP = 1 / 16  # of the search, in units of 1 + |z0|
-CLOSE = 0.5  # how near to the start, in √eps of it, g is looked at to see which way it falls
-PAST = 1.25  # times the way to where its tangent vanishes: the first point of the search
+CLOSE = 0.5  # how near to the start, in default tolerances, g is looked at to see which way it falls
+PAST = 1.25  # times the way to where its tangent vanishes: the first point of the search, if it is nearer than the first step
 DOUBLINGS = 64  # of that step, in each direction
 STEEP = 10  # times the smallest residual seen: g at both ends of a closed bracket from which it holds a pole
 BEYOND = 8  # doublings of the step after a pole
@@ -49,7 +49,7 @@ class Bracket(NamedTuple):
 
     @property
     def even(self) -> Tensor:
-        """Whether g changes within as it does beside, from a to c, which it does not at a jump, nor at a pole, where it turns."""
+        """Whether g changes within as it does beside, from a to c: not so at a jump, nor at a pole, where it turns."""
         steeper = (self.fb - self.fa) / (self.fa - self.fc) * ((self.a - self.c) / (self.b - self.a))
         return (0 < steeper) & (steeper <= STEEPER)
 
@@ -168,9 +168,9 @@ class Bracketing(ABC):
     """The root of one equation in one unknown, between two points where g has different signs.
 
     lower, upper : the ends of the bracket: numbers, or tensors that broadcast to z. Between two ends the middle is the start,
-        whatever z0 is. None, or an infinite end: sought from z0, first a little beyond where the tangent of g vanishes, then in
-        steps of (1 + |z0|)/16 that double, to both sides in turn and short of where g is NaN. A start beyond the only end is
-        replaced by a point next to it.
+        whatever z0 is. None, or an infinite end: sought from z0, in steps of (1 + |z0|)/16 that double, to both sides in turn,
+        first to where |g| falls, and short of where g is NaN; a root of the tangent at z0 shortens the first step. A start beyond
+        the only end is replaced by a point next to it.
 
     The estimated error is the width of the bracket. Every entry of z is an equation of its own (``batch_ndim=z.ndim``). A system
     for which no bracket is found ends with the status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, while g was
@@ -250,15 +250,19 @@ class Bracketing(ABC):
         return r, state if state.ahead is None else self._towards(equations, z, r, state)
 
     def _towards(self, equations: Equations, z: Tensor, r: Tensor, state: BracketState) -> BracketState:
-        """The same, where a search begins: it looks first past the point where the tangent of g vanishes, if that is not far."""
+        """The same, where a search begins: first where |g| falls, past where the tangent of g vanishes, if that is near."""
         bracket, found, search, _, nothing, _, least, even, own = state
-        close = CLOSE * torch.finfo(z.dtype).eps ** 0.5 * torch.where(z == 0, 1, z.abs())
+        eps = torch.finfo(z.dtype).eps
+        close = CLOSE * torch.where(z == 0, eps**0.5, eps**0.5 * z.abs() + eps)  # of 0 the tolerance tells no size
         x, to_right, any_ = search._replace(step=close).next()
-        f = _value(equations, x)
+        f = equations.attempt(_value, equations, x)
+        if f is None:
+            return state
         hit, new = search.crossed(x, f, to_right)
         sought, hit = ~found & any_, ~found & any_ & hit
         way = r / (r - f) * (x - z)
-        length = (PAST * way.abs() + close / 4).minimum(search.step / FIRST_STEP)
+        # A start that is the root to a tolerance has its bracket in one step.
+        length = (PAST * way.abs()).maximum(1.5 * close).minimum(search.step)
         length = torch.where(length.isnan(), search.step, length)
         bracket, found = new.where(hit, bracket), found | hit
         own = tuple(torch.where(hit, *pair) for pair in zip(self.begin(new), own, strict=True))
@@ -311,9 +315,12 @@ class Bracketing(ABC):
         own: Own,
     ) -> BracketState:
         """The state, with what is over: brackets that have closed, searches that have seen everything."""
-        narrow = bracket.width <= torch.finfo(least.dtype).eps ** 0.5 * bracket.a.abs().maximum(bracket.b.abs())
+        eps = torch.finfo(least.dtype).eps
+        narrow = bracket.width <= eps**0.5 * bracket.a.abs().maximum(bracket.b.abs())
         even = bracket.even | (even & narrow)
-        closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
+        closed = torch.nextafter(bracket.a, bracket.b) == bracket.b
+        # Next to 0 there are always more floats.
+        closed = found & (closed | (~even & (bracket.width <= eps**2 * search.right - eps**2 * search.left)))
         status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
         if occurs(closed):
             steep = STEEP * least

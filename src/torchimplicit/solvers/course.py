@@ -211,15 +211,18 @@ class Course:
         correction, self.contraction, scale, self.complete = estimate
         mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
         size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
+        leapt = partial(_leapt, self.unit, bound, tolerance.atol)
         # A step that was refused shows nothing.
         self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
-        leapt = partial(_leapt, self.unit, bound, tolerance.atol)
         self.size, self.unit = size, bound
-        near = size <= 1 / self.stopping.strictness
+        near = ~(size > 1 / self.stopping.strictness)
         if self.left != len(self.running):
             near = near & self.running
         if not inside_functorch() and not occurs(near):
             return None
+        if not finished((mean > 0) & (bound < torch.inf)):  # squares may have vanished or overflowed
+            mean, self.unit = tolerance.mean(correction, z, norm=measured)
+            self.size = scale * mean / self.unit
         largest, bound = tolerance.largest(correction, z)
         largest = scale * largest
         theta = self._theta()

@@ -60,7 +60,8 @@ class Tangent(NamedTuple):
             vanishes = (
                 torch.linalg.vector_norm(apply(R, newton), dim=-1) >= (1 - torch.finfo(z.dtype).eps ** 0.5) * norm
             )
-            gain = torch.where(vanishes, gain, torch.inf)
+            known = (norm > 0) | (value == 0).all(-1)  # its squares have not vanished
+            gain = torch.where(vanishes & known, gain, torch.inf)
         return Tangent(R, c, gradient, newton, gain, norm, columns, terms, doubt, *kept)
 
     @property
