@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -164,3 +165,162 @@ def test_a_start_that_is_no_number_is_reported() -> None:
 def test_inside_a_transform_it_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"no torch.func transform .*ti.root inside"):
         torch.func.grad(lambda a: ti.continuation(lambda z, s: z - a * s, number(0.0), 0.0, 1.0).value)(number(1.0))
+
+
+def rightmost(s: float, e: float) -> float:
+    """The largest root of s z − z³ + e, for s, e > 0, by bisection."""
+    low, high = s**0.5, 2 * (s**0.5 + e)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if s * middle - middle**3 + e > 0 else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [1.0, 10.0])
+@pytest.mark.parametrize("e", [1e-1, 1e-2, 1e-3, -1e-3, 1e-4, 1e-5, 1e-6, -1e-6])
+def test_an_imperfect_pitchfork_is_followed_to_its_own_side(e: float, size: float, dtype: torch.dtype) -> None:
+    """z = 0 goes straight on beyond s = 0 almost to rounding, and is another branch there."""
+    start = torch.tensor(e / size, dtype=dtype)
+    z, info, branch = ti.continuation(lambda z, s: s * z - z**3 + e, start, -size, size)
+    assert info.converged
+    assert z.item() == pytest.approx(math.copysign(rightmost(size, abs(e)), e), rel=1e-5)
+    assert not len(branch.folds)
+    assert not len(branch.crossings)
+
+
+@pytest.mark.parametrize("e", [1e-2, 1e-4, 1e-6])
+def test_an_imperfect_transcritical_point(e: float) -> None:
+    """Of s z − z² ± e: two branches that do not cross, or two that turn back before they meet."""
+    for start, side in ((e, 1), (-1.0, -1)):
+        z, _, branch = ti.continuation(lambda z, s: s * z - z**2 + e, number(start), -1.0, 1.0)
+        assert z.item() == pytest.approx((1 + side * (1 + 4 * e) ** 0.5) / 2, abs=1e-8)
+        assert not len(branch.folds)
+    with pytest.warns(ti.ConvergenceWarning, match="max_points was reached .* with 1 folds"):
+        branch = ti.continuation(lambda z, s: s * z - z**2 - e, number(-e), -1.0, 1.0, max_points=60).branch
+    assert float(branch.folds[0]) == pytest.approx(-2 * e**0.5, rel=1e-6)
+
+
+SHAPES = {
+    "straight": lambda s: 2 * s,
+    "steep": lambda s: torch.tanh(20 * s),
+    "peak": lambda s: torch.exp(-((s / 0.05) ** 2)),
+    "waves": lambda s: torch.sin(5 * s),
+    "corner": lambda s: torch.sqrt(s**2 + 1e-4),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_branches_close_to_each_other_are_not_confused(shape: str, dtype: torch.dtype) -> None:
+    def a(s: Tensor) -> Tensor:
+        return SHAPES[shape](s)
+
+    first, last = (a(torch.tensor(s, dtype=dtype)) for s in (-1.0, 1.0))
+    for side, tiny in ((-1, 0.0), (1, 1e-5)):
+        above = 0.025 + side * (0.025**2 + tiny) ** 0.5
+        g = lambda z, s: (z - a(s)) * (z - a(s) - 0.05) - tiny  # noqa: B023, E731
+        z, info, branch = ti.continuation(g, first + above, -1.0, 1.0)
+        assert info.converged
+        assert float(z) == pytest.approx(float(last) + above, abs=1e-4)
+        torch.testing.assert_close(branch.z, a(branch.s) + above, rtol=0.0, atol=2e-4)  # all the way
+
+
+def test_a_neighbour_of_the_same_orientation() -> None:
+    """Of a holomorphic function every branch has a determinant > 0: the points themselves tell that a step has left its branch."""
+
+    def middle(s: Tensor) -> Tensor:
+        return torch.complex(torch.tanh(20 * s), s / 2)
+
+    for side in (0.0, 0.05):
+        z = ti.continuation(
+            lambda z, s: (z - middle(s)) * (z - middle(s) - 0.05), middle(number(-1.0)) + side, -1.0, 1.0
+        ).value
+        assert complex(z) == pytest.approx(complex(middle(number(1.0)) + side), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_branches_that_cross_are_followed_straight_on_and_it_is_said(dtype: torch.dtype) -> None:
+    def g(z: Tensor, s: Tensor) -> Tensor:
+        return (z - torch.sin(s)) * (z + 0.3 * s + 0.2)
+
+    start = torch.sin(torch.tensor(-1.0, dtype=dtype))
+    with pytest.warns(ti.ConvergenceWarning, match=r"Another branch crosses this one at s = -0\.154"):
+        z, info, branch = ti.continuation(g, start, -1.0, 1.0)
+    assert info.converged
+    assert z.item() == pytest.approx(math.sin(1.0), rel=1e-6)
+    assert float(branch.crossings) == pytest.approx(-0.154317, abs=1e-3)  # sin s = −0.3 s − 0.2
+    with pytest.raises(ti.ConvergenceError, match="crosses"):
+        ti.continuation(g, start, -1.0, 1.0, on_failure="raise")
+
+
+def test_at_a_crossing_there_is_no_branch_to_begin_with() -> None:
+    with pytest.warns(ti.ConvergenceWarning, match="at s0 itself.*Start at another s0"):
+        ti.continuation(lambda z, s: s * z - z**3, number(0.0), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("e", [1e-3, -1e-6])
+def test_an_imperfect_pitchfork_without_a_determinant(e: float) -> None:
+    """n = 260, matrix-free. With s < 0 and far from 0 all is small; at the end u is near ± 1 everywhere."""
+    x = torch.linspace(0, 1, 260, dtype=D)
+    mean = torch.softmax(-(((x.unsqueeze(1) - x) / 0.2) ** 2), 1)
+
+    def g(u: Tensor, s: Tensor) -> Tensor:
+        return s * u - u**3 + e * (1 + 0.3 * torch.sin(7 * x)) - (u - mean @ u) / 2
+
+    u, info, branch = ti.continuation(g, torch.full_like(x, e), -1.0, 1.0)
+    assert info.converged
+    assert not len(branch.crossings)
+    assert float((u - math.copysign(1.0, e)).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_unit_of_z_plays_no_part(unit: float) -> None:
+    """Of one leaf, whatever that of the other is."""
+
+    def g(z: dict[str, Tensor], s: Tensor, unit: float) -> dict[str, Tensor]:
+        a = z["a"] / unit
+        return {"a": a**3 - a + s + 0.1 * z["b"], "b": z["b"] - torch.cos(a)}
+
+    def follow(unit: float) -> Any:
+        return ti.continuation(g, {"a": number(1.3 * unit), "b": number(0.3)}, -1.0, 1.0, (unit,))
+
+    plain, other = follow(1.0), follow(unit)
+    assert abs(len(plain.branch.s) - len(other.branch.s)) <= 1
+    torch.testing.assert_close(other.value["a"] / unit, plain.value["a"], rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(other.branch.folds, plain.branch.folds, rtol=1e-8, atol=0.0)
+
+
+def test_a_solver_that_leaves_the_branch_at_the_end_is_reported() -> None:
+    elsewhere = ti.solvers.Bisection(-3.0, -0.5)
+    for policy, spoilt in (("warn", False), ("nan", True)):
+        call = {"solver": elsewhere, "on_failure": policy}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            z = ti.continuation(lambda z, s: s * z - z**3 + 1e-3, number(1e-3), -1.0, 1.0, **call).value
+        assert bool(z.isnan()) is spoilt
+        assert any("The solver has left the branch" in str(w.message) for w in caught) is not spoilt
+
+
+@pytest.mark.parametrize(
+    ("g", "start", "end", "evaluations"),
+    [
+        (lambda z, s: z - s, 0.0, 1.0, 24),
+        (lambda z, s: z - torch.exp(s), 1.0, 1.0, 71),
+        (lambda z, s: z**3 + z - 10 * s, 0.0, 1.0, 66),
+        (lambda z, s: z - s * torch.sin(z) - 1, 1.0, 0.9, 57),
+    ],
+)
+def test_an_easy_branch_costs_no_more_than_without_the_precautions(
+    g: Any, start: float, end: float, evaluations: int
+) -> None:
+    """The numbers are those of steps by the tangent up to a quarter of the way, bounded by its angle only."""
+    count = 0
+
+    def counted(z: Tensor, s: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return g(z, s)
+
+    assert ti.continuation(counted, number(start), 0.0, end).info.converged
+    assert count <= evaluations

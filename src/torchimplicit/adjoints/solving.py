@@ -90,7 +90,7 @@ class LinearisedSolver:
     def _refined(self) -> LinearResult:
         if self.inverse is None:
             return self._chosen(self.b)
-        limits = {"rtol": self.settings.rtol, "atol": self.settings.atol}
+        limits: dict[str, Any] = {"rtol": self.settings.rtol, "atol": self.settings.atol}
         refined = Richardson(preconditioner=self.inverse, max_steps=REFINEMENTS).factorize(self.operator)
         result = refined.iterate(self.b, self.adjoint, **limits)
         if finished(result.converged):
@@ -116,7 +116,7 @@ class LinearisedSolver:
         if not hasattr(state, "iterate"):  # a direct solver: its answer is refined, and its residual known
             self.direct = state
             state = Richardson(preconditioner=state, max_steps=REFINEMENTS).factorize(self.operator)
-        limits = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
+        limits: dict[str, Any] = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
         result: LinearResult = state.iterate(
             b, self.adjoint, rtol=self.settings.rtol if rtol is None else rtol, **limits
         )
@@ -130,7 +130,7 @@ class LinearisedSolver:
         alone. (The automatic choice is direct there, or a contraction, whose own solution would grow.)
         """
         if self.direct is None and not self.truncated:
-            if self.inverse_is_near:
+            if self.inverse is not None and self.inverse_is_near:
                 unknown = occurs(self.inverse.suspicious)  # which was of a nearby matrix, and perhaps badly scaled
             else:
                 unknown = self.small and self.named is not None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -12,38 +10,33 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.linear import Auto
-from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count
+from torchimplicit.problems.branch import follow
+from torchimplicit.problems.curve import Curve
 from torchimplicit.problems.pose import check_adjoint, check_args
 from torchimplicit.problems.root import root
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import SolveInfo
-from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov, resolve
-from torchimplicit.solvers.auto import DENSE_LIMIT
+from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, check_policy, tell
+from torchimplicit.state import Layout, describe
+from torchimplicit.stopping import OnFailure, check_policy, tell
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
 from torchimplicit.uncompiled import uncompiled
-
-FIRST_STEP = 0.05
-LONGEST = 0.25  # change of s in a step, as a part of the way
-CORRECTIONS = 8  # Newton steps after which a step was too long
-PLANNED = 3  # that many are wanted
-STRAIGHT = 0.9  # smallest cosine of the angle between the tangents at both ends of a step
 
 
 class Branch(NamedTuple):
     """The points of a branch, in the order in which they were found, detached.
 
     s : (K,). z : like z0, with K in front. folds : the values of s at which the branch turns back.
+    crossings : the values of s at which another branch crosses it.
     """
 
     s: Tensor
     z: Any
     folds: Tensor
+    crossings: Tensor
 
 
 class Continuation(NamedTuple):
@@ -76,11 +69,17 @@ def continuation(
     For equations that no start near at hand solves at s1 (a homotopy from an easy problem at s0 to a hard one), for the
     solution of several that belongs to a known one, and to find where a branch ends.
 
-    Each step goes along the tangent of the branch, by a length h in (rms(z), (s − s0)/(s1 − s0)), and comes back to it by
-    Newton's method in the plane normal to the tangent, so that nothing is singular where s turns back (pseudo-arclength; Keller,
-    1977; Allgower and Georg, Introduction to Numerical Continuation Methods, 2003, chapters 2 and 6). h grows while few
-    corrections are needed, and shrinks where they fail or the tangent turns by more than 25 degrees. Where the tangent's part in s
-    changes its sign, the fold is found by root finding in h, and so is the point at s1.
+    Each step goes along the tangent of the branch, as it has turned so far, by a length h in (z, s), both without units (z in
+    the largest rms(z) so far, s as a part of the way), and comes back to it by Newton's method in the plane normal to the tangent, so
+    that nothing is singular where s turns back (pseudo-arclength; Keller, 1977; Allgower and Georg, Introduction to Numerical
+    Continuation Methods, 2003, chapters 2 and 6). Folds, where s turns back, are found by root finding in h, and so is the point at s1.
+
+    So that it stays on its branch where others come near, a step is halved where the point found is far from the predicted one beside
+    h, where Newton's method contracts slowly, where the tangents at its ends and the chord between do not fit one smooth curve, and
+    where the determinant of the Jacobian with the tangent below changes its sign, which it does not do along one branch (beyond
+    n = 255, where there is no determinant, the solution of a linear system with the same matrix stands for it). Where the sign changes
+    however short the step is, branches cross: the smooth one is followed straight on, which is said, and s is in ``branch.crossings``.
+    A branch that in less than a tenth of the way goes far off and comes back exactly to where another began may be taken for that.
 
     Args:
         g: g(z, s, *args) -> like z, with s a 0-d tensor of z's real dtype.
@@ -99,7 +98,8 @@ def continuation(
     Raises:
         TypeError, ValueError: an argument does not fit; the message says what was passed and what was expected.
         RuntimeError: inside a ``torch.func`` transform, where no value may decide how the branch is followed.
-        ConvergenceError: s1 was not reached under ``on_failure="raise"``.
+        ConvergenceError: under ``on_failure="raise"``, s1 was not reached, the solver left the branch there, or branches cross on
+            the way.
 
     Example::
 
@@ -128,20 +128,20 @@ def continuation(
             f"continuation: s0 and s1 must be two different numbers in z's dtype; got {s0!r} and {s1!r}, for z a "
             f"{describe(pytree.tree_leaves(z0)[0])}. At s0 itself ti.root finds the solution."
         )
+    units = (torch.finfo(layout.real_dtype).eps ** 0.5,) * len(layout.widths)
     with torch.no_grad():
-        curve = Curve(g, args, layout, first, last)
-        path = _follow(curve, layout.flatten(z0).detach()[0], folds, max_points)
+        path = follow(Curve(g, tuple(args), layout, first, last, units), z0, folds, max_points)
+        curve = path.curve
         s = torch.stack([curve.s(y) for y in path.points])
         found = [curve.z(y) for y in path.points]
-    if path.start is None:
+    if path.end is None:
         value, info = found[-1], path.info
         tell(
             f"The branch was not followed to s1 = {float(last):.6g}: {path.problem} after {len(s)} points, at s = "
             f"{float(s[-1]):.6g}, with {len(path.folds)} folds on the way. {path.advice}",
             on_failure,
         )
-        if on_failure == "nan":
-            value = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), value)
+        value = _spoilt(value, on_failure)
     else:
         options: dict[str, Any] = {
             "solver": solver,
@@ -151,11 +151,31 @@ def continuation(
             "on_failure": on_failure,
         }
         end = s1.to(first) if isinstance(s1, Tensor) else last
-        value, info = root(g, path.start, (end, *args), **options)
+        value, info = root(g, curve.z(path.end), (end, *args), **options)
         s = torch.cat([s, last.reshape(1)])
         found.append(pytree.tree_map(Tensor.detach, value))
+        away = curve.distance(path.end, found[-1])
+        if info.converged and away > torch.finfo(s.dtype).eps ** 0.25:
+            tell(
+                f"The solver has left the branch: its solution at s1 = {float(last):.6g} is {away:.3g} of the size of z away "
+                f"from where the branch arrives. Pass a solver that stays near its start, as the default does.",
+                on_failure,
+            )
+            value = _spoilt(value, on_failure)
+        if path.crossings:
+            tell(
+                f"Another branch crosses this one at s = {float(path.crossings[0]):.6g}, or comes nearer than steps in {s.dtype} "
+                f"resolve; it was followed straight on. All such values of s are in branch.crossings.",
+                on_failure,
+            )
     points = pytree.tree_map(lambda *leaves: torch.stack(leaves), *found)
-    return Continuation(value, info, Branch(s, points, torch.stack(path.folds) if path.folds else s[:0]))
+    turns, crossings = (torch.stack(at) if at else s[:0] for at in (path.folds, path.crossings))
+    return Continuation(value, info, Branch(s, points, turns, crossings))
+
+
+def _spoilt(value: Any, on_failure: OnFailure) -> Any:
+    """A value that is not the branch's at s1: NaN, if that is wanted."""
+    return pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), value) if on_failure == "nan" else value
 
 
 def _parameter(s: Any, name: str, layout: Layout) -> Tensor:
@@ -170,118 +190,3 @@ def _parameter(s: Any, name: str, layout: Layout) -> Tensor:
             f"continuation: {name} must be finite; got {s!r}. A branch is followed over finite values only."
         )
     return found
-
-
-@dataclass(frozen=True)
-class Curve:
-    """g(z, s) = 0 as a curve of points y = (z/√n, (s − s0)/(s1 − s0)) in n + 1 dimensions."""
-
-    g: Callable[..., Any]
-    args: tuple[Any, ...]
-    layout: Layout
-    s0: Tensor
-    s1: Tensor
-
-    def s(self, y: Tensor) -> Tensor:
-        return self.s0 + y[-1] * (self.s1 - self.s0)
-
-    def flat(self, y: Tensor) -> Tensor:
-        return y[:-1] * (len(y) - 1) ** 0.5
-
-    def z(self, y: Tensor) -> Any:
-        return self.layout.unflatten(self.flat(y).unsqueeze(0))
-
-    def in_plane(self, normal: Tensor, at: Tensor) -> Callable[[Tensor], Tensor]:
-        """n + 1 equations for the point of the curve that is in a plane."""
-        output = same_as_z(self.layout, "continuation: the function")
-
-        def equations(y: Tensor) -> Tensor:
-            z = self.layout.argument(self.flat(y).unsqueeze(0))
-            return torch.cat([output(self.g(z, self.s(y), *self.args))[0], (normal @ (y - at)).reshape(1)])
-
-        return equations
-
-    def corrected(self, y: Tensor, normal: Tensor) -> tuple[Tensor, SolveInfo]:
-        """The point of the curve in the plane through y."""
-        solver: Solver = Newton() if len(y) <= DENSE_LIMIT else NewtonKrylov()
-        return root(self.in_plane(normal, y), y, solver=solver, max_steps=CORRECTIONS, on_failure="ignore")
-
-    def along(self, y: Tensor, t: Tensor, length: Tensor | float) -> Tensor:
-        """The point of the curve at a distance from y along its tangent."""
-        return self.corrected(y + length * t, t)[0]
-
-    def tangent(self, y: Tensor, normal: Tensor) -> Tensor:
-        """The unit tangent at a point of the curve, on the same side as ``normal``."""
-        plane = self.in_plane(normal, y)
-        jacobian = Jacobian(lambda y: plane(y[0]).unsqueeze(0), y.unsqueeze(0))
-        right = torch.zeros_like(jacobian.value)
-        right[0, -1] = 1
-        direction = Auto().factorize(jacobian).solve(right)[0]
-        return direction / torch.linalg.vector_norm(direction)
-
-
-class Path(NamedTuple):
-    """The points y that were found, the values of s at folds, and where to start at s1 (None: not reached, with the problem)."""
-
-    points: list[Tensor]
-    folds: list[Tensor]
-    start: Any
-    info: SolveInfo
-    problem: str = ""
-    advice: str = "It may turn back before s1 (see branch.folds), end, or need a larger max_points."
-
-
-def _follow(curve: Curve, z: Tensor, folds: int, max_points: int) -> Path:
-    y = torch.cat([z / max(1, len(z)) ** 0.5, z.new_zeros(1)])
-    forward = torch.zeros_like(y)
-    forward[-1] = 1
-    y, info = curve.corrected(y, forward)
-    points, turns = [y], list[Tensor]()
-    if not info.converged:
-        advice = f"Start nearer to a solution at s0. {info.message}"
-        return Path(points, turns, None, info, "the start was not corrected to a solution at s0", advice)
-    t = curve.tangent(y, forward)
-    h = FIRST_STEP
-    while len(points) < max_points:
-        if not h > torch.finfo(y.dtype).eps ** 0.5:
-            return Path(points, turns, None, _failed(info), "steps became too short")
-        h = min(h, LONGEST / max(abs(float(t[-1])), 1e-9))
-        new, info = curve.corrected(y + h * t, t)
-        direction = curve.tangent(new, t) if info.converged else t
-        if not info.converged or not float(direction @ t) > STRAIGHT:
-            h = h / 4
-            continue
-        passed = [(0.0, y), (h, new)]
-        if float(direction[-1] * t[-1]) < 0:
-            length = _length(lambda length: curve.tangent(curve.along(y, t, length), t)[-1], 0.0, h, y)  # noqa: B023
-            fold = curve.corrected(curve.along(y, t, length), t)[0]
-            passed.insert(1, (length, fold))
-        for i, ((a, before), (b, after)) in enumerate(pairwise(passed)):
-            if i > 0:
-                turns.append(curve.s(before))
-            if len(turns) >= folds and float((before[-1] - 1) * (after[-1] - 1)) <= 0:
-                length = _length(lambda length: curve.along(y, t, length)[-1] - 1, a, b, y)  # noqa: B023
-                return Path(points, turns, curve.z(curve.along(y, t, length)), info)
-        h = h * min(2.0, max(0.5, 2 ** ((PLANNED - int(info.steps)) / 2)))
-        y, t = new, direction
-        points.append(y)
-    return Path(points, turns, None, _failed(info), "max_points was reached")
-
-
-def _length(of: Callable[[Tensor | float], Tensor], a: float, b: float, like: Tensor) -> float:
-    """Where between a and b a function of the length of a step changes its sign."""
-    found, _ = root(of, like.new_tensor((a + b) / 2), solver=Chandrupatla(a, b), on_failure="ignore")
-    return float(found)
-
-
-def _failed(info: SolveInfo) -> SolveInfo:
-    """The facts of the last correction, as those of a branch that ended too early."""
-    return SolveInfo(
-        torch.zeros_like(info.converged),
-        torch.full_like(info.status, Status.MAX_STEPS),
-        info.steps,
-        info.residual,
-        info.error,
-        info.evaluations,
-        info.products,
-    )

@@ -105,8 +105,9 @@ class LinearSearch:
                 error = direct.solve(b - operator.apply(result.x)).abs().amax(-1)
                 products += 1 + (0 if operator.explicit else operator.shape[-1])
         shape = result.converged.shape
-        facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, error, bound)]
-        return Found(flat(result.x), *facts), products
+        facts = (status, result.steps, result.residual_norm, error, bound)
+        status, steps, residual, error, bound = (t.expand(shape).reshape(-1) for t in facts)
+        return Found(flat(result.x), status, steps, residual, error, bound), products
 
     @property
     def inverse_is_earlier(self) -> bool:

@@ -13,7 +13,7 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.stopping import rms
 
@@ -93,7 +93,7 @@ class Broyden:
             u, v, k, Hp = torch.zeros_like(u), torch.zeros_like(v), 0, p
         y = p_new - p
         with torch.no_grad():
-            seen = rms(s) / rms(y)
+            seen = growth(rms(s), rms(y))
             gain = seen if gain is None else seen.fmax(FADING * gain)
         Hy = _apply(u[:, :k], v[:, :k], y)
         divisor = dot(s, Hy).unsqueeze(-1)
@@ -109,7 +109,7 @@ class Broyden:
         """All that the residual stands for. The next step is less in directions that were not seen yet, where H is the identity."""
         if state.gain is None:
             return Estimate(state.p, None if state.factors is None else 0.0)
-        return Estimate(state.gain.unsqueeze(-1) * state.p, torch.zeros_like(state.gain))
+        return whole(state.gain, state.p)
 
     def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""
