@@ -7,8 +7,9 @@ distances, and with a large unit of φ the rounding error of a slope seems to ho
 root, and the derivative is that of the condition; what they leave next to its bound is put there in the end.
 
 Row i of the condition's Jacobian is that of the Hessian where zᵢ is free, and of the identity where it is held: then dzᵢ/dlᵢ = 1, and
-nothing else moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ. Where
-lᵢ = uᵢ they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the bound that ∂φ/∂zᵢ presses on, half to each where that is 0.
+nothing else moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ.
+Where lᵢ = uᵢ they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the bound that ∂φ/∂zᵢ presses on, half to each where
+that is 0.
 """
 
 from __future__ import annotations
