@@ -39,11 +39,11 @@ class ProjectedState(NamedTuple):
 class ProjectedNewton:
     """z ← P(z + d), P the projection on the bounds, d = −(H + λI)⁻¹∇φ in the free unknowns; one evaluation a step.
 
-    An unknown is held when it lies at a bound, or nearer to it than a part of its own last step, and ∂φ/∂zᵢ presses it there: it
-    goes to the bound, and the Newton system of the others does not know it. A Hessian of those that is not positive definite takes
-    its eigenvalues' absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system only; then λ, 0
-    at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one along Newton's
-    direction need not where H is ill-conditioned. λ falls with every step that is taken.
+    An unknown is held when it lies at a bound, or nearer to it than a part of its own last step, and ∂φ/∂zᵢ presses it there: it goes
+    to the bound, and the Newton system of the others does not know it. A Hessian of those that is not positive definite takes its
+    eigenvalues' absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system only;
+    then λ, 0 at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one along
+    Newton's direction need not where H is ill-conditioned. λ falls with every step that is taken.
     With ``max_inner`` nothing of size n² is formed: d comes from conjugate gradients, up to a tenth of the gradient.
     Source: Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM J. Control Optim. 20 (1982),
     eq. 32 (what is held); the damping is Levenberg's.
