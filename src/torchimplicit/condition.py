@@ -37,8 +37,12 @@ class Kind:
     linear: bool = False
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
-        """The condition at z: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
+        """What solvers make vanish: (B, n) -> (B, n). Signed so that a plain step is z − residual."""
         return f(z)
+
+    def condition(self, f: Flat, z: Tensor) -> Tensor:
+        """What vanishes at the solution and has its derivative, (B, n): the same, unless there are bounds."""
+        return self.residual(f, z)
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         """The gradient (B, n) of the objective of a minimum or a fit, where there are no bounds the condition itself."""
@@ -64,6 +68,26 @@ def defined(gradient: Tensor, objective: Tensor) -> Tensor:
     return gradient + (undefined if value.ndim == 2 else undefined.unsqueeze(-1)).sum(-1, keepdim=True)
 
 
+def held(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Which unknowns their lower, and which their upper bounds hold, (B, n) each. Where the gradient is NaN, none."""
+    at_lower = (z < lower) | ((z == lower) & (gradient > 0))
+    at_upper = (z > upper) | ((z == upper) & (gradient < 0))
+    known = ~gradient.isnan()
+    return at_lower & known, at_upper & known
+
+
+def between(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The condition of a minimum within bounds: the gradient in the free unknowns, z less the bound in those that are held, (B, n).
+
+    Where both bounds are the same and ∇φ is 0, each has half of the derivative.
+    """
+    at_lower, at_upper = held(gradient, z, lower, upper)
+    down, up = z - lower, z - upper
+    fixed = (lower == upper) & (gradient == 0)
+    free = torch.where(fixed, down / 2 + up / 2, gradient)
+    return torch.where(at_lower, down, torch.where(at_upper, up, free))
+
+
 class Vmap(NamedTuple):
     """A vmap level around a condition: its size, and for each tensor 0 or None, as it carries the batch or does not."""
 
@@ -84,7 +108,7 @@ class Condition:
     vmaps: tuple[Vmap, ...] = ()
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        return self.kind.residual(self.at(tensors), z)
+        return self.kind.condition(self.at(tensors), z)
 
     def at(self, tensors: Sequence[Tensor]) -> Flat:
         """The user's function of z alone."""

@@ -78,7 +78,7 @@ class Problem:
 
     def residual(self, z: Tensor) -> Tensor:
         """The condition at z (B, n), evaluated as plain PyTorch code."""
-        return self.kind.residual(self.function, z)
+        return self.kind.condition(self.function, z)
 
     def hoisted(self) -> Flat:
         """The user's function for the evaluations of one solve: what does not depend on z is computed once."""
@@ -125,8 +125,8 @@ class Problem:
         """The condition as a pure function of explicit tensors, recorded at z, what the user's function returned there, and the
         linearised condition, if it is worth keeping.
         """
-        residual = self.kind.residual if z.numel() <= SMALL else None
-        captured, out, linearised = capture(self.fn, z, self.layout.argument, self.args, self.value, residual)
+        condition = self.kind.condition if z.numel() <= SMALL else None
+        captured, out, linearised = capture(self.fn, z, self.layout.argument, self.args, self.value, condition)
 
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
             return self.value(captured(self.layout.argument(z), tensors))

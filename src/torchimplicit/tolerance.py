@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from torchimplicit.stopping import rms
+from torchimplicit.stopping import measured, rms
+
+Norm = Callable[[Tensor], Tensor]
 
 ROUNDING = 4  # in units of eps: no z is asked to be nearer than this part of itself
 FLOOR = 0.75  # an error of eps to this power of z is rounding error where nothing makes it smaller
@@ -47,26 +50,28 @@ class Tolerance:
         """What counts as rounding error of a z that gets no better, if that is more than what was asked for."""
         return replace(self, rtol=max(self.rtol, torch.finfo(dtype).eps ** FLOOR))
 
-    def bound(self, z: Tensor) -> Tensor:
+    def bound(self, z: Tensor, norm: Norm = rms) -> Tensor:
         """The largest error of a number that counts as converged, (B,); of several leaves (B, leaves)."""
         rtol = max(self.rtol, ROUNDING * torch.finfo(z.dtype).eps)
-        scale = rms(z) if not self.leaves else torch.stack([rms(part) for part in z.split(self.leaves, -1)], -1)
+        scale = norm(z) if not self.leaves else torch.stack([norm(part) for part in z.split(self.leaves, -1)], -1)
         # A z of zeros is as near as can be, whatever was asked for.
         return scale * rtol + (self.atol or torch.finfo(z.dtype).tiny)
 
-    def mean(self, correction: Tensor, z: Tensor, norm: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def mean(
+        self, correction: Tensor, z: Tensor, known: Tensor | None = None, norm: Norm = rms
+    ) -> tuple[Tensor, Tensor]:
         """The root-mean-square of a change of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each.
 
-        It is cheaper to come by than :meth:`largest`, and no larger. ``norm`` is that root-mean-square, where it is known.
+        It is cheaper to come by than :meth:`largest`, and no larger. ``known`` is that root-mean-square, where it is known.
         """
-        bound = self.bound(z)
+        bound = self.bound(z, norm)
         if not self.leaves:
-            return rms(correction) if norm is None else norm, bound
-        return self._worst([rms(part) for part in correction.split(self.leaves, -1)], bound)
+            return norm(correction) if known is None else known, bound
+        return self._worst([norm(part) for part in correction.split(self.leaves, -1)], bound)
 
     def largest(self, correction: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The largest change of a number of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each."""
-        bound = self.bound(z)
+        bound = self.bound(z, measured)
         if not self.leaves:
             return _largest(correction), bound
         return self._worst([_largest(part) for part in correction.split(self.leaves, -1)], bound)

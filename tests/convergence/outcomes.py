@@ -27,10 +27,17 @@ class Outcome:
     info: ti.SolveInfo
     gradient: Tensor | None
     words: list[str]
+    forward_words: int = 0  # how many of them came before the backward
+
+    @property
+    def found(self) -> Tensor:
+        """The systems whose z nothing bad was said of, by their status or a warning, to one who never asks for a gradient."""
+        converged = self.info.converged
+        return converged & torch.tensor(not (self.forward_words and bool(converged.all())))
 
     @property
     def silent(self) -> Tensor:
-        """The systems of which nothing bad was said: by their status, that of their backward, or a warning that names neither."""
+        """The systems of which nothing bad was said, nor of their gradients."""
         silent = self.info.converged.clone()
         if self.gradient is not None and self.info.adjoint is not None:
             silent &= self.info.adjoint.converged
@@ -51,11 +58,12 @@ def outcome(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ti.ConvergenceWarning)
         z, info = solve(f, z0, () if x is None else (x,), **options)
+        forward_words = len(caught)
         if x is not None:
             total = sum(leaf.sum() for leaf in tree_leaves(z)) if loss is None else loss(z)
             (gradient,) = torch.autograd.grad(total, x)
     words = [str(w.message) for w in caught if issubclass(w.category, ti.ConvergenceWarning)]
-    return Outcome(tree_map(lambda leaf: leaf.detach(), z), info, gradient, words)
+    return Outcome(tree_map(lambda leaf: leaf.detach(), z), info, gradient, words, forward_words)
 
 
 def tolerance(z: Tensor, rows: bool = False) -> Tensor:
@@ -75,6 +83,11 @@ def error(z: Tensor, truth: Tensor, rows: bool = False) -> Tensor:
 def right(z: Tensor, truth: Tensor, rows: bool = False, factor: float = FACTOR) -> Tensor:
     """Whether z is within ``factor`` tolerances of the truth."""
     return error(z, truth, rows) <= factor * tolerance(truth.to(z.dtype), rows)
+
+
+def silently_wrong(result: Outcome, wrong: Tensor, wrong_gradient: Tensor | bool = False) -> bool:
+    """Whether a z that is wrong was found without a word, or a wrong gradient given."""
+    return bool((result.found & wrong).any() or (result.silent & wrong_gradient).any())
 
 
 def polished(g: Callable[[Tensor], Tensor], z: Tensor, steps: int = 60) -> Tensor:

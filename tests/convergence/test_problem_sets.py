@@ -6,7 +6,7 @@ elsewhere, or nowhere, what was found was no solution, and that has to be said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,17 @@ REGRESSIONS = {p.name: p for p in nist.PROBLEMS}
 EPS = torch.finfo(D).eps
 slow = pytest.mark.slow
 
+# The Hessian is singular at every minimiser: Powell's has rank 2 there, those of rank 1 have whole planes of minimisers.
+SINGULAR = {"13 Powell singular", "22 extended Powell singular", "33 linear rank 1", "34 linear rank 1 with zeros"}
+STANDARD = {s.name for s in minpack.SYSTEMS}
+EASY = {"1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"}
+FEW = EASY | SINGULAR | {"10 Meyer", "18 Biggs EXP6", "11 Gulf", "MGH10", "Misra1a", "Lanczos3", "Eckerle4", "Thurber"}
+
+
+def fast_are(fast: set[str], names: Iterable[str]) -> list[Any]:
+    """All names, those beside the fast ones marked slow."""
+    return [pytest.param(name, marks=[slow] * (name not in fast)) for name in names]
+
 
 def weighted(z: Tensor) -> Tensor:
     """A loss that no symmetry of z makes constant."""
@@ -34,14 +45,10 @@ def weighted(z: Tensor) -> Tensor:
 
 @dataclass
 class Truth:
-    """The solution next to what was found and the gradient of the loss there, and whether the Jacobian is singular.
-
-    z is None where Newton's method does not converge: then there is none.
-    """
+    """The solution next to what was found and the gradient of the loss there; None where Newton's method does not converge."""
 
     z: Tensor | None
     gradient: Tensor
-    singular: bool
 
 
 def truth_beside(g: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Truth:
@@ -51,7 +58,7 @@ def truth_beside(g: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) ->
     for _ in range(100):
         if not (z.isfinite().all() and g(z, x).isfinite().all()):
             break
-        correction, _ = scaled_solve(torch.func.jacrev(g)(z, x), g(z, x))
+        correction = scaled_solve(torch.func.jacrev(g)(z, x), g(z, x))
         size = float(correction.abs().max() / z.abs().max().clamp(min=1e-300))
         if size >= last < 1e-12:
             break
@@ -59,27 +66,34 @@ def truth_beside(g: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) ->
             best, last = z, size
         z = z - correction
     if best is None:
-        return Truth(None, torch.full_like(x, torch.nan), True)
-    singular = scaled_solve(torch.func.jacrev(g)(best, x), best)[1]
-    return Truth(best, gradient_at(g, best, x), singular)
+        return Truth(None, torch.full_like(x, torch.nan))
+    return Truth(best, gradient_at(g, best, x))
 
 
 def gradient_at(g: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
     """Of the loss in x, if z is the solution."""
     J, K = torch.func.jacrev(g, argnums=(0, 1))(z, x)
-    w, _ = scaled_solve(J.mT, torch.func.grad(weighted)(z))
+    w = scaled_solve(J.mT, torch.func.grad(weighted)(z))
     return -(K * w).sum() if x.ndim == 0 else -K.mT @ w
 
 
-def scaled_solve(J: Tensor, b: Tensor) -> tuple[Tensor, bool]:
-    """J⁻¹ b, and whether J has an inverse for all that float64 knows, with its rows and columns brought to one size."""
+def scaled_solve(J: Tensor, b: Tensor) -> Tensor:
+    """J⁻¹ b, with rows and columns of J brought to one size."""
+    scaled, rows, columns = scaled_to_one(J)
+    return torch.linalg.lstsq(scaled, (b / rows)[:, None], driver="gelsd", rcond=EPS).solution[:, 0] / columns
+
+
+def singular_at(g: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor, smallest: float) -> bool:
+    """Whether the Jacobian, scaled like that, has a singular value as small as that beside its largest."""
+    values = torch.linalg.svdvals(scaled_to_one(torch.func.jacrev(g)(z, x.double()))[0])
+    return bool(values[-1] <= smallest * values[0])
+
+
+def scaled_to_one(J: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """J with the largest entries of its rows, then of its columns, divided out; and these."""
     rows = J.abs().amax(-1).clamp(min=1e-300)
-    scaled = J / rows[:, None]
-    columns = scaled.abs().amax(0).clamp(min=1e-300)
-    scaled = scaled / columns
-    values = torch.linalg.svdvals(scaled)
-    solution = torch.linalg.lstsq(scaled, (b / rows)[:, None], driver="gelsd", rcond=EPS).solution[:, 0] / columns
-    return solution, bool(values[-1] <= 1e3 * EPS * values[0])
+    columns = (J / rows[:, None]).abs().amax(0).clamp(min=1e-300)
+    return J / rows[:, None] / columns, rows, columns
 
 
 def near(found: Tensor | None, truth: Tensor, bound: float) -> bool:
@@ -88,28 +102,30 @@ def near(found: Tensor | None, truth: Tensor, bound: float) -> bool:
     return found is not None and bool((found.double() - truth).abs().max() <= bound * truth.abs().max() + atol)
 
 
-def check(result: Outcome, truth: Truth, bound: float) -> None:
-    if not result.silent:
+def check(result: Outcome, truth: Truth, bound: float, singular: bool) -> None:
+    """The value, of what was found; the gradient too, where nothing was said of it, which it always is at a singular solution."""
+    if singular:
+        assert not result.silent
         return
-    assert truth.z is not None, ("no solution", result.z)
-    assert near(result.z, truth.z, bound), (result.z, truth.z, result.info.error)
-    assert near(result.gradient, truth.gradient, bound), (result.gradient, truth.gradient)
+    if result.found:
+        assert truth.z is not None, ("no solution", result.z)
+        assert near(result.z, truth.z, bound), (result.z, truth.z, result.info.error)
+    if result.silent:
+        assert near(result.gradient, truth.gradient, bound), (result.gradient, truth.gradient)
 
 
 # Float64
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", fast_are(STANDARD, SYSTEMS))
 def test_systems_of_equations(name: str) -> None:
     system = SYSTEMS[name]
     result = outcome(ti.root, system.g, system.start, system.p, weighted)
     truth = truth_beside(system.g, result.z, system.p)
-    check(result, truth, 1e-4)
+    check(result, truth, 1e-4, system.singular)
     if system.rootless:
         assert not result.info.converged
-    elif system.singular:
-        assert not result.silent
-    else:
+    elif not system.singular:
         assert result.silent, result.words
 
 
@@ -117,12 +133,7 @@ def gradient_of_half_the_squares(r: Callable[..., Tensor]) -> Callable[[Tensor, 
     return torch.func.grad(lambda z, x: r(z, x).square().sum() / 2)
 
 
-# The Hessian is singular at every minimiser: Powell's has rank 2 there, those of rank 1 have whole planes of minimisers, Box's has
-# a line of them.
-SINGULAR = {"13 Powell singular", "22 extended Powell singular", "33 linear rank 1", "34 linear rank 1 with zeros"}
-
-
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_sums_of_squares(name: str) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m, dtype=D)  # the observations: what is taken off each residual
@@ -131,14 +142,12 @@ def test_sums_of_squares(name: str) -> None:
         return problem.residuals(z) - x
 
     result = outcome(ti.least_squares, r, problem.start, x, weighted)
-    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4)
-    if name in SINGULAR:
-        assert not result.silent
-    if name in ("1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"):
+    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4, name in SINGULAR)
+    if name in EASY:
         assert result.silent, result.words
 
 
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_the_same_as_objectives(name: str) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m, dtype=D)
@@ -147,19 +156,18 @@ def test_the_same_as_objectives(name: str) -> None:
         return problem.residuals(z) - x
 
     result = outcome(ti.minimize, lambda z, x: r(z, x).square().sum() / 2, problem.start, x, weighted)
-    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4)
-    if name in SINGULAR:
-        assert not result.silent
-    if name in ("1 Rosenbrock", "5 Beale", "8 Bard", "14 Wood", "15 Kowalik and Osborne", "32 linear full rank"):
+    check(result, truth_beside(gradient_of_half_the_squares(r), result.z, x), 1e-4, name in SINGULAR)
+    if name in EASY:
         assert result.silent, result.words
 
 
 @pytest.mark.parametrize("start", [pytest.param(0, marks=slow), 1], ids=["far", "near"])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", fast_are(FEW, REGRESSIONS))
 def test_regressions(name: str, start: int) -> None:
     problem = REGRESSIONS[name]
     result = outcome(ti.least_squares, problem.residuals, problem.starts[start], problem.y, weighted)
-    check(result, truth_beside(gradient_of_half_the_squares(problem.residuals), problem.parameters, problem.y), 1e-4)
+    truth = truth_beside(gradient_of_half_the_squares(problem.residuals), problem.parameters, problem.y)
+    check(result, truth, 1e-4, singular=False)
     assert result.info.converged
 
 
@@ -191,7 +199,7 @@ def blurred(noisy: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor]
     moved = []
     for _ in range(8):
         beside = (z * (1 + 1e-6 * torch.randn(z.shape, dtype=D, generator=draw))).float()
-        moved.append(scaled_solve(J, noisy(beside).double() - exact(beside.double()))[0].abs().max())
+        moved.append(scaled_solve(J, noisy(beside).double() - exact(beside.double())).abs().max())
     return float(max(moved) / z.abs().max().clamp(min=1e-30))
 
 
@@ -200,13 +208,16 @@ def check_single(
 ) -> None:
     """z within 1e-2, or within what rounding hides of it; the gradient within 1e-2 and what a change of z by its tolerance makes
     of it. That may be much: what nothing is said of has one digit at least."""
-    if not result.silent:
+    if not result.found:
         return
     truth = truth_beside(exact, result.z, x)
+    if not result.silent and (truth.z is None or singular_at(exact, truth.z, x, 10 * torch.finfo(x.dtype).eps)):
+        return  # in float32 the search cannot tell it from a flat valley; that the derivative is none is said
     assert truth.z is not None, ("no solution", result.z)
-    assert not truth.singular
     blur = blurred(lambda z: noisy(z, x), lambda z: exact(z, x.double()), truth.z)
     assert near(result.z, truth.z, 1e-2 + 10 * blur), (result.z, truth.z, result.info.error, blur)
+    if not result.silent:
+        return
     allowed = tolerance(truth.z.float()) + 10 * blur * truth.z.abs().max()
     moves = allowed * torch.cat([torch.eye(len(truth.z), dtype=D), -torch.eye(len(truth.z), dtype=D)])
     gradients = torch.stack([gradient_at(exact, truth.z + move, x.double()) for move in moves])
@@ -214,7 +225,7 @@ def check_single(
     assert near(result.gradient, truth.gradient, 1e-2 + min(changed, 0.1)), (result.gradient, truth.gradient, changed)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", fast_are(STANDARD, SYSTEMS))
 def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     system = SYSTEMS[name]
     p = system.p.float()
@@ -224,13 +235,16 @@ def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest
             return system.g(z, p)
 
     result = outcome(ti.root, noisy, system.start.float(), p, weighted)
-    check_single(result, noisy, system.g, p)
-    if system.rootless or system.singular:
+    if system.singular:
         assert not result.silent
+    else:
+        check_single(result, noisy, system.g, p)
+    if system.rootless:
+        assert not result.info.converged
 
 
 @pytest.mark.parametrize("solve", [ti.least_squares, pytest.param(ti.minimize, marks=slow)])
-@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = SQUARES[name]
     x = torch.zeros(problem.m)
@@ -244,13 +258,14 @@ def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch:
 
     f = noisy if solve is ti.least_squares else lambda z, x: noisy(z, x).square().sum() / 2
     result = outcome(solve, f, problem.start.float(), x, weighted)
-    check_single(result, gradient_of_half_the_squares(noisy), gradient_of_half_the_squares(exact), x)
     if name in SINGULAR:
         assert not result.silent
+    else:
+        check_single(result, gradient_of_half_the_squares(noisy), gradient_of_half_the_squares(exact), x)
 
 
 @pytest.mark.parametrize("start", [pytest.param(0, marks=slow), 1], ids=["far", "near"])
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", fast_are(FEW, REGRESSIONS))
 def test_regressions_in_single_precision(name: str, start: int) -> None:
     problem = REGRESSIONS[name]
     rounded = replace(problem, x=problem.x.float(), y=problem.y.float())

@@ -20,8 +20,8 @@ REST = [pytest.param(name, marks=slow) for name in GENERAL if name not in SOLVER
 GRADIENT = 0.01  # of a gradient that nothing was said of: relative to its largest entry
 
 
-def gradient_is_right(found: Tensor | None, truth: Tensor) -> bool:
-    return found is not None and bool(error(found, truth) <= GRADIENT * truth.abs().max())
+def gradient_is_right(found: Tensor | None, truth: Tensor, bound: float = GRADIENT) -> bool:
+    return found is not None and bool(error(found, truth) <= bound * truth.abs().max())
 
 
 SLOPES, TARGET = torch.tensor([1.0, 2.0, 3.0], dtype=D), torch.tensor([2.0, -1.0, 0.5], dtype=D)
@@ -38,10 +38,11 @@ def test_a_map_that_hardly_moves_z(solver: str, rate: float, dtype: torch.dtype)
 
     root = polished(lambda z: z * SLOPES + z**3 - TARGET, torch.ones(3, dtype=D))
     result = outcome(ti.fixed_point, f, torch.ones(3, dtype=dtype), TARGET.to(dtype), solver=solver)
+    # In float32, f(z) − z is rounded to eps: of z no more than eps / rate is known, which is 100 tolerances at 1e-6.
+    assert result.found <= right(result.z, root), (result.z, root, result.info.error)
     if result.silent:
-        # In float32, f(z) − z is rounded to eps: of z no more than eps / rate is known, which is 100 tolerances at 1e-6.
-        assert right(result.z, root), (result.z, root, result.info.error)
-        assert gradient_is_right(result.gradient, 1 / (SLOPES + 3 * root**2)), result.gradient
+        rounding = torch.finfo(dtype).eps / rate  # of 1 − f'
+        assert gradient_is_right(result.gradient, 1 / (SLOPES + 3 * root**2), GRADIENT + rounding), result.gradient
     elif dtype == D and solver in ("auto", "newton"):
         pytest.fail(f"not found: {result.words}")
 
@@ -65,7 +66,7 @@ def lasso() -> tuple[Tensor, Tensor, float, Tensor, Tensor]:
     y = A[:, [0, 3, 7]] @ torch.tensor([2.0, -1.5, 1.0], dtype=D) + 0.1 * torch.randn(20, dtype=D, generator=draw)
     step = 1 / float(torch.linalg.matrix_norm(A, ord=2)) ** 2
     z = torch.zeros(12, dtype=D)
-    for _ in range(30_000):
+    for _ in range(10_000):
         z = soft(z - step * A.T @ (A @ z - y), step * PENALTY)
     on = z != 0
     part = A[:, on]
@@ -94,14 +95,14 @@ def test_the_lasso_by_thresholded_gradient_steps(solver: str, dtype: torch.dtype
         return soft(z - step * matrix.mT @ (matrix @ z - y), step * PENALTY)
 
     result = outcome(ti.fixed_point, f, torch.zeros(12, dtype=dtype), y.to(dtype), solver=solver)
+    assert result.found <= right(result.z, truth), (error(result.z, truth), result.info.error)
     if result.silent:
-        assert right(result.z, truth), (error(result.z, truth), result.info.error)
         assert gradient_is_right(result.gradient, gradient), (result.gradient, gradient)
 
 
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("rate", [1e-2, 1e-3])
+@pytest.mark.parametrize("rate", [1e-2, pytest.param(1e-3, marks=slow)])
 def test_the_inner_problems_of_meta_learning(rate: float, solver: str, dtype: torch.dtype) -> None:
     """Adapted weights are a fixed point of short gradient steps on loss + λ/2 ‖w − θ‖²: four tasks, one batch, closed forms."""
     draw = torch.Generator().manual_seed(1)
@@ -121,7 +122,7 @@ def test_the_inner_problems_of_meta_learning(rate: float, solver: str, dtype: to
 
     start = theta.to(dtype).expand(tasks, n).clone()
     result = outcome(ti.fixed_point, f, start, theta.to(dtype), solver=solver, batch_ndim=1)
-    assert (result.silent <= right(result.z, truth, rows=True)).all(), (error(result.z, truth, True), result.info.error)
+    assert (result.found <= right(result.z, truth, rows=True)).all(), (error(result.z, truth, True), result.info.error)
     if result.silent.all():
         assert gradient_is_right(result.gradient, hypergradient), (result.gradient, hypergradient)
     if solver == "newton" and dtype == D:
@@ -147,8 +148,8 @@ def test_the_value_of_a_chain_of_rewards(discount: float, solver: str, dtype: to
         reward.to(dtype),
         solver=solver,
     )
+    assert result.found <= right(result.z, truth), (error(result.z, truth), result.info.error)
     if result.silent:
-        assert right(result.z, truth), (error(result.z, truth), result.info.error)
         assert gradient_is_right(result.gradient, gradient)
     if solver in ("newton", "anderson", "auto") and (dtype == D or discount < 0.99):
         assert result.silent, result.words
@@ -168,7 +169,7 @@ def test_rates_from_fast_to_slow_in_one_batch(solver: str, dtype: torch.dtype) -
         solver=solver,
         batch_ndim=1,
     )
-    assert (result.silent <= right(result.z, torch.ones_like(spread), rows=True)).all(), (result.z, result.info.error)
+    assert (result.found <= right(result.z, torch.ones_like(spread), rows=True)).all(), (result.z, result.info.error)
 
 
 @pytest.mark.parametrize("dtype", [D, S])
@@ -181,12 +182,12 @@ def test_a_contraction_that_begins_slowly_and_one_that_ends_slowly(solver: str, 
     sizes = torch.tensor([1.0, 1e-3], dtype=dtype)
     start = torch.stack([starts, torch.zeros(3, dtype=dtype)], -1)
     result = outcome(ti.fixed_point, lambda z: rates * z + (1 - rates) * sizes, start, solver=solver, batch_ndim=1)
-    assert (result.silent <= right(result.z, sizes.expand(3, 2), rows=True)).all(), (result.z, result.info.error)
+    assert (result.found <= right(result.z, sizes.expand(3, 2), rows=True)).all(), (result.z, result.info.error)
     # cos z from far away, z = log(1 + z) + 1e-3 from far away: nearly a contraction of 1 at its fixed point.
     result = outcome(ti.fixed_point, torch.cos, starts, solver=solver, batch_ndim=1)
-    assert (result.silent <= right(result.z, torch.full((3,), 0.7390851332151607, dtype=D), rows=True)).all(), result.z
+    assert (result.found <= right(result.z, torch.full((3,), 0.7390851332151607, dtype=D), rows=True)).all(), result.z
     found = 1.0
     for _ in range(100):
         found -= (found - math.log1p(found) - 1e-3) / (1 - 1 / (1 + found))
     result = outcome(ti.fixed_point, lambda z: z.log1p() + 1e-3, starts.abs(), solver=solver, batch_ndim=1)
-    assert (result.silent <= right(result.z, torch.full((3,), found, dtype=D), rows=True)).all(), (result.z, found)
+    assert (result.found <= right(result.z, torch.full((3,), found, dtype=D), rows=True)).all(), (result.z, found)

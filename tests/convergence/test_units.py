@@ -18,6 +18,13 @@ from ..every_solver import GENERAL
 from .outcomes import D, Outcome, S, error, outcome, right, tolerance
 
 slow = pytest.mark.slow
+
+
+def fast_but(slow_ones: set[str], names: list[str]) -> list[Any]:
+    """All of them, some marked slow."""
+    return [pytest.param(name, marks=[slow] * (name in slow_ones)) for name in names]
+
+
 FEW = settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
 MANY = settings(FEW, max_examples=400)
 
@@ -43,6 +50,8 @@ MINIMISERS = [
     "pseudo_transient",
 ]
 SQUARES = ["auto", "gauss_newton", "dogleg", *MINIMISERS[1:]]
+
+LONG = {"nonlinear_cg", "pseudo_transient", "newton_krylov", "chord"}
 
 DTYPES = {"double": (D, 300), "single": (S, 40)}
 A = torch.tensor([[1.3, 0.4, -0.2], [-0.3, 0.9, 0.1], [0.2, -0.5, 1.1]], dtype=D)
@@ -155,7 +164,7 @@ def test_the_unit_of_g_of_one_unknown(solver: str, dtype: str) -> None:
     def run(factor: float) -> Outcome:
         return outcome(ti.root, lambda z, x: factor * number(z, x), start, x, solver=solver, batch_ndim=1)
 
-    for exponent in (-limit, -limit // 2, -7, 11, limit // 2, limit):
+    for exponent in (-limit, -7, limit // 2, limit):
         base, other = run(1.0), run(2.0**exponent)
         assert base.silent.all()
         assert other.silent.all(), other.words
@@ -246,7 +255,7 @@ def test_the_unit_of_an_objective(dtype: str, examples: settings) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*MINIMISERS, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_the_extreme_units_of_an_objective(solver: str, dtype: str) -> None:
     kind, limit = DTYPES[dtype]
     for factor in (2.0**-limit, 2.0**limit):
@@ -254,11 +263,11 @@ def test_the_extreme_units_of_an_objective(solver: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*MINIMISERS, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_what_is_added_to_an_objective(solver: str, dtype: str) -> None:
     """Beside 1e6 and more the values show nothing of the way to the minimum: other steps are refused, no other end is found."""
     kind = DTYPES[dtype][0]
-    for factor, shift in ((1.0, 1.0), (1.0, -1e6), (2.0**-30, 3.0), (2.0**30, -1e12)):
+    for factor, shift in ((1.0, 1.0), (2.0**-30, 3.0), (2.0**30, -1e12)):
         base, other = solve_minimum(solver, kind), solve_minimum(solver, kind, factor=factor, shift=shift)
         alike(base, other, LEAST, steps=abs(shift) <= factor)
 
@@ -292,7 +301,7 @@ def test_the_unit_of_residuals(dtype: str, examples: settings) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*SQUARES, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*SQUARES, "bounded"]))
 def test_the_extreme_units_of_residuals(solver: str, dtype: str) -> None:
     kind, limit = DTYPES[dtype]
     limit = limit if solver in SEE_RESIDUALS else limit // 2
@@ -332,7 +341,7 @@ def test_the_unit_of_a_fixed_point(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*MINIMISERS, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_the_unit_of_the_unknowns_of_a_minimum(solver: str, dtype: str) -> None:
     kind = DTYPES[dtype][0]
     base = solve_minimum(solver, kind)
@@ -341,7 +350,7 @@ def test_the_unit_of_the_unknowns_of_a_minimum(solver: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", [*SQUARES, "bounded"])
+@pytest.mark.parametrize("solver", fast_but(LONG, [*SQUARES, "bounded"]))
 def test_the_unit_of_the_unknowns_of_a_fit(solver: str, dtype: str) -> None:
     kind = DTYPES[dtype][0]
     base = solve_fit(solver, kind)
@@ -398,14 +407,14 @@ def test_a_right_answer_is_not_destroyed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", SQUARES)
+@pytest.mark.parametrize("solver", fast_but(LONG, SQUARES))
 def test_residuals_that_vanish_twice_are_a_solution(solver: str, dtype: torch.dtype) -> None:
     """(w − a)² has a Jacobian that vanishes with it: methods halve their distance, and what they end with is right or a failure."""
     a = torch.tensor([5.0, 0.0, -2.0], dtype=dtype)
     result = outcome(ti.least_squares, lambda w: (w - a) ** 2, torch.ones(3, dtype=dtype), solver=solver)
     # A residual of eps is that of any w within √eps of a: nobody can tell them apart.
     near = error(result.z, a) <= 10 * torch.finfo(dtype).eps ** 0.5 * 5
-    assert near or not result.silent, (result.z, result.info.status)
+    assert near or not result.found, (result.z, result.info.status)
     if solver == "auto":
         assert result.silent, result.words
         assert near
@@ -449,7 +458,7 @@ def test_each_leaf_of_a_tree_is_judged_by_itself(solver: str, dtype: torch.dtype
 
     result = outcome(ti.fixed_point, f, start, x, solver=solver)
     good = right(result.z["x"], torch.tensor(0.3, dtype=D)) and right(result.z["p"], torch.tensor(1e5, dtype=D))
-    assert good or not result.silent, (result.z, result.info.status)
+    assert good or not result.found, (result.z, result.info.status)
     if solver in ("auto", "newton", "newton_krylov"):
         assert result.silent, result.words
         assert float(result.gradient) == pytest.approx(10, rel=1e-3)
@@ -466,7 +475,7 @@ def test_each_leaf_of_a_minimum_is_judged_by_itself(solver: str, dtype: torch.dt
 
     result = outcome(ti.minimize, phi, start, x, solver=solver)
     good = right(result.z["x"], torch.tensor(0.3, dtype=D)) and right(result.z["p"], torch.tensor(1e5, dtype=D))
-    assert good or not result.silent, (result.z, result.info.status)
+    assert good or not result.found, (result.z, result.info.status)
     if solver == "auto":
         assert result.silent, result.words
 
@@ -481,9 +490,9 @@ def test_one_slow_number_does_not_hide_among_many(solver: str, slowness: float, 
     x = (1 - rates.double()).to(dtype)
     truth = x.double() / (1 - rates.double())
     result = outcome(ti.fixed_point, lambda z, x: rates * z + x, torch.zeros(n, dtype=dtype), x, solver=solver)
-    assert result.silent <= right(result.z, truth), (error(result.z, truth), result.info.status)
+    assert result.found <= right(result.z, truth), (error(result.z, truth), result.info.status)
     root = outcome(ti.root, lambda z, x: z - rates * z - x, torch.zeros(n, dtype=dtype), x, solver=solver)
-    assert root.silent <= right(root.z, truth), (error(root.z, truth), root.info.status)
+    assert root.found <= right(root.z, truth), (error(root.z, truth), root.info.status)
     if solver == "auto":
         assert result.silent
         assert root.silent
@@ -501,6 +510,6 @@ def test_one_flat_number_of_a_minimum_does_not_hide_among_many(solver: str, dtyp
         return (weights * ((z - truth) ** 2 + 0.1 * (z - truth) ** 4)).sum()
 
     result = outcome(ti.minimize, phi, torch.zeros(n, dtype=dtype), solver=solver)
-    assert result.silent <= right(result.z, truth), (error(result.z, truth), result.info.status)
+    assert result.found <= right(result.z, truth), (error(result.z, truth), result.info.status)
     if solver == "auto":
         assert result.silent, result.words

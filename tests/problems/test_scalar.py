@@ -135,6 +135,80 @@ def test_the_search_beyond_a_pole_has_an_end(method: Method) -> None:
         assert -700 < z < (2 if ends[1] else 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_jump_or_a_pole_at_zero_is_none(method: Method, dtype: torch.dtype) -> None:
+    """Where floats become ever finer, a bracket never closes; with a root beyond, the search goes on."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "sign": torch.sign,
+        "pole": lambda z: 1 / z,
+        "third": lambda z: z**-3,
+    }
+    for g in functions.values():
+        for ends in ((), (-1.0, 1.5)):
+            start = torch.tensor(-1.0, dtype=dtype)
+            info = ti.root(lambda z, g=g: g(z) + (z == 0), start, solver=method(*ends), on_failure="ignore").info
+            assert info.status == ti.Status.STAGNATED
+    z, info = ti.root(lambda z: (z - 3) / z, torch.tensor(-1.0, dtype=dtype), solver=method())
+    assert info.converged
+    assert float(z) == pytest.approx(3, rel=torch.finfo(dtype).eps ** 0.5)
+
+
+ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "line": lambda y: y,
+    "cubic": lambda y: y + y**3,
+    "exponential": torch.expm1,
+    "bounded": torch.atan,
+    "flat": lambda y: y**5,
+    "kink": lambda y: torch.where(y > 0, 50 * y, y),
+    "cube root": lambda y: y.sign() * y.abs() ** (1 / 3),
+    "steep at one end": lambda y: torch.sinh(5 * y),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rtol", [None, 1e-3, 1e-12])
+def test_the_error_that_is_told_is_never_too_small(method: Method, rtol: float | None) -> None:
+    draw = torch.Generator().manual_seed(1)
+    roots = torch.tensor([0.3, -2e-3, 5e5, math.pi], dtype=D).repeat_interleave(25)
+    wide = roots.abs() * 10 ** (5 * torch.rand(100, dtype=D, generator=draw) - 2)
+    lower, upper = (roots + side * wide * torch.rand(100, dtype=D, generator=draw) for side in (-1, 5))
+    for name, g in ERRORS.items():
+        for ends in ((lower, upper), (lower, None), ()):
+            scaled = lambda z, x, g=g: g((z - x) / wide)  # noqa: E731
+            z, info = ti.root(scaled, lower, (roots,), solver=method(*ends), batch_ndim=1, rtol=rtol)
+            assert info.converged.all(), name
+            # y⁵ underflows next to its root.
+            assert ((z - roots).abs() <= info.error + 4 * EPS * roots.abs() + (g((z - roots) / wide) == 0) * wide).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", METHODS)
+def test_between_two_ends_the_start_plays_no_part(method: Method, dtype: torch.dtype) -> None:
+    """Nor does it matter that e⁹⁰ and e²⁰⁰ are infinite in single precision, e⁸⁰⁰ in both: they have a sign."""
+    for upper in (200.0, 800.0, 2000.0):
+        solutions = [
+            ti.root(lambda z: z.exp() - 2, torch.tensor(start, dtype=dtype), solver=method(0.0, upper))
+            for start in (-7.0, 0.0, math.log(2), 90.0, upper)
+        ]
+        assert all(s.info.converged for s in solutions)
+        assert len({(float(s.value), int(s.info.steps), int(s.info.evaluations)) for s in solutions}) == 1
+        assert float(solutions[0].value) == pytest.approx(math.log(2), rel=2 * torch.finfo(dtype).eps ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_solution_as_the_start_of_a_search_is_found_in_one_step(method: Method, dtype: torch.dtype) -> None:
+    for root in (1.0, -3e-4, 7e9):
+        g = lambda z, root=root: (z / root) ** 3 + z / root - 2  # noqa: E731
+        first = ti.root(g, torch.tensor(0.4 * root, dtype=dtype), solver=method())
+        again = ti.root(g, first.value, solver=method())
+        assert first.info.converged
+        assert again.info.converged
+        assert again.info.steps <= 1
+        assert again.info.evaluations <= 3
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_end_that_is_the_root_or_infinite_or_not_defined(method: Method) -> None:
     def g(z: Tensor) -> Tensor:

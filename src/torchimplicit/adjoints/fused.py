@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.solving import LinearSettings
-from torchimplicit.adjoints.well_posed import CHANGE, DOUBTFUL, FAR, ByFactors
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, ByFactors, doubt
 from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.auto import Division
 from torchimplicit.linear.iteration import error_of
@@ -81,10 +81,13 @@ class FusedPullback:
         bound = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(v, dim=-1)
         failed = doubtful | ~(residual <= bound)
         # A kernel takes its look always: without a decision it is one.
-        estimate = ByFactors(factors, u, adjoint=True)
+        tolerance = self.settings.tolerance
+        estimate = ByFactors(factors, tolerance, z, u, adjoint=True)
         w = estimate.step(g.value)
-        excess = (w.abs() / self.settings.allowed(z)).amax(-1)
+        size, allowed = tolerance.largest(w, z)
         beside = Linearisation(condition, (z - w, *some)).restricted([0]).pull(u)[0]
-        regular = (excess <= FAR) & (estimate.movement(-v if beside is None else beside - v) <= CHANGE)
-        failed = (failed | ~((excess <= DOUBTFUL) | regular)).any()
+        regular = (estimate.excess(g.value) <= FAR) & (
+            estimate.movement(-v if beside is None else beside - v) <= CHANGE
+        )
+        failed = (failed | ~((size <= doubt(tolerance, z.dtype) * allowed) | regular)).any()
         return residual, error_of(u, v, residual), failed, *grads

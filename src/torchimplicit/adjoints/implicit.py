@@ -69,7 +69,8 @@ class Implicit:
             condition = Condition(graph.function, problem.kind)
             system = self._system(problem, condition, _Solved(z, facts, inverse))
             if self.linear_solver is None:
-                system = replace(system, fused=FusedPullback(graph, system.settings))
+                settings = replace(system.settings, inverse_is_earlier=False)  # kernels leave that at the root
+                system = replace(system, settings=settings, fused=FusedPullback(graph, settings))
             z = solve_system(system, z, graph.tensors)[0]
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
         captured, condition, out, linearised = problem.capture(z)
@@ -115,9 +116,9 @@ class Implicit:
             self.rtol is None and self.atol is None,
             problem.on_failure,
             problem.search.from_tensors,
+            problem.search.inverse_is_earlier,
             problem.kind.near_identity or problem.search.near_identity,
             problem.tolerance,
-            problem.layout.widths,
         )
         return ConditionSystem(
             condition, find, settings, problem.layout.batch_shape, problem.record, linearised=linearised

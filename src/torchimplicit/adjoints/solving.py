@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import NOISE, ByAdjoint, ByFactors, Estimate, allowed
+from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Estimate
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
-from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.stopping import OnFailure
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import finished, occurs
@@ -31,8 +30,9 @@ class LinearSettings:
 
     forgiving : whether a system that only rounding keeps from its tolerance counts as solved.
     inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
+    inverse_is_earlier : whether that is of the Jacobian at a z that was farther from the root.
     near_identity : whether ∂g/∂z may be the identity less a contraction.
-    tolerance, widths : of the forward solve: the error that each leaf of z, of so many numbers, may have.
+    tolerance : of the forward solve: the error that z may have.
     """
 
     solver: Any
@@ -42,17 +42,9 @@ class LinearSettings:
     forgiving: bool
     on_failure: OnFailure
     inverse: Callable[[Sequence[Tensor]], Any]
+    inverse_is_earlier: bool
     near_identity: bool
     tolerance: Tolerance
-    widths: tuple[int, ...]
-
-    def allowed(self, z: Tensor) -> Tensor:
-        """The error that each number of z (B, n) may have."""
-        return allowed(z, self.tolerance.rtol, self.tolerance.atol, self.widths)
-
-    def rounding(self, z: Tensor) -> Tensor:
-        """A step (B, n) of z that is no more than rounding."""
-        return allowed(z, NOISE * torch.finfo(z.dtype).eps, 0.0, self.widths) * unpatterned(z)
 
 
 class LinearisedSolver:
@@ -98,7 +90,7 @@ class LinearisedSolver:
     def _refined(self) -> LinearResult:
         if self.inverse is None:
             return self._chosen(self.b)
-        limits = {"rtol": self.settings.rtol, "atol": self.settings.atol}
+        limits: dict[str, Any] = {"rtol": self.settings.rtol, "atol": self.settings.atol}
         refined = Richardson(preconditioner=self.inverse, max_steps=REFINEMENTS).factorize(self.operator)
         result = refined.iterate(self.b, self.adjoint, **limits)
         if finished(result.converged):
@@ -124,7 +116,7 @@ class LinearisedSolver:
         if not hasattr(state, "iterate"):  # a direct solver: its answer is refined, and its residual known
             self.direct = state
             state = Richardson(preconditioner=state, max_steps=REFINEMENTS).factorize(self.operator)
-        limits = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
+        limits: dict[str, Any] = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
         result: LinearResult = state.iterate(
             b, self.adjoint, rtol=self.settings.rtol if rtol is None else rtol, **limits
         )
@@ -138,7 +130,7 @@ class LinearisedSolver:
         alone. (The automatic choice is direct there, or a contraction, whose own solution would grow.)
         """
         if self.direct is None and not self.truncated:
-            if self.inverse_is_near:
+            if self.inverse is not None and self.inverse_is_near:
                 unknown = occurs(self.inverse.suspicious)  # which was of a nearby matrix, and perhaps badly scaled
             else:
                 unknown = self.small and self.named is not None
@@ -146,17 +138,28 @@ class LinearisedSolver:
                 self.direct = LU().factorize(self.operator)
         return getattr(self.direct, "singular", None)
 
-    def estimate(self, x: Tensor) -> Estimate | None:
+    def estimate(self, z: Tensor, x: Tensor) -> Estimate | None:
         """What the solution x says of z*; None: nothing (a tangent found iteratively)."""
-        if self.direct is None and not self.inverse_is_near and self.inverse is not None:
-            if self.operator.shape[-1] <= Auto.fallback_limit:
+        if self.direct is None and not self.inverse_is_near:
+            limit = Auto.dense_limit if self.inverse is None else Auto.fallback_limit  # of what is in doubt already
+            if self.operator.shape[-1] <= limit:
                 self.direct = LU().factorize(self.operator)
         factors = self.inverse if self.direct is None and self.inverse_is_near else self.direct
         if factors is not None:
-            return ByFactors(factors, x, self.adjoint)
+            return ByFactors(factors, self.settings.tolerance, z, x, self.adjoint)
         if not self.adjoint:
             return None
-        return ByAdjoint(lambda r: self._chosen(r, ROUGHLY).x, self.b, x, self.operator.symmetric)
+        return ByAdjoint(self._again, self.settings.tolerance, z, self.b, x, self.operator.symmetric)
+
+    def _again(self, b: Tensor) -> Tensor:
+        return self._chosen(b, ROUGHLY).x
+
+    def earlier(self) -> Tensor | None:
+        """The solution with an earlier Jacobian, if that is what the forward solver's inverse is of."""
+        if not self.settings.inverse_is_earlier or self.inverse is None:
+            return None
+        x: Tensor = self.inverse.solve(self.b, self.adjoint)
+        return x
 
 
 class _Tiled:

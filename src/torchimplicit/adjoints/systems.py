@@ -15,7 +15,7 @@ from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.gauge import solve_singular, unseen
 from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings
-from torchimplicit.adjoints.well_posed import DOUBTFUL, SLOW, Look, doubtful, largest, look
+from torchimplicit.adjoints.well_posed import FAR, SLOW, Look, changes_little, doubt, doubtful, largest, look
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, LinearResult
 from torchimplicit.linear.iteration import error_of
@@ -193,11 +193,8 @@ class JacobianSystem:
                 return None
         if not all(min(row) > finfo.eps**0.5 * max(row) for row in pivots):
             return None
-        contracts = self.settings.near_identity and bool((largest(w) <= SLOW * largest(b)).all())
-        if not self.base.kind.linear and not contracts:
-            correction = factors.solve(operator.value).abs() / self.settings.allowed(z)
-            if occurs(~(correction <= DOUBTFUL)):
-                return None
+        if not self.base.kind.linear and not self._near_enough(factors.solve(operator.value), b, z, w, rest):
+            return None
 
         def facts(products: int = operator.products + 1) -> Facts:
             status = torch.zeros(len(b), dtype=torch.int64, device=b.device)
@@ -205,6 +202,21 @@ class JacobianSystem:
 
         self._note(facts)
         return grads
+
+    def _near_enough(self, correction: Tensor, b: Tensor, z: Tensor, w: Tensor, rest: Sequence[Tensor]) -> bool:
+        """Whether every z is so near to its root, by Newton's correction, that there is no need to look from beside it."""
+        settings = self.settings
+        size, bound = (t.tolist() for t in settings.tolerance.largest(correction, z))
+        excess = [error / allowed for error, allowed in zip(size, bound, strict=True)]
+        if all(0 < e <= doubt(settings.tolerance, z.dtype) for e in excess):
+            return True
+        if not all(0 < e <= FAR for e in excess):
+            return False
+        if self.base.kind.near_identity and not occurs(largest(w) > SLOW * largest(b)):
+            return True
+        if not (settings.inverse_is_earlier and self.inverses):
+            return False
+        return not occurs(~changes_little(w, self._inverse(rest).solve(b, self.transpose)))
 
     def solve_linearised(
         self, tensors: Sequence[Tensor], linearisation: Linearisation | None
@@ -228,14 +240,14 @@ class JacobianSystem:
             result, singular = self._beside_a_gauge(operator, result, singular & (b != 0).any(-1), (b, z, *rest))
         found, evaluations = None, 1
         if not (self.base.kind.linear or solver.truncated):
-            bound = self.settings.allowed(z)
-            rows = doubtful(operator.value, b, result.x, bound, self.settings.near_identity)
+            tolerance = self.settings.tolerance
+            rows = doubtful(operator.value, z, b, result.x, tolerance, self.base.kind.near_identity)
             rows = rows & result.converged & (forward == Status.CONVERGED)
             rows = rows if singular is None else rows & ~singular
-            estimate = solver.estimate(result.x) if occurs(rows) else None
+            estimate = solver.estimate(z, result.x) if occurs(rows) else None
             if estimate is not None:
-                step = self.settings.rounding(z)
-                found = look(g, operator, estimate, (z, b, result.x), self.transpose, bound, step, rows)
+                at = (z, b, result.x)
+                found = look(g, operator, estimate, at, self.transpose, tolerance, rows, solver.earlier())
                 evaluations = 2
         causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
         causes += [] if singular is None else [(singular, Status.SINGULAR)]
@@ -292,7 +304,7 @@ class JacobianSystem:
         """What is said of systems whose z is off."""
         rows = found.off.nonzero().flatten()
         worst = rows[found.excess[rows].argmax()]
-        bound = self.settings.allowed(z)[worst].min()
+        bound = self.settings.tolerance.bound(z)[worst].min()
         return (
             f"The derivative is not that of the {self.base.kind.name}. {named(rows, len(z))}: "
             f"{Status.INACCURATE.name.lower()}, z* off by about {float(found.excess[worst] * bound):.3g} (allowed "

@@ -9,22 +9,25 @@ no more than z* does. No unit of g or z enters, nor where the root lies, and the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.stopping import rms
+from torchimplicit.linear.vectors import unpatterned
+from torchimplicit.tolerance import ROUNDING, Tolerance
 from torchimplicit.transforms import occurs
 
 DOUBTFUL = 1e-3  # of the error that the tolerance allows: from here on it is worth a look
-FAR = 10  # times that error: z is off; the forward's own estimate is not questioned for less
+HIDDEN = 8  # in units of eps, relative to z: an error that is smaller is worth none
+FAR = 10  # times the error that is allowed: z is off; the forward's own estimate is not questioned for less
 CHANGE = 0.25  # of the solution, where z moves by w: at an m-fold root 1 − (1 − 1/m)^(m − 1), which is 1/2 or more
+STEADY = 0.1  # of the solution, where an earlier Jacobian takes the place of that at z*: less, and it changes little where z moves
 SLOW = 10  # amplification ‖u‖ / ‖v‖ up to which the identity less a contraction is far from singular
 HINT = 1e-2  # of v: a residual of Jᵀu = v at z − w that is smaller is not worth a second solve
-NOISE = 4  # in units of eps, relative to z: a change of z that is nothing but rounding
 UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)  # what g may raise beside z*
 
 
@@ -33,35 +36,44 @@ def largest(x: Tensor) -> Tensor:
     return x.abs().amax(-1) if x.shape[-1] else x.sum(-1)
 
 
-def allowed(z: Tensor, rtol: float, atol: float, widths: Sequence[int]) -> Tensor:
-    """The error that each number of z (B, n) may have: atol, and rtol of the norm of its leaf (of ``widths`` numbers)."""
-    if len(widths) == 1:
-        return (atol + rtol * rms(z)).unsqueeze(-1)
-    return torch.cat(
-        [allowed(leaf, rtol, atol, leaf.shape[-1:]).expand_as(leaf) for leaf in z.split(list(widths), -1)], -1
-    )
+def scaled(x: Tensor) -> Tensor:
+    """x (B, n) with a largest entry of 1, or 0."""
+    return (x / largest(x).unsqueeze(-1)).nan_to_num()
 
 
-def doubtful(g: Tensor, b: Tensor, x: Tensor, bound: Tensor, near_identity: bool) -> Tensor:
-    """Systems (B,) whose z may be off by a part of what it is allowed: ‖J⁻¹‖, as seen from J x = b, times the residual g at z.
+def doubt(tolerance: Tolerance, dtype: torch.dtype) -> float:
+    """From how many tolerances on an error of z is worth a look."""
+    eps = torch.finfo(dtype).eps
+    return max(DOUBTFUL, HIDDEN * eps / max(tolerance.rtol, ROUNDING * eps))
 
-    Where J is the identity less a contraction, one that amplifies little is as regular as can be.
+
+def doubtful(g: Tensor, z: Tensor, b: Tensor, x: Tensor, tolerance: Tolerance, near_identity: bool) -> Tensor:
+    """Systems (B,) whose z may be off by a part of what it may be: ‖J⁻¹‖, as seen from J x = b, times the residual g at z.
+
+    A residual of exactly 0 says nothing of z but that its rounding is hidden, see :func:`look`. Where J is the identity less a
+    contraction, one that amplifies little is as regular as can be.
     """
     amplification = largest(x) / largest(b)
     error = amplification * largest(g)
-    found = (error < torch.inf) & (error > DOUBTFUL * bound.amin(-1))
-    return found & (amplification > SLOW) if near_identity else found
+    bound = tolerance.bound(z)
+    least = doubt(tolerance, z.dtype) * (bound.amin(-1) if tolerance.leaves else bound)
+    found = ((error < torch.inf) & (error > least)) | (g == 0).all(-1)
+    return found & ((amplification > SLOW) | (error > FAR / DOUBTFUL * least)) if near_identity else found
 
 
 class Estimate(Protocol):
     """What a residual of g says of z, and one of the linear system J x = b of its solution."""
 
-    def error(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
-        """By how much z is off, (B, n) or (B, 1), where the residual is r; less what a known step of z explains."""
+    def excess(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
+        """By how many tolerances z is off, (B,), where the residual is r; less what a known step of z explains."""
         ...
 
     def step(self, r: Tensor) -> Tensor:
         """What z (B, n) is off by."""
+        ...
+
+    def weakest(self) -> Tensor:
+        """About the direction (B, n) in which z can move farthest for a small residual, with a largest entry of 1."""
         ...
 
     def movement(self, residual: Tensor) -> Tensor:
@@ -72,54 +84,74 @@ class Estimate(Protocol):
 class ByFactors:
     """From factors of J, or an approximate inverse: ``solve(b, adjoint)``."""
 
-    def __init__(self, factors: Any, x: Tensor, adjoint: bool) -> None:
-        self.factors, self.x, self.adjoint = factors, x, adjoint
+    def __init__(self, factors: Any, tolerance: Tolerance, z: Tensor, x: Tensor, adjoint: bool) -> None:
+        self.factors, self.tolerance, self.z, self.x, self.adjoint = factors, tolerance, z, x, adjoint
 
-    def error(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
+    def excess(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
         w = self.step(r)
-        return (w if explained is None else w - explained).abs()
+        size, bound = self.tolerance.largest(w if explained is None else w - explained, self.z)
+        return size / bound
 
     def step(self, r: Tensor) -> Tensor:
         w: Tensor = self.factors.solve(r, False)
         return w
+
+    def weakest(self) -> Tensor:
+        return scaled(self.step(scaled(self.x)) if self.adjoint else self.x)
 
     def movement(self, residual: Tensor) -> Tensor:
         return largest(self.factors.solve(residual, self.adjoint)) / largest(self.x)
 
 
 class ByAdjoint:
-    """From the solution u of Jᵀu = v alone: v·w = u·g is the error of z as the loss sees it, and so at most ‖v‖₁ max|w|.
+    """From the solution u of Jᵀu = v alone: v·w = u·g is the error of z as the loss sees it, and a lower bound for that of z.
 
     The direction of w is guessed: after plain steps g is left in the direction of the slowest one, which is that of w too; where J
-    is symmetric, w and u both tend to that of its smallest eigenvalue.
+    is symmetric, w and u both tend to that of its smallest eigenvalue. ``again`` solves Jᵀu = r roughly.
     """
 
-    def __init__(self, again: Callable[[Tensor], Tensor], v: Tensor, u: Tensor, symmetric: bool) -> None:
+    def __init__(
+        self, again: Callable[[Tensor], Tensor], tolerance: Tolerance, z: Tensor, v: Tensor, u: Tensor, symmetric: bool
+    ) -> None:
         self.again, self.v, self.u, self.symmetric = again, v, u, symmetric
+        self.seen = (each(tolerance, z) * v.abs()).sum(-1)  # by the loss, of the error that z may have
 
-    def error(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
-        seen = (self.u * r).sum(-1, keepdim=True)
-        seen = seen if explained is None else seen - (self.v * explained).sum(-1, keepdim=True)
-        return seen.abs() / self.v.abs().sum(-1, keepdim=True)
+    def excess(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
+        error = (self.u * r).sum(-1)
+        return (error if explained is None else error - (self.v * explained).sum(-1)).abs() / self.seen
 
     def step(self, r: Tensor) -> Tensor:
         direction = self.u if self.symmetric else r
         w = direction * ((self.u * r).sum(-1) / (self.v * direction).sum(-1)).unsqueeze(-1)
-        most = (
-            r.shape[-1] ** 0.5 * largest(self.u) / largest(self.v) * largest(r)
-        )  # v may be blind to the guessed direction
+        # v may be blind to the guessed direction
+        most = r.shape[-1] ** 0.5 * largest(self.u) / largest(self.v) * largest(r)
         return w * (most / largest(w)).clamp(max=1).unsqueeze(-1)
+
+    def weakest(self) -> Tensor:
+        return scaled(self.u)
 
     def movement(self, residual: Tensor) -> Tensor:
         change = largest(residual) / largest(self.v)
-        if not occurs(change > HINT):
-            return change
-        return largest(self.again(residual)) / largest(self.u)
+        return largest(self.again(residual)) / largest(self.u) if occurs(change > HINT) else change
+
+
+def each(tolerance: Tolerance, z: Tensor) -> Tensor:
+    """The error that each number of z (B, n) may have."""
+    bound = tolerance.bound(z)
+    if not tolerance.leaves:
+        return bound.unsqueeze(-1).expand_as(z)
+    return bound.repeat_interleave(torch.tensor(tolerance.leaves, device=z.device), -1)
+
+
+def changes_little(x: Tensor, earlier: Tensor) -> Tensor:
+    """Systems (B,) whose solution x of J x = b was nearly the same with the Jacobian of an ``earlier`` z, farther from the root. One
+    that was the same to rounding says nothing: z has not moved."""
+    change = largest(earlier - x) / largest(x)
+    return (change > HIDDEN * torch.finfo(x.dtype).eps) & (change <= STEADY)
 
 
 class Look(NamedTuple):
-    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and the error of z beside the
-    largest one that is allowed."""
+    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off."""
 
     off: Tensor
     singular: Tensor
@@ -132,20 +164,27 @@ def look(
     estimate: Estimate,
     at: tuple[Tensor, Tensor, Tensor],
     adjoint: bool,
-    bound: Tensor,
-    step: Tensor,
+    tolerance: Tolerance,
     rows: Tensor,
+    earlier: Tensor | None,
 ) -> Look:
     """Look at some ``rows`` (B,) from beside z, with one evaluation of g and one product. Where g is undefined, only z is judged.
 
     at : z, and b and x with J x = b, or Jᵀ x = b for the ``adjoint``.
-    bound : the error that z may have.
-    step : a step of z that is rounding.
+    earlier : the solution with the Jacobian of a z that was farther from the root, where there is one: then nothing need be evaluated.
     """
     z, b, x = at
     w = estimate.step(jacobian.value)
-    excess = (estimate.error(jacobian.value) / bound).amax(-1)
-    rows = rows & ((w.abs() / bound).amax(-1) > DOUBTFUL) & w.isfinite().all(-1)
+    excess = estimate.excess(jacobian.value)
+    size, allowed = tolerance.largest(w, z)
+    exact = rows & (jacobian.value == 0).all(-1)
+    rows = rows & (exact | (size > doubt(tolerance, z.dtype) * allowed))
+    # z is known to its rounding only, and where a residual is 0, what rounding hides may be √eps of a double root.
+    hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
+    w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
+    rows = rows & w.isfinite().all(-1)
+    if earlier is not None:
+        rows = rows & ~(changes_little(x, earlier) & (excess <= FAR))
     no = torch.zeros_like(rows)
     if not occurs(rows):
         return Look(no, no, excess)
@@ -154,8 +193,7 @@ def look(
     singular = known & (estimate.movement(torch.where(known.unsqueeze(-1), residual, 0)) > CHANGE)
     off = rows & (excess > FAR)
     if occurs(off):
-        rounding = (_rounding(g, jacobian.value, estimate, z, step) / bound).amax(-1)
-        off = off & ~(excess <= FAR * rounding)
+        off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, tolerance))
     return Look(off, singular & ~off, excess)
 
 
@@ -167,10 +205,13 @@ def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool)
         return torch.full_like(z, torch.nan)
 
 
-def _rounding(g: Callable[[Tensor], Tensor], value: Tensor, estimate: Estimate, z: Tensor, step: Tensor) -> Tensor:
-    """The part of an error of z, (B, n) or (B, 1), that is rounding error of g: what a step that is no more does beside its slope."""
+def _rounding(
+    g: Callable[[Tensor], Tensor], value: Tensor, estimate: Estimate, z: Tensor, tolerance: Tolerance
+) -> Tensor:
+    """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
+    step = each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z)
     try:
         change = g(z + step) - value
     except UNDEFINED:
-        return torch.zeros_like(z)
-    return estimate.error(change, step)
+        return torch.zeros_like(z[..., 0])
+    return estimate.excess(change, step)

@@ -56,3 +56,18 @@ def clearly_definite(L: Tensor, A: Tensor) -> Tensor:
     with torch.no_grad():
         pivots, diagonal = L.diagonal(dim1=-2, dim2=-1), A.diagonal(dim1=-2, dim2=-1)
         return (pivots.square() > FLAT * A.shape[-1] * torch.finfo(A.dtype).eps * diagonal).all(-1)
+
+
+def least_norm(H: Tensor, r: Tensor) -> Tensor:
+    """H⁻¹r for a Hessian that is positive semidefinite up to rounding, the shortest of several in units in which its
+    diagonal is one; infinite for any other."""
+    with torch.no_grad():
+        finite, diagonal = H.isfinite().flatten(1).all(-1), H.diagonal(dim1=-2, dim2=-1)
+        unit = torch.where(finite.unsqueeze(-1) & (diagonal > 0), diagonal.abs(), 1).rsqrt()
+        scaled = torch.where(finite[:, None, None], unit.unsqueeze(-1) * H * unit.unsqueeze(-2), 0)
+        w, Q = torch.linalg.eigh(scaled)
+        floor = FLAT * H.shape[-1] * torch.finfo(w.dtype).eps
+        inverse = torch.where(w > floor, 1 / w, 0)
+        x = unit * (Q @ (inverse.unsqueeze(-1) * (Q.mT @ (unit * r).unsqueeze(-1)))).squeeze(-1)
+        usable = finite & (w[:, 0] >= -floor) & (w[:, -1] > 0)
+        return torch.where(usable.unsqueeze(-1), x, torch.inf)

@@ -286,6 +286,6 @@ def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:
 
 
 def error_of(x: Tensor, b: Tensor, residual_norm: Tensor) -> Tensor:
-    """The estimated error of a solution x (..., n) of A x = b, in its largest entry: relatively as large as its residual."""
+    """The error of a solution x of A x = b, (..., n), in its largest entry, that is relatively as large as a residual."""
     norm = torch.linalg.vector_norm(b, dim=-1)
     return x.abs().amax(-1) * (residual_norm / torch.where(norm > 0, norm, 1)) if x.shape[-1] else residual_norm

@@ -1,9 +1,15 @@
-"""Bounds on the unknowns of a minimum or a fit, l ≤ z ≤ u: the condition is that of the projected gradient.
+"""Bounds on the unknowns of a minimum or a fit, l ≤ z ≤ u: ∂φ/∂zᵢ = 0 between them, ≥ 0 at a lower and ≤ 0 at an upper one.
 
-z = P(z − ∇φ(z)), with P the projection on the bounds: ∂φ/∂zᵢ = 0 between them, ≥ 0 at a lower and ≤ 0 at an upper one. Row i of its
-Jacobian is that of the Hessian where zᵢ is free, and of the identity where its bound is active: then dzᵢ/dlᵢ = 1, and nothing else
-moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ. Where lᵢ = uᵢ
-they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the bound that ∂φ/∂zᵢ presses on, half to each where that is 0.
+A bound holds zᵢ where zᵢ lies at it (or beyond) and ∂φ/∂zᵢ presses it there. The condition is zᵢ − lᵢ = 0 for what is held by its lower
+bound, likewise at the upper one, and ∂φ/∂zᵢ = 0 for what is free. So who is held depends on no unit: that of φ does not change the sign
+of a slope. Methods for equations need something continuous, z − P(z − ∇φ(z)), where P is the projection; but that compares slopes with
+distances, and with a large unit of φ the rounding error of a slope seems to hold a zᵢ in the middle of its bounds. So they seek its
+root, and the derivative is that of the condition; what they leave next to its bound is put there in the end.
+
+Row i of the condition's Jacobian is that of the Hessian where zᵢ is free, and of the identity where it is held: then dzᵢ/dlᵢ = 1, and
+nothing else moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ.
+Where lᵢ = uᵢ they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the bound that ∂φ/∂zᵢ presses on, half to each where
+that is 0.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.condition import Flat, Kind
+from torchimplicit.condition import Flat, Kind, between
 from torchimplicit.names import name as name_of
 from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.transforms import alive, inside_functorch
@@ -35,6 +41,13 @@ class Bounded(Kind):
         self.name = f"{unbounded.name} within bounds"
 
     def residual(self, f: Flat, z: Tensor) -> Tensor:
+        return projected_gradient(*self.slope_and_limits(f, z))
+
+    def condition(self, f: Flat, z: Tensor) -> Tensor:
+        return between(*self.slope_and_limits(f, z))
+
+    def slope_and_limits(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """∇φ, z, and the lower and upper bounds, from one evaluation."""
         seen = []
 
         def noted(z: Tensor) -> Tensor:
@@ -44,7 +57,7 @@ class Bounded(Kind):
         gradient = self.gradient(noted, z)
         (whole,) = alive(seen[:1])
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
-        return projected_gradient(gradient, z, lower, upper)
+        return gradient, z, lower, upper
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
@@ -69,13 +82,8 @@ class Bounded(Kind):
 
 
 def projected_gradient(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """z − P(z − ∇φ), which is ∇φ between z − u and z − l: written so, a small ∇φ is not lost beside a large z.
-
-    Where both bounds are the same and ∇φ is 0, each has half of the derivative.
-    """
-    down, up = z - lower, z - upper
-    between = torch.where(lower < upper, gradient, down / 2 + up / 2)
-    return torch.where(gradient > down, down, torch.where(gradient < up, up, between))
+    """z − P(z − ∇φ), which is ∇φ between z − u and z − l: written so, a small ∇φ is not lost beside a large z."""
+    return torch.maximum(torch.minimum(gradient, z - lower), z - upper)
 
 
 def within(

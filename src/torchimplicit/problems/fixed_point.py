@@ -61,8 +61,8 @@ def fixed_point(
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
-        rtol, atol: tolerance; by default √eps and eps of the dtype, and a residual below eps^(3/4) that has stopped to fall
-            has converged too: what is left of it is rounding error.
+        rtol, atol: no number of z is off by more than atol + rtol · rms(z), in each leaf, by the solver's estimate; by default √eps
+            and eps of the dtype (:class:`torchimplicit.tolerance.Tolerance`).
         max_steps: step limit; by default the solver's.
         randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones
             at every evaluation of this solve and its backward, and others in the next call.
@@ -81,7 +81,8 @@ def fixed_point(
         CaptureError: the function uses a tensor in a way whose gradient would be lost.
         ConvergenceError: a system failed under ``on_failure="raise"``.
 
-    Converged when rms(f(z) − z) ≤ atol + rtol · rms(z).
+    Converged when the estimated error of z, ``info.error``, is within the tolerance: the residual f(z) − z times 1 / (1 − θ), θ the
+    contraction seen.
 
     Example::
 

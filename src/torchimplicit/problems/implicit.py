@@ -64,6 +64,10 @@ class BlackBox:
         raise TypeError(NO_STEPS)
 
     @property
+    def inverse_is_earlier(self) -> bool:
+        return False
+
+    @property
     def near_identity(self) -> bool:
         return False
 

@@ -81,8 +81,8 @@ def least_squares(
             second derivatives of r), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
-        rtol, atol: tolerance; by default √eps and eps of the dtype, and a residual below eps^(3/4) that has stopped to fall
-            has converged too: what is left of it is rounding error.
+        rtol, atol: no number of z is off by more than atol + rtol · rms(z), in each leaf, by the solver's estimate; by default √eps
+            and eps of the dtype (:class:`torchimplicit.tolerance.Tolerance`).
         max_steps: step limit; by default the solver's.
         randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones
             at every evaluation of this solve and its backward, and others in the next call.
@@ -101,14 +101,10 @@ def least_squares(
         CaptureError: the function uses a tensor in a way whose gradient would be lost.
         ConvergenceError: a system failed under ``on_failure="raise"``.
 
-    Converged when the residual is orthogonal to the columns of its Jacobian: with Levenberg–Marquardt, the default, Gauss–Newton
-    and the dogleg, when of each sum gⱼ = Σᵢ Jᵢⱼ rᵢ the terms cancel, rms(gⱼ / Σᵢ |Jᵢⱼ rᵢ|) ≤ atol + rtol, which no unit of r or z and
-    no outlier changes and which is what ``info.residual`` holds; a residual that vanishes up to rounding has converged too
-    (:func:`torchimplicit.solvers.tangent.imbalance`). Other solvers, who do
-    not know J, stop at rms(Jᵀr) ≤ atol + rtol · rms(Jᵀr at z0). Both are stationary points near z0. Up to n = 64 the Hessian is
-    looked at: a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts. The derivative is
-    exact: it is that of Jᵀr = 0 with the full Hessian, not the Gauss–Newton approximation unless ``adjoint=GaussNewton()``
-    asks for it.
+    Converged when the estimated error of z, ``info.error``, is within the tolerance. Up to n = 64 the Hessian is looked at: it judges
+    the error, and a saddle point or a maximum has the status SADDLE, a failure. Beyond, any stationary point counts, by the estimate
+    of the method. ``info.residual`` is rms(Jᵀr). The derivative is exact: it is that of Jᵀr = 0 with the full Hessian, not the
+    Gauss–Newton approximation unless ``adjoint=GaussNewton()`` asks for it.
 
     Example::
 

@@ -14,7 +14,7 @@ from torchimplicit.autocast import Autocast
 from torchimplicit.condition import Kind
 from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
-from torchimplicit.linear.iteration import IterativeSolver
+from torchimplicit.linear.iteration import IterativeSolver, error_of
 from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.solution import Record, Solution
@@ -25,6 +25,7 @@ from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
 from torchimplicit.tolerance import Tolerance
+from torchimplicit.transforms import inside_functorch
 from torchimplicit.uncompiled import uncompiled
 
 
@@ -53,21 +54,22 @@ class LinearSearch:
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         if inside is not None:
             jacobian = equations.jacobian(z0)
-            found = self._found(self.solver.factorize(jacobian), -jacobian.value, lambda z: z)
+            found = self._found(self.solver.factorize(jacobian), -jacobian.value, lambda z: z)[0]
         else:
             found = self.recorded(equations, z0, stopping, checkpoint=False)
         if not self.operator.explicit:
             self._check_linear(equations, found)
         return found
 
-    @staticmethod
-    def _check_linear(equations: Equations, found: Found) -> None:
+    def _check_linear(self, equations: Equations, found: Found) -> None:
         """Raise ValueError where a solution z of the linear system has A(z) ≠ b, or A(2 z) ≠ 2 b: the callable A is not linear."""
         once = equations.residual(found.z)
-        twice = equations.residual(2 * found.z) + equations.residual(torch.zeros_like(found.z))
+        start = equations.residual(torch.zeros_like(found.z))
+        twice = equations.residual(2 * found.z) + start
+        bound = self.tolerance.atol + self.tolerance.rtol * torch.linalg.vector_norm(start, dim=-1)
         residual = torch.linalg.vector_norm(torch.stack([once, twice / 2]), dim=-1).amax(0)
-        rounding = torch.finfo(residual.dtype).eps ** 0.5 * (1 + found.bound)
-        wrong = (found.status == Status.CONVERGED) & (residual > 2 * found.bound + rounding)
+        rounding = torch.finfo(residual.dtype).eps ** 0.5 * (1 + bound)
+        wrong = (found.status == Status.CONVERGED) & (residual > 2 * bound + rounding)
         if bool(wrong.any()):
             raise ValueError(
                 "the callable A is not linear in z: A(z) differs from b at the solution of the system that its products "
@@ -76,11 +78,14 @@ class LinearSearch:
             )
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
-        state = self.solver.factorize(self.operator)
-        return self._found(state, self.b, lambda x: self.layout.flatten(x))
+        found, products = self._found(self.solver.factorize(self.operator), self.b, self.layout.flatten)
+        equations.products += products
+        return found
 
-    def _found(self, state: Any, b: Tensor, flat: Callable[[Tensor], Tensor]) -> Found:
+    def _found(self, state: Any, b: Tensor, flat: Callable[[Tensor], Tensor]) -> tuple[Found, int]:
+        """The solution, and the number of products with the operator."""
         direct = getattr(state, "direct", state)
+        direct = None if hasattr(direct, "iterate") else direct
         self.factors = direct if isinstance(direct, Factors) else None
         if not hasattr(state, "iterate"):
             state = Richardson(preconditioner=state).factorize(self.operator)
@@ -91,11 +96,21 @@ class LinearSearch:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
             finite = result.residual_norm.isfinite() & self.factors.tensors[0].isfinite().all(-1).all(-1)
             status = torch.where(finite, status, Status.NONFINITE)
-        bound = self.tolerance.atol + self.tolerance.rtol * torch.linalg.vector_norm(b, dim=-1)
+        products = result.products
+        with torch.no_grad():
+            bound = self.tolerance.atol + self.tolerance.rtol * torch.linalg.vector_norm(b, dim=-1)
+            bound, error = error_of(result.x, b, bound), error_of(result.x, b, result.residual_norm)
+            if direct is not None and not inside_functorch():
+                error = direct.solve(b - self.operator.apply(result.x)).abs().amax(-1)
+                products += 1 + (0 if self.operator.explicit else self.operator.shape[-1])
         shape = result.converged.shape
-        flat_facts = [t.expand(shape).reshape(-1) for t in (status, result.steps, result.residual_norm, bound)]
-        status, steps, residual, bound = flat_facts
-        return Found(flat(result.x), status, steps, residual, torch.full_like(residual, torch.nan), bound)
+        facts = (status, result.steps, result.residual_norm, error, bound)
+        status, steps, residual, error, bound = (t.expand(shape).reshape(-1) for t in facts)
+        return Found(flat(result.x), status, steps, residual, error, bound), products
+
+    @property
+    def inverse_is_earlier(self) -> bool:
+        return False
 
     @property
     def near_identity(self) -> bool:

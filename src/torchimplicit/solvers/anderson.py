@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count, check_positive
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
 
@@ -117,7 +117,7 @@ class Anderson:
         change = r - r_new
         dr = store(dr, k, change if mixing is None else torch.where(mixing.unsqueeze(-1), change, 0))
         with torch.no_grad():
-            seen = (self.damping * before if shift is None else rms(z_new - z)) / rms(change)
+            seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
             if gain is not None:
                 older = gain if mixed_before is None else torch.where(mixed_before, gain, 0)
                 seen = seen.fmax(FADING * older)
@@ -126,13 +126,12 @@ class Anderson:
     def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:
         """Of a system that takes plain steps the next one; of one that mixes all that the residual stands for, by the
         largest ‖Δz‖ / ‖Δr‖ of late."""
-        step = r if self.damping == 1 else self.damping * r
         if state.gain is None or state.fall is None:
-            return Estimate(step)
+            return Estimate(r, scale=self.damping)
         if state.mixing is None:
-            return Estimate(state.gain.unsqueeze(-1) * r, torch.zeros_like(state.gain))
-        scale = torch.where(state.mixing, state.gain, self.damping).unsqueeze(-1)
-        return Estimate(scale * r, torch.where(state.mixing, 0, state.fall))
+            return whole(state.gain, r)
+        scale = torch.where(state.mixing, state.gain, self.damping)
+        return Estimate(r, torch.where(state.mixing, 0, state.fall), scale, complete=True)
 
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor

@@ -19,20 +19,20 @@ Own = tuple[Tensor, ...]  # what a method remembers beside the bracket
 Self = TypeVar("Self", bound="Bracketing")
 
 FIRST_STEP = 1 / 16  # of the search, in units of 1 + |z0|
+CLOSE = 0.5  # how near to the start, in default tolerances, g is looked at to see which way it falls
+PAST = 1.25  # times the way to where its tangent vanishes: the first point of the search, if it is nearer than the first step
 DOUBLINGS = 64  # of that step, in each direction
 STEEP = 10  # times the smallest residual seen: g at both ends of a closed bracket from which it holds a pole
 BEYOND = 8  # doublings of the step after a pole
-NARROWER = 64  # times narrower a bracket is before g is compared at its ends,
-SMALLER = 0.75  # and the part of them that is left then, at most, unless g jumps
-STRAIGHT = 2  # by what factor slopes may differ where g is nearly a straight line
+STEEPER = 16  # times steeper than beside it g may be in a bracket; more is a jump
 
 
 class Bracket(NamedTuple):
     """Where the systems stand, all (B, 1).
 
-    a, fa : the end that was found last, and g there.
+    a, fa : one end, that found last if g has been seen within, and g there.
     b, fb : the other end, where g has the other sign.
-    c, fc : the point that was an end before.
+    c, fc : a point beyond a, where g has its sign; a itself if none is known.
     """
 
     a: Tensor
@@ -48,9 +48,10 @@ class Bracket(NamedTuple):
         return (self.b - self.a).abs()
 
     @property
-    def height(self) -> Tensor:
-        """|g(b) − g(a)|."""
-        return (self.fb - self.fa).abs()
+    def even(self) -> Tensor:
+        """Whether g changes within as it does beside, from a to c: not so at a jump, nor at a pole, where it turns."""
+        steeper = (self.fb - self.fa) / (self.fa - self.fc) * ((self.a - self.c) / (self.b - self.a))
+        return (0 < steeper) & (steeper <= STEEPER)
 
     @property
     def nearer(self) -> tuple[Tensor, Tensor]:
@@ -115,6 +116,12 @@ class Outward(NamedTuple):
         x = torch.where(self.f_left == 0, self.left, torch.where(self.f_right == 0, self.right, x))
         return Ahead(x, to_right, (room_left | room_right) & (self.step < self.longest))
 
+    def crossed(self, x: Tensor, f: Tensor, to_right: Tensor) -> tuple[Tensor, Bracket]:
+        """Whether g, f at the next point x, has another sign there, and the bracket of which x then is an end."""
+        near, f_near = torch.where(to_right, self.right, self.left), torch.where(to_right, self.f_right, self.f_left)
+        far, f_far = torch.where(to_right, self.left, self.right), torch.where(to_right, self.f_left, self.f_right)
+        return _opposite(f, f_near), Bracket(near, f_near, x, f, far, f_far)
+
     def after(self, x: Tensor, f: Tensor, to_right: Tensor, sought: Tensor) -> Outward:
         """The search goes on beyond x, or short of it where g is NaN, in the systems that are sought."""
         nan = f.isnan()
@@ -141,8 +148,7 @@ class BracketState(NamedTuple):
     nothing : the status where the search ends without success, (B, 1): NO_BRACKET, after a pole STAGNATED.
     status : of those that have come to an end, RUNNING of the others, (B, 1).
     least : the smallest |g| that was seen, (B, 1).
-    wider, higher : the width and the height of an earlier bracket; infinite at first, (B, 1).
-    falls : whether g has become smaller with the bracket since, as it does at a root and not at a jump, (B, 1).
+    even : whether g changes within the bracket as beside it, (B, 1); in a narrow one rounding may not show it, if it did before.
     own : what the method remembers.
     """
 
@@ -153,9 +159,7 @@ class BracketState(NamedTuple):
     nothing: Tensor
     status: Tensor
     least: Tensor
-    wider: Tensor
-    higher: Tensor
-    falls: Tensor
+    even: Tensor
     own: Own
 
 
@@ -163,13 +167,15 @@ class BracketState(NamedTuple):
 class Bracketing(ABC):
     """The root of one equation in one unknown, between two points where g has different signs.
 
-    lower, upper : the ends of the bracket: numbers, or tensors that broadcast to z. None, or an infinite end: sought from z0,
-        in steps of (1 + |z0|)/16 that double, to both sides in turn and short of where g is NaN. A start outside is
-        replaced by the middle (or by a point next to the only end).
+    lower, upper : the ends of the bracket: numbers, or tensors that broadcast to z. Between two ends the middle is the start,
+        whatever z0 is. None, or an infinite end: sought from z0, in steps of (1 + |z0|)/16 that double, to both sides in turn,
+        first to where |g| falls, and short of where g is NaN; a root of the tangent at z0 shortens the first step. A start beyond
+        the only end is replaced by a point next to it.
 
-    Every entry of z is an equation of its own (``batch_ndim=z.ndim``). A system for which no bracket is found ends with the
-    status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, while g has not fallen with its width, as STAGNATED: a
-    jump or a pole is no root. Beyond a pole the search goes on, over some 2⁸ times the distance to it.
+    The estimated error is the width of the bracket. Every entry of z is an equation of its own (``batch_ndim=z.ndim``). A system
+    for which no bracket is found ends with the status NO_BRACKET; one whose bracket has shrunk to neighbouring floats, while g was
+    much steeper within than beside it, as STAGNATED: a jump or a pole is no root. Beyond a pole the search goes on, over some 2⁸
+    times the distance to it.
     """
 
     lower: End = None
@@ -220,68 +226,79 @@ class Bracketing(ABC):
         return replace(self, lower=lower, upper=upper)
 
     def starting_point(self, z: Tensor) -> Tensor:
-        """The start, if it is between the ends; else the middle, or a point within the one end that is finite."""
+        """The middle of two ends; the start, if there is one end at most and it is within; else a point next to that end."""
         if self.lower is None and self.upper is None:
             return z
         low, high = _tiled(self.lower, z, -torch.inf), _tiled(self.upper, z, torch.inf)
         middle = low / 2 + high / 2
         within = torch.where(high.isfinite(), high - _first_step(high), low + _first_step(low))
-        return torch.where((low < z) & (z < high), z, torch.where(middle.isfinite(), middle, within))
+        return torch.where(middle.isfinite(), middle, torch.where((low < z) & (z < high), z, within))
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BracketState]:
-        r = equations.residual(z)
+        r = _value(equations, z)
         left, f_left, wall_left = _end(equations, self.lower, z, r, -torch.inf)
         right, f_right, wall_right = _end(equations, self.upper, z, r, torch.inf)
         below, above = _opposite(f_left, r), _opposite(f_right, r)
         b, fb = torch.where(below, left, right), torch.where(below, f_left, f_right)
-        bracket = Bracket(z, r, b, fb, b, fb)
+        c, fc = torch.where(below & ~above, right, z), torch.where(below & ~above, f_right, r)
+        c, fc = torch.where(above & ~below, left, c), torch.where(above & ~below, f_left, fc)
+        bracket, found = Bracket(z, r, b, fb, c, fc), below | above
         step, rightwards = _first_step(z), torch.ones_like(z, dtype=torch.bool)
         search = Outward(left, f_left, right, f_right, wall_left, wall_right, step, step * 2.0**DOUBLINGS, rightwards)
         nothing = torch.full_like(z, Status.NO_BRACKET, dtype=torch.int64)
-        infinite = torch.full_like(z, torch.inf)
-        fall = (infinite, infinite, torch.zeros_like(below))
-        return r, self._state(bracket, below | above, search, r.abs(), nothing, fall, self.begin(bracket))
+        state = self._state(bracket, found, search, r.abs(), nothing, torch.zeros_like(found), self.begin(bracket))
+        return r, state if state.ahead is None else self._towards(equations, z, r, state)
+
+    def _towards(self, equations: Equations, z: Tensor, r: Tensor, state: BracketState) -> BracketState:
+        """The same, where a search begins: first where |g| falls, past where the tangent of g vanishes, if that is near."""
+        bracket, found, search, _, nothing, _, least, even, own = state
+        eps = torch.finfo(z.dtype).eps
+        close = CLOSE * torch.where(z == 0, eps**0.5, eps**0.5 * z.abs() + eps)  # of 0 the tolerance tells no size
+        x, to_right, any_ = search._replace(step=close).next()
+        f = equations.attempt(_value, equations, x)
+        if f is None:
+            return state
+        hit, new = search.crossed(x, f, to_right)
+        sought, hit = ~found & any_, ~found & any_ & hit
+        way = r / (r - f) * (x - z)
+        # A start that is the root to a tolerance has its bracket in one step.
+        length = (PAST * way.abs()).maximum(1.5 * close).minimum(search.step)
+        length = torch.where(length.isnan(), search.step, length)
+        bracket, found = new.where(hit, bracket), found | hit
+        own = tuple(torch.where(hit, *pair) for pair in zip(self.begin(new), own, strict=True))
+        search = search.after(x, f, to_right, sought)._replace(step=search.step, rightwards=~(way < 0))
+        state = self._state(bracket, found, search, least.fmin(f.abs()), nothing, even, own)
+        return state._replace(ahead=search._replace(step=length).next())
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BracketState
     ) -> tuple[Tensor, Tensor, BracketState]:
-        bracket, found, search, ahead, nothing, _, least, *fall, own = state
+        bracket, found, search, ahead, nothing, _, least, even, own = state
         x, own = self.propose(bracket, own)
         inside = ((bracket.a < x) & (x < bracket.b)) | ((bracket.b < x) & (x < bracket.a))
         x = torch.where(inside, x, bracket.middle)
         if ahead is None:
-            f = equations.residual(x)
+            f = _value(equations, x)
             bracket = bracket.shrunk(x, f)
         else:
-            to_right = ahead.to_right
             x = torch.where(found, x, ahead.x)
-            f = equations.residual(x)
-            end = torch.where(to_right, search.right, search.left)
-            f_end = torch.where(to_right, search.f_right, search.f_left)
-            hit = ~found & _opposite(f, f_end)
-            new = Bracket(x, f, end, f_end, end, f_end)
+            f = _value(equations, x)
+            hit, new = search.crossed(x, f, ahead.to_right)
             bracket = bracket.shrunk(x, f).where(found, new)
             own = tuple(torch.where(found, *pair) for pair in zip(own, self.begin(new), strict=True))
-            found, search = found | hit, search.after(x, f, to_right, ~found)
+            found, search = found | hit, search.after(x, f, ahead.to_right, ~found)
         end, f_end = bracket.nearer
         closer = f.abs() < r.abs()
         z = torch.where(found, end, torch.where(closer, x, z))
         r = torch.where(found, f_end, torch.where(closer, f, r))
         r = torch.where(found & f.isnan(), f, r)  # within a bracket there is no side to turn to
-        return z, r, self._state(bracket, found, search, least.fmin(f.abs()), nothing, tuple(fall), own)
+        return z, r, self._state(bracket, found, search, least.fmin(f.abs()), nothing, even, own)
 
     def estimate(self, z: Tensor, r: Tensor, state: BracketState) -> Estimate:
-        """How far away the root can be: as far as the other end, if g falls with the width of the bracket, as it does not at a jump;
-        and where g is nearly a straight line no farther than that line's root."""
-        bracket = state.bracket
-        farthest = torch.maximum((z - bracket.a).abs(), (z - bracket.b).abs())
-        slope, before = bracket.height / bracket.width, ((bracket.fa - bracket.fc) / (bracket.a - bracket.c)).abs()
-        straight = (slope <= STRAIGHT * before) & (before <= STRAIGHT * slope) & (bracket.c != bracket.b)
-        straight = straight & slope.isfinite() & (r.abs() <= state.least)  # towards a pole g grows
-        error = torch.where(state.falls, farthest, torch.inf)
-        error = torch.where(straight, error.minimum(r.abs() / slope.minimum(before)), error)
-        error = torch.where(state.found, error, torch.inf)
-        return Estimate(torch.where(r == 0, 0, error), torch.zeros_like(z.squeeze(-1)))
+        """How far away the root can be: as far as the other end, unless g jumps between the two."""
+        farthest = torch.maximum((z - state.bracket.a).abs(), (z - state.bracket.b).abs())
+        error = torch.where(state.found & state.even, farthest, torch.inf)
+        return Estimate(torch.where(r == 0, 0, error), 0.0, complete=True)
 
     def verdict(self, state: BracketState) -> Tensor:
         """The status of the systems that have come to an end, (B,); RUNNING for the others."""
@@ -294,16 +311,16 @@ class Bracketing(ABC):
         search: Outward,
         least: Tensor,
         nothing: Tensor,
-        fall: tuple[Tensor, ...],
+        even: Tensor,
         own: Own,
     ) -> BracketState:
         """The state, with what is over: brackets that have closed, searches that have seen everything."""
-        wider, higher, falls = fall
-        narrower = found & (bracket.width <= wider / NARROWER)
-        lower = (bracket.height <= SMALLER * higher) & (wider < torch.inf) & (higher < torch.inf)
-        falls = torch.where(narrower, lower, falls & found)
-        wider, higher = torch.where(narrower, bracket.width, wider), torch.where(narrower, bracket.height, higher)
-        closed = found & (torch.nextafter(bracket.a, bracket.b) == bracket.b)
+        eps = torch.finfo(least.dtype).eps
+        narrow = bracket.width <= eps**0.5 * bracket.a.abs().maximum(bracket.b.abs())
+        even = bracket.even | (even & narrow)
+        closed = torch.nextafter(bracket.a, bracket.b) == bracket.b
+        # Next to 0 there are always more floats.
+        closed = found & (closed | (~even & (bracket.width <= eps**2 * search.right - eps**2 * search.left)))
         status = torch.where(closed, Status.STAGNATED, Status.RUNNING)
         if occurs(closed):
             steep = STEEP * least
@@ -318,7 +335,7 @@ class Bracketing(ABC):
             ahead = search.next()
             known = (search.f_left == 0) | (search.f_right == 0)
             status = torch.where(found | known | ahead.any, status, nothing)
-        return BracketState(bracket, found, search, ahead, nothing, status, least, wider, higher, falls, own)
+        return BracketState(bracket, found, search, ahead, nothing, status, least, even, own)
 
 
 def _rows(end: Tensor | float, layout: Layout, name: str) -> Tensor:
@@ -337,6 +354,12 @@ def _rows(end: Tensor | float, layout: Layout, name: str) -> Tensor:
     return found.reshape(-1, 1)
 
 
+def _value(equations: Equations, x: Tensor) -> Tensor:
+    """g at x; the largest number where it is infinite, which has a sign too."""
+    f, largest = equations.residual(x), torch.finfo(x.dtype).max
+    return f.clamp(-largest, largest)
+
+
 def _first_step(z: Tensor) -> Tensor:
     return (1 + z.abs()) * FIRST_STEP
 
@@ -352,7 +375,7 @@ def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) 
     if end is None:
         return z, r, wall
     given = wall.isfinite()
-    f = equations.residual(torch.where(given, wall, z))
+    f = _value(equations, torch.where(given, wall, z))
     known = given & ~f.isnan()
     if occurs(nan := (given & f.isnan()).squeeze(-1)) and not inside_functorch():
         equations.remark = (

@@ -13,8 +13,11 @@ from torchimplicit.linear.factors import DirectSolver, Factors
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
+from torchimplicit.stopping import rms
+
+FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 
 
 class BroydenState(NamedTuple):
@@ -23,6 +26,7 @@ class BroydenState(NamedTuple):
     factors : of the first Jacobian; None where M is the identity.
     p : M r, with the residual r.
     Hp : H r, the next step but for its sign: (I + Σ u vᵀ) p.
+    gain : how much larger the error is than p, (B,), by the largest ‖Δz‖ / ‖Δp‖ of late; None at the start.
     u, v : windows (B, m, n).
     k : how many updates they hold.
     """
@@ -30,6 +34,7 @@ class BroydenState(NamedTuple):
     factors: Factors | None
     p: Tensor
     Hp: Tensor
+    gain: Tensor | None
     u: Tensor
     v: Tensor
     k: int
@@ -52,6 +57,7 @@ class Broyden:
     linear_solver: DirectSolver = PLAIN_LU
     patience: int = 60
     max_steps: ClassVar[int] = 300
+    inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("Broyden: memory", self.memory)
@@ -69,16 +75,16 @@ class Broyden:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
         if self.start == "identity":
             r = equations.residual(z)
-            return r, BroydenState(None, r, r, window, window.clone(), 0)
+            return r, BroydenState(None, r, r, None, window, window.clone(), 0)
         jacobian = equations.jacobian(z)
         factors = self.linear_solver.factorize(jacobian)
         p = factors.solve(jacobian.value)
-        return jacobian.value, BroydenState(factors, p, p, window, window.clone(), 0)
+        return jacobian.value, BroydenState(factors, p, p, None, window, window.clone(), 0)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BroydenState
     ) -> tuple[Tensor, Tensor, BroydenState]:
-        factors, p, Hp, u, v, k = state
+        factors, p, Hp, gain, u, v, k = state
         s = -Hp
         z_new = z + s
         r_new = equations.residual(z_new)
@@ -86,6 +92,9 @@ class Broyden:
         if k == self.memory:
             u, v, k, Hp = torch.zeros_like(u), torch.zeros_like(v), 0, p
         y = p_new - p
+        with torch.no_grad():
+            seen = growth(rms(s), rms(y))
+            gain = seen if gain is None else seen.fmax(FADING * gain)
         Hy = _apply(u[:, :k], v[:, :k], y)
         divisor = dot(s, Hy).unsqueeze(-1)
         size = (torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(Hy, dim=-1)).unsqueeze(-1)
@@ -94,11 +103,13 @@ class Broyden:
         v_new = torch.where(usable, _apply(v[:, :k], u[:, :k], s), 0)  # (I + Σ v uᵀ) s
         Hp_new = Hp + Hy  # with the new H one term more; products with the windows are what a step costs
         Hp_new = Hp_new + update * dot(s, Hp_new).unsqueeze(-1)
-        return z_new, r_new, BroydenState(factors, p_new, Hp_new, store(u, k, update), store(v, k, v_new), k + 1)
+        return z_new, r_new, BroydenState(factors, p_new, Hp_new, gain, store(u, k, update), store(v, k, v_new), k + 1)
 
     def estimate(self, z: Tensor, r: Tensor, state: BroydenState) -> Estimate:
-        """The next step."""
-        return Estimate(state.Hp, None if state.factors is None else 0.0)
+        """All that the residual stands for. The next step is less in directions that were not seen yet, where H is the identity."""
+        if state.gain is None:
+            return Estimate(state.p, None if state.factors is None else 0.0)
+        return whole(state.gain, state.p)
 
     def inverse(self, state: BroydenState) -> tuple[Tensor, ...]:
         """H as tensors, to serve (transposed) in the backward; none where it never saw a Jacobian."""

@@ -9,20 +9,22 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver
+from torchimplicit.linear.shortest import Inverse
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.newton import PLAIN_LU, check_direct, kept
+from torchimplicit.solvers.newton import PLAIN_LU, check_direct, inverse_at, kept
 
 
 class ChordState(NamedTuple):
-    """The tensors of the factors, and the next step but for its sign, (B, n)."""
+    """The factors, and the next step but for its sign, (B, n)."""
 
-    factors: tuple[Tensor, ...]
+    factors: Inverse
     correction: Tensor
 
 
 @dataclass(frozen=True)
 class Chord:
-    """z ← z − J(z0)⁻¹ g(z): one factorisation for all steps, linear convergence, fast from a good start.
+    """z ← z − J(z0)⁻¹ g(z): one factorisation for all steps, linear convergence, fast from a good start. Where J is
+    singular along a gauge, the steps are the shortest of several.
 
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.1.
     """
@@ -30,6 +32,7 @@ class Chord:
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
+    inverse_is_earlier: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -37,13 +40,13 @@ class Chord:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, ChordState]:
         jacobian = equations.jacobian(z)
-        factors = self.linear_solver.factorize(jacobian)
-        return jacobian.value, ChordState(factors.tensors, factors.solve(jacobian.value))
+        factors = inverse_at(equations, z, jacobian, self.linear_solver)
+        return jacobian.value, ChordState(factors, factors.solve(self.linear_solver, jacobian.value))
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: ChordState) -> tuple[Tensor, Tensor, ChordState]:
         z = z - state.correction
         r = equations.residual(z)
-        return z, r, ChordState(state.factors, self.linear_solver.from_tensors(state.factors).solve(r))
+        return z, r, ChordState(state.factors, state.factors.solve(self.linear_solver, r))
 
     def estimate(self, z: Tensor, r: Tensor, state: ChordState) -> Estimate:
         """The next step, which is Newton's at the start."""
@@ -51,7 +54,7 @@ class Chord:
 
     def inverse(self, state: ChordState) -> tuple[Tensor, ...]:
         """The tensors of the factors, to serve (transposed) in the backward."""
-        return kept(state.factors)
+        return kept(state.factors.factors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
 PROGRESS = 0.999  # a residual, or a correction, below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
+LEAP = 100  # times as large as before: a z of which nothing is known yet
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -51,7 +53,8 @@ class Course:
     start : the norm at the start.
     best_z, best : the best iterate and its norm.
     size, unit : of the correction at z, in tolerances, infinite as long as none is known; and the tolerance there.
-    theta : by what factor corrections become smaller, as seen last; NaN as long as nothing was seen.
+    before : its size before the last step that moved z.
+    contraction, complete : what the method says of how sizes fall.
     error, bound : the estimated error of systems that have ended, and the one that counts as converged.
     mark, least, stuck : the last norm, and the last size, that counted as progress, and for how many steps there was none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
@@ -70,7 +73,9 @@ class Course:
     best: Tensor
     size: Tensor
     unit: Tensor
-    theta: Tensor
+    before: Tensor
+    contraction: Tensor | float | None
+    complete: bool
     error: Tensor
     bound: Tensor
     mark: Tensor
@@ -109,7 +114,9 @@ class Course:
             best=norm,
             size=infinite,
             unit=unknown,
-            theta=unknown,
+            before=infinite,
+            contraction=None,
+            complete=False,
             error=unknown,
             bound=unknown,
             mark=norm,
@@ -124,10 +131,10 @@ class Course:
             noted=False,
         )
         done = course.arrived(estimate, z, norm)
-        if not finished(norm != 0):
-            exact = (r.detach() == 0).all(-1)
-            done, course.error = done | exact, torch.where(exact, 0, course.error)
-        if not stopping.at_least_one:
+        if estimate is None and not finished(norm != 0):
+            done = (r.detach() == 0).all(-1)
+            course.error = torch.where(done, 0, course.error)
+        if done is not None and not stopping.at_least_one:
             course.running = ~done
         if not all_finite(norm):
             finite = norm.isfinite()
@@ -141,8 +148,8 @@ class Course:
 
     def follow(
         self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
-    ) -> tuple[Tensor, Verdict]:
-        """Go on to z with its residual r, where the error is estimated; which systems end there, and how."""
+    ) -> tuple[Tensor | None, Verdict]:
+        """Go on to z with its residual r, where the error is estimated; which systems end there (None: none of them), and how."""
         norm = rms(r.detach())
         none_ended = self.left == len(self.running)
         closer = norm < PROGRESS * self.mark
@@ -152,7 +159,7 @@ class Course:
 
     def _all_closer(
         self, z: Tensor, r: Tensor, norm: Tensor, estimate: Estimate | None, none_ended: bool, gain: Gain
-    ) -> Tensor:
+    ) -> Tensor | None:
         """The common case: every system that runs has come closer. Those that have ended go on unmasked."""
         self.z, self.r, self.norm = z, r, norm
         if none_ended:
@@ -161,7 +168,7 @@ class Course:
             self.best_z = where(self.running, z, self.best_z)
             self.best = torch.where(self.running, norm, self.best)
         self.mark, self.stuck = self.best, 0
-        return self.arrived(estimate, z, norm, gain)
+        return self.arrived(estimate, z, norm, gain, all_moved=True)
 
     def _judged(
         self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
@@ -173,7 +180,8 @@ class Course:
         if not finished(moves):
             z, r, norm = where(moves, z, self.z), where(moves, r, self.r), torch.where(moves, norm, self.norm)
         self.z, self.r, self.norm = z, r, norm
-        done = moves & self.arrived(estimate, z, norm, gain)
+        arrived = self.arrived(estimate, z, norm, gain)
+        done = torch.zeros_like(moves) if arrived is None else moves & arrived
         closer = norm < self.best
         progress = (norm < PROGRESS * self.mark) | (self.size < PROGRESS * self.least)
         if merit is not None and self.lowest is not None:
@@ -193,35 +201,46 @@ class Course:
         verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
         return ends, torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
 
-    def arrived(self, estimate: Estimate | None, z: Tensor, norm: Tensor, gain: Gain | None = None) -> Tensor:
-        """The running systems (B,) whose error at z, as it is estimated there, is no larger than the tolerance."""
+    def arrived(
+        self, estimate: Estimate | None, z: Tensor, norm: Tensor, gain: Gain | None = None, all_moved: bool = False
+    ) -> Tensor | None:
+        """The running systems (B,) whose error at z, as it is estimated there, is no larger than the tolerance; None: none of them."""
         if estimate is None:
-            return torch.zeros_like(self.running)
+            return None
         tolerance, z = self.stopping.tolerance, z.detach()
-        correction, contraction = estimate
+        correction, self.contraction, scale, self.complete = estimate
         mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
-        size = mean / bound
-        theta = contraction if isinstance(contraction, Tensor) else self._seen(size, contraction)
-        self.size, self.theta, self.unit = size, theta, bound
-        near = self.running & (size * self.stopping.strictness <= 1)
+        size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
+        leapt = partial(_leapt, self.unit, bound, tolerance.atol)
+        # A step that was refused shows nothing.
+        self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
+        self.size, self.unit = size, bound
+        near = ~(size > 1 / self.stopping.strictness)
+        if self.left != len(self.running):
+            near = near & self.running
         if not inside_functorch() and not occurs(near):
-            return near
+            return None
+        if not finished((mean > 0) & (bound < torch.inf)):  # squares may have vanished or overflowed
+            mean, self.unit = tolerance.mean(correction, z, norm=measured)
+            self.size = scale * mean / self.unit
         largest, bound = tolerance.largest(correction, z)
+        largest = scale * largest
+        theta = self._theta()
         error = largest / (1 - theta).clamp(min=0)
-        if gain is not None and not isinstance(contraction, Tensor) and not inside_functorch():
+        if gain is not None and not self.complete and not inside_functorch():
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
+        error = torch.where(leapt(), torch.inf, error)
+        error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
         return near & (error * self.stopping.strictness <= bound)
 
-    def _seen(self, size: Tensor, prior: float | None) -> Tensor:
-        """By what factor the correction has become smaller; as before where nothing has moved, and ``prior`` at the start."""
-        if prior is None:
-            before = self.theta
-        else:
-            before = self.theta.nan_to_num(nan=prior)
-        return torch.where((size != self.size) & (self.size < torch.inf), size / self.size, before)
+    def _theta(self) -> Tensor:
+        """By what factor the correction becomes smaller: NaN where nothing is known of it."""
+        prior = torch.nan if self.contraction is None else self.contraction
+        seen = self.size / self.before
+        return torch.where((self.before < torch.inf) & (not self.complete), seen, prior)
 
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
@@ -229,27 +248,32 @@ class Course:
             return torch.zeros_like(stuck)
         z = self.z.detach()
         largest, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
+        largest = estimate.scale * largest
         near = stuck & (largest <= bound)
         if not occurs(near):
             return near
-        if isinstance(estimate.contraction, Tensor):
-            error = largest / (1 - estimate.contraction).clamp(min=0)
+        if self.complete or inside_functorch():
+            error = largest
         else:
-            error = largest if inside_functorch() else largest * gain(z, estimate.correction)
+            error = largest * gain(z, estimate.correction)
         self.error = torch.where(near, error, self.error)
         return near & (error <= bound)
 
-    def heed(self, said: Tensor, ends: Tensor, verdict: Verdict) -> tuple[Tensor, Verdict]:
+    def heed(self, said: Tensor, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
         """Those that end, with those of which the method itself says so."""
-        ended = self.running & ~ends & (said != Status.RUNNING)
+        ended = self.running & (said != Status.RUNNING)
+        if ends is None:
+            return ended, torch.where(ended, said, Status.CONVERGED)
+        ended = ended & ~ends
         if verdict is None and not occurs(ended):
             return ends, None
         return ends | ended, torch.where(ended, said, Status.CONVERGED if verdict is None else verdict)
 
-    def out_of_steps(self, taken: int, ends: Tensor, verdict: Verdict) -> tuple[Tensor, Verdict]:
+    def out_of_steps(self, taken: int, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
         """Those that end, with those that may take no more steps."""
         if self.allowed is None:
             return ends, verdict
+        ends = torch.zeros_like(self.running) if ends is None else ends
         verdict = torch.where(ends, Status.CONVERGED if verdict is None else verdict, Status.MAX_STEPS)
         return ends | (self.running & (taken >= self.allowed)), verdict
 
@@ -258,7 +282,7 @@ class Course:
         if verdict is not None:
             self.status, self.noted = torch.where(ends, verdict, self.status), True
             failed = ends & (verdict != Status.CONVERGED)
-            error = self.size * self.unit / (1 - self.theta).clamp(min=0)
+            error = self.size * self.unit / (1 - self._theta()).clamp(min=0)
             self.error, self.bound = torch.where(failed, error, self.error), torch.where(failed, self.unit, self.bound)
         self.steps = torch.add(self.steps, ends, alpha=taken)
         self.running = self.running & ~ends
@@ -279,6 +303,12 @@ class Course:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         del tensors["r"]
         return replace(self, **take(rows, tensors))
+
+
+def _leapt(before: Tensor, after: Tensor, atol: float) -> Tensor:
+    """Whether tolerances show that z has become so much larger in one step that what the step has shown of the error says nothing
+    of where it led; of a start at 0, whose size is unknown, they do not."""
+    return (after > LEAP * before) & (before > 2 * atol)
 
 
 def all_finite(v: Tensor) -> bool:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.condition import held
 from torchimplicit.linear import LU, Cholesky
-from torchimplicit.linear.cholesky import clearly_definite
+from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
@@ -21,6 +22,7 @@ from torchimplicit.transforms import finished, inside_functorch, occurs
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
+NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
@@ -37,7 +39,7 @@ def gain(
     found = None if beside is None else estimate(z + d, *beside)
     if found is None:
         return torch.ones_like(size)
-    change = rms(found.correction - correction)
+    change = found.scale * rms(found.correction - correction)
     return torch.where(change > 0, rms(d) / change, torch.inf).nan_to_num(nan=torch.inf).clamp(min=1)
 
 
@@ -64,7 +66,7 @@ def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     first, second = equations.residual(z), equations.residual(z)
     moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
     same = (first == second).all(-1)
-    if moved is None or not bool(same[row]):
+    if moved is None or not bool((same & first.isfinite().all(-1) & moved.isfinite().all(-1))[row]):
         return False, same
     noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
     return not bool((moved[row] - first[row]).abs().amax() <= noise), same
@@ -99,12 +101,39 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
     return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
 
 
+def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """z with those numbers exactly at their bounds that have ended near and are pressed there by the objective: methods that approach
+    a bound from within never arrive, and others do but for rounding."""
+    with torch.no_grad():
+        size = torch.stack([v.abs().where(v.isfinite(), 0) for v in (z, lower, upper)]).amax((0, -1)).unsqueeze(-1)
+        there = torch.where(z - lower <= NEAR * size, lower, torch.where(upper - z <= NEAR * size, upper, z))
+        if finished(there == z):
+            return z
+        found = equations.attempt(equations.objective_and_residual, there)
+        if found is None:  # the function ends where its bounds do
+            return z
+        pressed = torch.stack(held(found[1], there, lower, upper)).any(0)
+        arrives = (pressed & (there != z)) | (z < lower) | (z > upper)
+    return torch.where(arrives, torch.where(there == lower, lower, upper), z)
+
+
+def _of_free(gradient: Tensor, hessian: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient and the Hessian of the unknowns that are free, with a multiple of the identity for those that are held."""
+    both = held.unsqueeze(-1) | held.unsqueeze(-2)
+    hessian = torch.where(both, 0, hessian)
+    unit = hessian.abs().amax((-2, -1))
+    diagonal = torch.where(held, torch.where(unit > 0, unit, 1).unsqueeze(-1), 0)
+    return torch.where(held, 0, gradient), hessian + torch.diag_embed(diagonal)
+
+
 class Minima(NamedTuple):
     """What the Hessians say of stationary points.
 
     status : with SADDLE where one is no minimum, and CONVERGED where it is one within tolerance.
     error : the largest number of Newton's correction with the Hessian, where that was looked at; else as it was.
     excess : by what factor that is more than the tolerance, where the method itself had said that it had arrived; else 0.
+    polish : that correction, where z is to be moved by it, for it costs nothing any more and makes z as good as a step of Newton's
+        method does, within the tolerance; else 0. None: nowhere.
     factors : the tensors of the Cholesky factors of the Hessians, for the backward; none where they were not asked for or are not
         those of the condition's Jacobian.
     """
@@ -112,6 +141,7 @@ class Minima(NamedTuple):
     status: Tensor
     error: Tensor
     excess: Tensor
+    polish: Tensor | None
     factors: tuple[Tensor, ...]
 
 
@@ -122,6 +152,7 @@ def second_order(
     error: Tensor,
     tolerance: Tolerance,
     known: tuple[Tensor, Tensor] | None = None,
+    bounds: tuple[Tensor, Tensor] | None = None,
 ) -> Minima:
     """A second look at the stationary points z of an objective, up to n = 64: is the Hessian positive semidefinite, and is the error,
     as Newton's correction with it has it, no larger than the tolerance?
@@ -132,20 +163,19 @@ def second_order(
     batch, n = z.shape
     none = torch.zeros_like(error)
     if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
-        return Minima(status, error, none, ())
+        return Minima(status, error, none, None, ())
     found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):
-        return Minima(status, error, none, ())
+        return Minima(status, error, none, None, ())
+    polished = known is None and not torch.is_grad_enabled()  # of a recorded z the derivative would be that of another
     with torch.no_grad():
         if known is None:
-            jacobian = equations.jacobian(z)
+            jacobian = equations.jacobian(z) if bounds is None else equations.objective_and_jacobian(z)[1]
             known = jacobian.value, jacobian.to_dense()
         gradient, hessian = known
-        bounded = equations.kind.bounded
-        if bounded:  # an unknown that its bound holds has a row of the identity: the others decide
-            eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
-            held = (hessian == eye).all(-1)
-            hessian = torch.where(held.unsqueeze(-2), eye, hessian)
+        if bounds is not None:  # what is held has come to its place: the others decide
+            lower, upper = bounds
+            gradient, hessian = _of_free(gradient, hessian, torch.stack(held(gradient, z, lower, upper)).any(0))
         hessian = (hessian + hessian.mT) / 2
         factors = Cholesky().factorize(Dense(hessian))
         L, d, _ = factors.tensors
@@ -161,12 +191,23 @@ def second_order(
             )
             failed = torch.linalg.cholesky_ex(shifted).info != 0
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
-        if bounded:
-            return Minima(status, error, none, ())
-        newton, bound = tolerance.largest(factors.solve(gradient), z)
-        seen = found & definite & newton.isfinite()
-        status = torch.where(seen & (newton <= bound), Status.CONVERGED, status)
+        correction, inside = factors.solve(gradient), torch.ones_like(found)
+        if not finished(definite):
+            correction = torch.where(definite.unsqueeze(-1), correction, least_norm(hessian, gradient))
+        if bounds is not None:
+            # Where it leads beyond a bound, something is not yet held that will be: z is off by that much at least.
+            ahead = z - correction
+            within = (lower <= ahead) & (ahead <= upper)
+            correction, inside = torch.where(within, correction, z - ahead.clamp(lower, upper)), within.all(-1)
+        newton, bound = tolerance.largest(correction, z)
+        seen = found & newton.isfinite()
+        status = torch.where(seen & inside & (newton <= bound), Status.CONVERGED, status)
         far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
         status = torch.where(far, Status.STAGNATED, status)
         excess = torch.where(far, newton / bound, 0)
-        return Minima(status, torch.where(seen, newton, error), excess, factors.tensors)
+        if bounds is not None or not polished:
+            factors_of_condition = factors.tensors if bounds is None else ()
+            return Minima(status, torch.where(seen, newton, error), excess, None, factors_of_condition)
+        moved = seen & (status == Status.CONVERGED)
+        error = torch.where(seen, torch.where(moved, newton.minimum(bound), newton), error)
+        return Minima(status, error, excess, torch.where(moved.unsqueeze(-1), correction, 0), factors.tensors)

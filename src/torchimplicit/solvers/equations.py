@@ -26,14 +26,28 @@ UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)
 class Estimate(NamedTuple):
     """What a method knows of the error of z.
 
-    correction : (B, n), what it would change z by next, up to the sign; detached.
+    correction : (B, n), what it would change z by next, up to the sign, but for ``scale``, a number or (B,).
     contraction : by what factor further corrections become smaller, so that all of them together are 1 / (1 − contraction) as
-        large. None: it has to be seen from one step to the next. A number: as long as nothing was seen yet; 0.0 of a
-        correction that is Newton's, which is the error itself up to higher order. A tensor (B,): what is seen plays no part.
+        large. None: it has to be seen from one step to the next. A number, or (B,): as long as nothing was seen yet; 0.0 of a
+        correction that is Newton's, which is the error itself up to higher order.
+    complete : whether what is seen plays no part: the method knows more.
     """
 
     correction: Tensor
     contraction: Tensor | float | None = None
+    scale: Tensor | float = 1.0
+    complete: bool = False
+
+
+def growth(dz: Tensor, dr: Tensor) -> Tensor:
+    """‖Δz‖ / ‖Δr‖ from both norms, (B,); infinite where the second is 0 or not known, for its squares have overflowed."""
+    return torch.where(dr < torch.inf, dz / dr, torch.inf)
+
+
+def whole(gain: Tensor, r: Tensor) -> Estimate:
+    """All that a residual stands for: so many times, (B,), itself; nothing where it is 0."""
+    largest = torch.finfo(gain.dtype).max
+    return Estimate(r, 0.0, gain.nan_to_num(nan=largest, posinf=largest), complete=True)
 
 
 class Solver(Protocol):

@@ -27,6 +27,7 @@ from torchimplicit.solvers.trust_region import judge_all
 from torchimplicit.stopping import Status, rms
 
 TOGETHER = 4  # steps in one kernel, of systems so small that the call of a kernel costs more than some idle steps
+SINGULAR = 0.75  # pivots that differ by more than 1/eps to this power may be those of a singular matrix
 TINY = 2**8  # entries of all Jacobians of the batch up to which they are
 
 
@@ -124,6 +125,9 @@ class _Roots:
         left = ~(error <= bound) & ~(jacobian.value == 0).all(-1)
         z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
         refused = torch.zeros_like(left)
+        if factors:  # of a Jacobian that may be singular the loop knows better steps
+            pivots = factors[0].diagonal(dim1=-2, dim2=-1).abs()
+            refused = left & ~(pivots.amin(-1) > torch.finfo(z.dtype).eps ** SINGULAR * pivots.amax(-1))
         return (z, norm, error, steps + left), (_signal(left, refused, norm), *factors)
 
     def _solved(self, jacobian: Jacobian) -> tuple[Tensor, tuple[Tensor, ...]]:

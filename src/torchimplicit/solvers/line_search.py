@@ -15,6 +15,7 @@ from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
+FIRST = 0.01  # of z: how far the first trial along a gradient leads
 NEAR = 0.1  # of z: a point that near shows the curvature at z
 FADING = 0.7  # of what an earlier line has shown of the curvature, at each later point
 SUFFICIENT = 1e-4  # the part of the decrease that the slope at the start promises
@@ -154,10 +155,19 @@ class LineSearch(ABC):
             memory = self.forget(memory, z, uphill)
         d = torch.where(descends.unsqueeze(-1), d, -r)
         slope = torch.where(descends, slope, -norm.square())
-        step = torch.where(descends, step, (1 / norm).clamp(max=1))
+        step = torch.where(descends, step, _first_length(z.detach(), norm))
         start = Point(torch.zeros_like(step), value, slope)
         high = Point(torch.full_like(step, torch.inf), value, slope)
         return LineState(d, step, start, start, high, torch.zeros_like(step, dtype=torch.int64), gain, memory)
+
+
+def _first_length(z: Tensor, norm: Tensor) -> Tensor:
+    """How many gradients of that norm to try first, (B,): so many as are a hundredth of z, which no unit of the objective changes.
+
+    Source: Hager and Zhang (2005), section 5 (ψ₀); from 0, which says nothing of the size of z, as far as 1.
+    """
+    size = torch.linalg.vector_norm(z, dim=-1)
+    return torch.where(size > 0, FIRST * size, 1) / norm
 
 
 def _gain(gain: Tensor, z: Tensor, step: Tensor, d: Tensor, start: Point, point: Point) -> Tensor:

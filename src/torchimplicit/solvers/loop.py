@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.course import Course, Stopping, where
-from torchimplicit.solvers.endings import gain, local_minimum, second_order, singular, stochastic
+from torchimplicit.solvers.endings import at_bounds, gain, local_minimum, second_order, singular, stochastic
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
@@ -114,7 +114,7 @@ def solve(
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
-        if count(ends):
+        if ends is not None and count(ends):
             course.end(ends, verdict, taken)
             if not (keep_trace or watch) and gathering.worthwhile(course.left, len(course.running)):
                 rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
@@ -122,6 +122,9 @@ def solve(
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
     course.end_all(Status.MAX_STEPS, taken)
     best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
+    bounds = equations.bounds(best_z) if equations.kind.bounded else None
+    if bounds is not None:
+        best_z = at_bounds(equations, best_z, *bounds)
 
     failed = course.noted and not all_converged(status)
     if failed:
@@ -132,11 +135,12 @@ def solve(
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
-    known = advance is None and best_z is course.z and not equations.kind.bounded
+    known = advance is None and best_z is course.z and bounds is None
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
-    status, error, excess, of_hessian = second_order(
-        equations, best_z.detach(), status, error, stopping.tolerance, hessian
+    status, error, excess, polish, of_hessian = second_order(
+        equations, best_z.detach(), status, error, stopping.tolerance, hessian, bounds
     )
+    best_z = best_z if polish is None else best_z - polish
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
     found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
@@ -182,14 +186,16 @@ def _exactly(
         z, r, state = step(z, r, state)
         norm = measured(r.detach())
         with torch.no_grad():
-            done = course.arrived(estimate(z, r, state), z, norm)
+            arrived = course.arrived(estimate(z, r, state), z, norm)
+            done = torch.zeros_like(course.running) if arrived is None else arrived
         if trace:
             trace.append(norm)
         if watch is not None:
             watch(taken, z, norm)
     course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
     status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
-    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance)
+    bounds = equations.bounds(z.detach()) if equations.kind.bounded else None
+    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance, bounds=bounds)
     steps = torch.full_like(status, exactly)
     return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
 

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchimplicit.linear import LU
-from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.shortest import Inverse, invert
+from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.stopping import rms
 
 
 class NewtonState(NamedTuple):
@@ -26,7 +30,7 @@ class NewtonState(NamedTuple):
     """
 
     jacobian: Jacobian | None
-    factors: Factors | None
+    factors: Inverse | None
     age: int
     search: SearchState | None
 
@@ -34,7 +38,7 @@ class NewtonState(NamedTuple):
 class NewtonMemory(NamedTuple):
     """The part of a state that is no graph."""
 
-    factors: tuple[Tensor, ...] | None
+    factors: Inverse | None
     age: int
     search: SearchState | None
 
@@ -56,6 +60,18 @@ def kept(factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return factors if factors[0].shape[-1] > 1 else ()
 
 
+def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solver: DirectSolver) -> Inverse:
+    """Of the Jacobian at z, with which Newton's step is the shortest where a whole line of z solves the equations."""
+
+    def again() -> Tensor | None:
+        size = torch.where((size := rms(z)) > 0, size, 1).unsqueeze(-1)
+        beside = z + torch.finfo(z.dtype).eps ** 0.5 * size * unpatterned(z)
+        there = equations.attempt(equations.jacobian, beside)
+        return None if there is None else there.to_dense()
+
+    return invert(linear_solver, jacobian.to_dense(), jacobian.value, again)
+
+
 @dataclass(frozen=True)
 class Newton:
     """z ← z − damping · J(z)⁻¹ g(z), with J (n × n for each system) from one batched sweep and factorised.
@@ -63,7 +79,8 @@ class Newton:
     The factors of the last step stay behind for the backward pass. One evaluation of g a step: it gives the residual and
     the Jacobian of the next. With ``every`` = m > 1 a Jacobian serves m steps (Shamanskii's method, of order m + 1 for every
     factorisation): cheaper where a Jacobian costs more than a few evaluations. With a ``line_search`` a step that does not
-    bring the residual down is shortened (:class:`Backtracking`).
+    bring the residual down is shortened (:class:`Backtracking`). Where a whole line of z solves the equations (a gauge) the step is
+    the shortest of several, so that z stays where it was along that line.
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), sections 5.4.3 and 8.2.
     """
 
@@ -73,6 +90,7 @@ class Newton:
     linear_solver: DirectSolver = PLAIN_LU
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
+    inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_direct(self.linear_solver, "Newton")
@@ -90,8 +108,8 @@ class Newton:
         factors, age, search = state.factors, state.age + 1, state.search
         if state.jacobian is not None or factors is None:
             assert state.jacobian is not None
-            factors, age = self.linear_solver.factorize(state.jacobian), 1
-        step = factors.solve(r)
+            factors, age = inverse_at(equations, z, state.jacobian, self.linear_solver), 1
+        step = factors.solve(self.linear_solver, r)
         if self.damping != 1:
             step = self.damping * step
         again = age < self.every  # these factors serve the next step too
@@ -109,26 +127,22 @@ class Newton:
 
         Source: Deuflhard, Newton Methods for Nonlinear Problems (2011), section 2.1: no regular factor of g changes it.
         """
-        return None if state.factors is None else Estimate(state.factors.solve(r), 0.0)
+        return None if state.factors is None else Estimate(state.factors.solve(self.linear_solver, r), 0.0)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonMemory) -> tuple[Tensor, NewtonState]:
         """The residual and the state at z."""
         if memory.factors is None:
             r, state = self.init(equations, z)
             return r, state._replace(search=memory.search)
-        factors = self.linear_solver.from_tensors(memory.factors)
-        return equations.residual(z), NewtonState(None, factors, memory.age, memory.search)
+        return equations.residual(z), NewtonState(None, memory.factors, memory.age, memory.search)
 
     def memory(self, state: NewtonState) -> NewtonMemory:
         """What a restart needs beside z: the factors, if they will be used again, and the memory of the line search."""
-        again = state.jacobian is None and state.factors is not None
-        return NewtonMemory(
-            state.factors.tensors if again and state.factors is not None else None, state.age, state.search
-        )
+        return NewtonMemory(None if state.jacobian is not None else state.factors, state.age, state.search)
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""
-        return () if state.factors is None else kept(state.factors.tensors)
+        return () if state.factors is None else kept(state.factors.factors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

@@ -12,18 +12,20 @@ from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
-from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
+
+RUN_OFF = 0.75  # a step whose J s is less than eps to this power of s, beside ‖J‖, is along a gauge, and rounding is all it rests on
 
 
 class NewtonKrylovState(NamedTuple):
-    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, the memory of the line search, and the last Newton
-    step times what it has left of the residual, (B, n); None at the start."""
+    """The Jacobian at z, the relative tolerance (B,) of the next linear solve, the memory of the line search, and how much larger the
+    error is than the residual, (B,); None at the start."""
 
     jacobian: Jacobian
     forcing: Tensor
     search: SearchState | None
-    correction: Tensor | None = None
+    gain: Tensor | None = None
 
 
 class NewtonKrylovMemory(NamedTuple):
@@ -40,6 +42,7 @@ class NewtonKrylov:
     η = 0.9 (‖g(z)‖ / ‖g(z previous)‖)², safeguarded, between 1e-4 and ``loosest``: choice 2 of Eisenstat and Walker,
     Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17 (1996).
     With a ``line_search`` a step that does not bring the residual down is shortened (:class:`Backtracking`).
+    Where J is singular along a gauge and the linear solve ends in noise divided by noise, there is no step, and the solve has failed.
     Nothing of size n² is formed.
     """
 
@@ -82,11 +85,14 @@ class NewtonKrylov:
         safeguard = 0.9 * state.forcing**2
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
-        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, ratio.unsqueeze(-1) * s.detach())
+        last, least = _gains(s, r, jacobian)
+        lost = last * torch.finfo(z.dtype).eps ** RUN_OFF > least
+        z = torch.where(lost.unsqueeze(-1), torch.nan, z)
+        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, last.fmax(least))
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonKrylovState) -> Estimate | None:
-        """The last step, as much smaller as the residual has become."""
-        return None if state.correction is None else Estimate(state.correction, 0.0)
+        """All that the residual stands for."""
+        return None if state.gain is None else whole(state.gain, r)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""
@@ -96,3 +102,14 @@ class NewtonKrylov:
     def memory(self, state: NewtonKrylovState) -> NewtonKrylovMemory:
         """What a restart needs beside z."""
         return NewtonKrylovMemory(state.forcing, state.search)
+
+
+def _gains(s: Tensor, r: Tensor, jacobian: Jacobian) -> tuple[Tensor, Tensor]:
+    """‖J⁻¹r₊‖ / ‖r₊‖ at the new point, (B,), as far as one product tells: that of the last step, ‖s‖ / ‖r‖, and, by Cauchy and
+    Schwarz no more than it is, ‖r₊‖ / ‖Jᵀr₊‖. An inexact step leaves what J makes small, of which the first knows nothing.
+    """
+    with torch.no_grad():
+        r = r.detach()
+        value = jacobian.value.detach()
+        value = torch.where((value == 0).all(-1, keepdim=True), r, value)
+        return growth(rms(s.detach()), rms(r)), growth(rms(value), rms(jacobian.rmatvec(value)))

@@ -34,4 +34,4 @@ class Picard:
 
     def estimate(self, z: Tensor, r: Tensor, state: None) -> Estimate:
         """The next step; how much further those after it lead has to be seen."""
-        return Estimate(r if self.damping == 1 else self.damping * r)
+        return Estimate(r, scale=self.damping)

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.condition import between
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import steihaug
-from torchimplicit.stopping import rounding
+from torchimplicit.stopping import measured, rounding
 from torchimplicit.transforms import finished
 
 SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
@@ -22,7 +23,7 @@ LOOSEST = 0.1  # what conjugate gradients leave of the gradient
 
 class ProjectedState(NamedTuple):
     """What the next step needs: at z the objective, its gradient and Hessian (or how its products are formed); the damping λ, (B,);
-    the bounds; which unknowns are held, and the undamped step, to the bounds where it leads beyond; (B, n) each."""
+    the bounds; which unknowns are held, and where the undamped step leads; (B, n) each."""
 
     value: Tensor
     gradient: Tensor
@@ -31,24 +32,24 @@ class ProjectedState(NamedTuple):
     lower: Tensor
     upper: Tensor
     held: Tensor
-    newton: Tensor
+    ahead: Tensor
 
 
 @dataclass(frozen=True)
 class ProjectedNewton:
     """z ← P(z + d), P the projection on the bounds, d = −(H + λI)⁻¹∇φ in the free unknowns; one evaluation a step.
 
-    An unknown is held when it lies at a bound (nearer than the residual is large) and ∂φ/∂zᵢ presses it there: it goes to the bound,
-    and the Newton system of the others does not know it. A Hessian of those that is not positive definite takes its eigenvalues'
-    absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system only; then λ, 0
-    at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one along Newton's
-    direction need not where H is ill-conditioned. λ falls with every step that is taken.
+    An unknown is held when it lies at a bound, or nearer to it than a part of its own last step, and ∂φ/∂zᵢ presses it there: it
+    goes to the bound, and the Newton system of the others does not know it. A Hessian of those that is not positive definite takes
+    its eigenvalues' absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system
+    only; then λ, 0 at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one
+    along Newton's direction need not where H is ill-conditioned. λ falls with every step that is taken.
     With ``max_inner`` nothing of size n² is formed: d comes from conjugate gradients, up to a tenth of the gradient.
     Source: Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM J. Control Optim. 20 (1982),
     eq. 32 (what is held); the damping is Levenberg's.
     """
 
-    nearest: float = 1e-3  # an unknown this near to its bound may be held
+    nearest: float = 1e-3  # of its last undamped step: an unknown this near to its bound may be held
     max_inner: int | None = None  # steps of conjugate gradients for a Newton step; None: dense Hessians, factorised
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 60
@@ -57,20 +58,20 @@ class ProjectedNewton:
         check_objective(equations, "ProjectedNewton")
         lower, upper = equations.bounds(z)
         value, jacobian = equations.objective_and_jacobian(z)
+        nothing = torch.zeros_like(z, dtype=torch.bool)
         state = ProjectedState(
-            *(value, jacobian.value, self._model(jacobian), torch.zeros_like(value), lower, upper),
-            *(torch.zeros_like(z, dtype=torch.bool), torch.full_like(z, torch.inf)),
+            *(value, jacobian.value, self._model(jacobian), torch.zeros_like(value), lower, upper, nothing, z)
         )
-        return _residual(z, state), self._ahead(z, state)
+        return between(state.gradient, z, lower, upper), self._look_ahead(z, state, torch.zeros_like(z))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: ProjectedState
     ) -> tuple[Tensor, Tensor, ProjectedState]:
-        value, gradient, hessian, damping, lower, upper, _, newton = state
-        s = newton if finished(damping == 0) else self._step(z, state, damping)
-        trial = torch.minimum(torch.maximum(z + s, lower), upper)
-        length = torch.linalg.vector_norm(s, dim=-1)
-        scale = torch.linalg.vector_norm(gradient, dim=-1) / torch.where(length > 0, length, 1)
+        value, gradient, hessian, damping, lower, upper, held, ahead = state
+        trial = ahead if finished(damping == 0) else self._to(z, state, damping)
+        s = trial - z
+        length = measured(s)
+        scale = measured(torch.where(held, 0, gradient)) / torch.where(length > 0, length, 1)
         scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
         more = torch.where(damping > 0, 10 * damping, scale)
         there = equations.attempt(equations.objective_and_jacobian, trial)
@@ -90,34 +91,35 @@ class ProjectedNewton:
         if finished(~accepted):
             return z, r, state._replace(damping=damping)
         moved = accepted.unsqueeze(-1)
+        size = (ahead - z).detach().abs()
         z = torch.where(moved, trial, z)
         state = ProjectedState(
             torch.where(accepted, value_new, value),
             torch.where(moved, gradient_new, gradient),
             self._chosen(accepted, jacobian, hessian, equations, z),
-            *(damping, lower, upper, state.held, newton),
+            *(damping, lower, upper, held, ahead),
         )
-        return z, _residual(z, state), self._ahead(z, state)
+        return z, between(state.gradient, z, lower, upper), self._look_ahead(z, state, self.nearest * size)
 
     def estimate(self, z: Tensor, r: Tensor, state: ProjectedState) -> Estimate:
-        """The undamped step."""
-        return Estimate(state.newton, 0.0)
+        """The undamped step; infinite where it leads to a bound, however near, for the derivative of what is held there is another."""
+        ahead, z = state.ahead.detach(), z.detach()
+        arrives = (ahead != z) & ((ahead == state.lower) | (ahead == state.upper))
+        return Estimate(torch.where(arrives, torch.inf, ahead - z), 0.0)
 
-    def _ahead(self, z: Tensor, state: ProjectedState) -> ProjectedState:
-        """The state with the step from z. What may be held lies no farther from its bound than the step before was long."""
+    def _look_ahead(self, z: Tensor, state: ProjectedState, near: Tensor) -> ProjectedState:
+        """The state with what is held at z, of what lies so near to its bound, and where the step from z leads."""
         gradient = state.gradient
-        size = state.newton.detach().abs()
-        near = (size.amax(-1, keepdim=True) if size.shape[-1] else size).clamp(max=self.nearest)
         held = ((z <= state.lower + near) & (gradient > 0)) | ((z >= state.upper - near) & (gradient < 0))
         state = state._replace(held=held)
-        return state._replace(newton=self._step(z, state, torch.zeros_like(state.damping)))
+        return state._replace(ahead=self._to(z, state, torch.zeros_like(state.damping)))
 
-    def _step(self, z: Tensor, state: ProjectedState, damping: Tensor) -> Tensor:
-        """The step from z, projected on the bounds: held unknowns go to theirs."""
+    def _to(self, z: Tensor, state: ProjectedState, damping: Tensor) -> Tensor:
+        """Where the step from z leads, projected on the bounds: what is held comes to lie exactly at its own."""
         gradient, lower, upper, held = state.gradient, state.lower, state.upper, state.held
         d = self._newton(state.hessian, gradient, held, z, damping)
-        d = torch.where(held, torch.where(gradient > 0, lower, upper) - z, d)
-        return torch.minimum(torch.maximum(z + d, lower), upper) - z
+        projected = torch.minimum(torch.maximum(z + d, lower), upper)
+        return torch.where(held, torch.where(gradient > 0, lower, upper), projected)
 
     def _model(self, hessian: Jacobian) -> Any:
         return hessian.to_dense() if self.max_inner is None else hessian
@@ -153,15 +155,14 @@ class ProjectedNewton:
         return state.value
 
 
-def _residual(z: Tensor, state: ProjectedState) -> Tensor:
-    """z − P(z − ∇φ), without the rounding of the inner difference."""
-    return torch.maximum(torch.minimum(state.gradient, z - state.lower), z - state.upper)
-
-
 def _newton(hessian: Tensor, gradient: Tensor, held: Tensor, damping: Tensor) -> Tensor:
     """The step −|H|⁻¹∇φ of the free unknowns, 0 for the held ones."""
     eye = torch.eye(held.shape[-1], dtype=gradient.dtype, device=gradient.device)
-    H = torch.where(held.unsqueeze(-1) | held.unsqueeze(-2), eye, hessian + damping[:, None, None] * eye)
+    unit = (
+        hessian.detach().abs().amax((-2, -1), keepdim=True)
+    )  # so that no eigenvalue is small beside that of what is held
+    unit = torch.where(unit > 0, unit, 1)
+    H = torch.where(held.unsqueeze(-1) | held.unsqueeze(-2), unit * eye, hessian + damping[:, None, None] * eye)
     r = torch.where(held, 0, gradient)
     L, info = torch.linalg.cholesky_ex(H)
     d = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)

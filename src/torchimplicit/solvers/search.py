@@ -43,6 +43,11 @@ class Search(Protocol):
         ...
 
     @property
+    def inverse_is_earlier(self) -> bool:
+        """Whether that is of the Jacobian at an iterate before the last, and not at the root itself."""
+        ...
+
+    @property
     def near_identity(self) -> bool:
         """Whether the root was found by what works where ∂g/∂z is the identity less a contraction."""
         ...
@@ -85,6 +90,10 @@ class Iterate:
     def _first(self) -> Any:
         """The solver, or the first of several."""
         return self.solver.stages[0] if isinstance(self.solver, Polyalgorithm) else self.solver
+
+    @property
+    def inverse_is_earlier(self) -> bool:
+        return getattr(self._first, "inverse_is_earlier", False)
 
     @property
     def near_identity(self) -> bool:

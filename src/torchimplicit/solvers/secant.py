@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.solvers.equations import Estimate
+from torchimplicit.solvers.equations import Estimate, growth
 from torchimplicit.stopping import rms
 from torchimplicit.tolerance import Tolerance
 
@@ -29,12 +29,13 @@ class Secant:
             self.last, self.gains = (z, r), []
             return Estimate(r)
         changes = [self._parts(new - old) for new, old in zip((z, r), self.last, strict=True)]
-        gains = [rms(dz) / rms(dr) for dz, dr in zip(*changes, strict=True)]
+        gains = [growth(rms(dz), rms(dr)) for dz, dr in zip(*changes, strict=True)]
         if self.gains:
             gains = [torch.where(new.isfinite(), new, old) for new, old in zip(gains, self.gains, strict=True)]
         self.last, self.gains = (z, r), gains
-        parts = [gain.unsqueeze(-1) * part for gain, part in zip(gains, self._parts(r), strict=True)]
-        return Estimate(torch.cat(parts, -1), torch.zeros_like(gains[0]))
+        largest = torch.finfo(r.dtype).max
+        parts = [gain.clamp(max=largest).unsqueeze(-1) * part for gain, part in zip(gains, self._parts(r), strict=True)]
+        return Estimate(torch.cat(parts, -1), 0.0, complete=True)
 
     def _parts(self, v: Tensor) -> tuple[Tensor, ...]:
         return v.split(self.leaves, -1) if self.leaves else (v,)

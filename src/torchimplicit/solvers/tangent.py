@@ -60,7 +60,8 @@ class Tangent(NamedTuple):
             vanishes = (
                 torch.linalg.vector_norm(apply(R, newton), dim=-1) >= (1 - torch.finfo(z.dtype).eps ** 0.5) * norm
             )
-            gain = torch.where(vanishes, gain, torch.inf)
+            known = (norm > 0) | (value == 0).all(-1)  # its squares have not vanished
+            gain = torch.where(vanishes & known, gain, torch.inf)
         return Tangent(R, c, gradient, newton, gain, norm, columns, terms, doubt, *kept)
 
     @property
@@ -111,7 +112,7 @@ def minimiser(R: Tensor, c: Tensor, columns: Tensor) -> Tensor:
 
 def estimate(tangent: Tangent) -> Estimate:
     """The step to the minimum of the model, which is Newton's for a root, and what the curvature of a fit makes of it."""
-    return Estimate(tangent.newton, 1 - 1 / tangent.gain)
+    return Estimate(tangent.newton, 0.0, tangent.gain, complete=True)
 
 
 def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: bool) -> tuple[Tangent, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.cholesky import FLAT, CholeskyFactors, clearly_definite
+from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
@@ -44,23 +44,8 @@ class TrustState(NamedTuple):
         L = torch.where(definite[:, None, None], L, torch.nan)
         newton = torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
         if not finished(definite):
-            newton = torch.where(definite.unsqueeze(-1), newton, _shortest(hessian, r))
+            newton = torch.where(definite.unsqueeze(-1), newton, least_norm(hessian, r))
         return TrustState(value, hessian, L, newton, radius)
-
-
-def _shortest(H: Tensor, r: Tensor) -> Tensor:
-    """H⁻¹r for a Hessian that is positive semidefinite up to rounding, the shortest of several in units in which its
-    diagonal is one; infinite for any other."""
-    with torch.no_grad():
-        finite, diagonal = H.isfinite().flatten(1).all(-1), H.diagonal(dim1=-2, dim2=-1)
-        unit = torch.where(finite.unsqueeze(-1) & (diagonal > 0), diagonal.abs(), 1).rsqrt()
-        scaled = torch.where(finite[:, None, None], unit.unsqueeze(-1) * H * unit.unsqueeze(-2), 0)
-        w, Q = torch.linalg.eigh(scaled)
-        floor = FLAT * H.shape[-1] * torch.finfo(w.dtype).eps
-        inverse = torch.where(w > floor, 1 / w, 0)
-        x = unit * (Q @ (inverse.unsqueeze(-1) * (Q.mT @ (unit * r).unsqueeze(-1)))).squeeze(-1)
-        usable = finite & (w[:, 0] >= -floor) & (w[:, -1] > 0)
-        return torch.where(usable.unsqueeze(-1), x, torch.inf)
 
 
 @dataclass(frozen=True)

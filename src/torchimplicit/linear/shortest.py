@@ -1,0 +1,86 @@
+"""Shortest solutions of systems that are singular to rounding: along a gauge Gaussian elimination divides noise by noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.factors import DirectSolver
+from torchimplicit.linear.lu import LU
+from torchimplicit.linear.operators import Dense
+from torchimplicit.transforms import inside_functorch, occurs
+
+NULL = 8  # in units of √n eps: a singular value that is smaller, beside the largest one, is zero
+NOISE = 10  # and so is a small one that is no larger than so many times what it changes by from one point to the next
+HOPELESS = 0.9  # of b, outside the range: then the shortest step does next to nothing
+
+
+class Inverse(NamedTuple):
+    """Factors of A (B, n, n), and of the singular ones pseudo-inverses, in units in which A has entries of size one.
+
+    What b has outside the range of A counts as if its singular value were one: it moves x a little along the gauge, and
+    keeps a correction from being small where b is not.
+
+    factors : the tensors of those of every A, for the backward, which judges A for itself.
+    shortest, rows : the pseudo-inverses, (B, n, n), and which systems have them, (B,); none where no system has.
+    others : the tensors of the factors of the others then, through which no derivative meets what is singular.
+    """
+
+    factors: tuple[Tensor, ...]
+    shortest: Tensor | None = None
+    rows: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
+
+    def solve(self, solver: DirectSolver, b: Tensor) -> Tensor:
+        """x with A x = b, the shortest of several: (B, n) -> (B, n). ``solver`` has made the factors."""
+        if self.shortest is None or self.rows is None:
+            return solver.from_tensors(self.factors).solve(b)
+        rows, x = self.rows.unsqueeze(-1), (self.shortest @ b.unsqueeze(-1)).squeeze(-1)
+        return torch.where(rows, x, solver.from_tensors(self.others).solve(torch.where(rows, 0, b)))
+
+
+def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tensor | None]) -> Inverse:
+    """Of A (B, n, n): its factors, and pseudo-inverses where it is singular to rounding. Where b (B, n) then lies outside its range
+    all but wholly, no solution is any good, and x is NaN.
+
+    ``again`` : asked for only where A may be singular, gives A at a point beside this one, or None. A singular value that is not the
+    same there is rounding: that of the function, which may be much more than eps.
+    """
+    factors = solver.factorize(Dense(A))
+    if A.shape[-1] == 1 or inside_functorch() or not occurs(factors.suspicious):
+        return Inverse(factors.tensors)
+    with torch.no_grad():
+        inverse, rows = _pseudo_inverses(A.detach(), b.detach(), factors.suspicious.nonzero().squeeze(-1), again)
+        if not occurs(rows):
+            return Inverse(factors.tensors)
+        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    others = solver.factorize(Dense(torch.where(rows[:, None, None], eye, A)))
+    return Inverse(factors.tensors, inverse, rows, others.tensors)
+
+
+def _pseudo_inverses(A: Tensor, b: Tensor, at: Tensor, again: Callable[[], Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Pseudo-inverses (B, n, n) of those of the systems ``at`` that have one, and which these are, (B,)."""
+    inverses, rows = torch.zeros_like(A), torch.zeros(len(A), dtype=torch.bool, device=A.device)
+    at = at[A[at].isfinite().flatten(1).all(1) & b[at].isfinite().all(-1)]
+    scaled = LU().factorize(Dense(A[at]))  # what was only in bad units is found to be regular at little cost
+    if not occurs(scaled.suspicious):
+        return inverses, rows
+    other = again()
+    d, c = scaled.tensors[-2:]
+    U, S, Vh = torch.linalg.svd(d.unsqueeze(-1) * A[at] * c.unsqueeze(-2))
+    eps = torch.finfo(A.dtype).eps
+    null = S <= NULL * A.shape[-1] ** 0.5 * eps * S[:, :1]
+    if other is not None:
+        change = U.mT @ (d.unsqueeze(-1) * (other - A)[at] * c.unsqueeze(-2)) @ Vh.mT
+        small = S <= eps**0.5 * S[:, :1]
+        change = torch.where(small.unsqueeze(-1) & small.unsqueeze(-2), change, 0).abs().flatten(1).amax(1)
+        null = null | (small & (NOISE * change.unsqueeze(-1) >= S))
+    parts = (U.mT @ (d * b[at]).unsqueeze(-1)).squeeze(-1)
+    outside = torch.linalg.vector_norm(torch.where(null, parts, 0), dim=-1)
+    hopeless = outside > HOPELESS * torch.linalg.vector_norm(parts, dim=-1)
+    inverse = c.unsqueeze(-1) * (Vh.mT @ (torch.where(null, 1, 1 / S).unsqueeze(-1) * U.mT)) * d.unsqueeze(-2)
+    inverse = torch.where(hopeless[:, None, None], torch.nan, inverse)
+    return inverses.index_copy(0, at, inverse), rows.index_copy(0, at, scaled.suspicious & null.any(-1))

@@ -1,0 +1,386 @@
+"""A gradient at a multiple root, or where z* is no root, is reported; a regular one never is, whatever its units and tolerance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchimplicit as ti
+from torchimplicit.solvers.equations import Estimate
+from torchimplicit.stopping import Status
+
+from ..every_solver import GENERAL
+from .problems import randn, well
+
+D = torch.float64
+DTYPES = [torch.float64, torch.float32]
+STARTS = [2.0, 0.0, 1.01, 1 + 1e-4, 5.0, -3.0]
+
+
+def said(run: Callable[[], Any]) -> list[str]:
+    """What ``run`` warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(w.message) for w in caught if issubclass(w.category, ti.ConvergenceWarning)]
+
+
+def at_zero(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+# Conditions with a double or triple root at 1 for x = 0, the last two of whose values are lost in rounding near it.
+MULTIPLE = {
+    "double": lambda z, x: (z - 1) ** 2 - x,
+    "triple": lambda z, x: (z - 1) ** 3 - x,
+    "square of exp": lambda z, x: (z.exp() - torch.e) ** 2 - x,
+    "expanded": lambda z, x: z * z - 2 * z + 1 - x,
+    "cosine": lambda z, x: 1 - torch.cos(z - 1) - x,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver", GENERAL)
+@pytest.mark.parametrize("name", MULTIPLE)
+def test_a_multiple_root_away_from_zero_is_reported_from_every_start(
+    name: str, solver: str, dtype: torch.dtype
+) -> None:
+    for start in STARTS:
+
+        def run(start: float = start) -> None:
+            z0 = torch.tensor(start, dtype=dtype)
+            ti.root(MULTIPLE[name], z0, (at_zero(dtype),), solver=solver).value.backward()
+
+        assert said(run), f"from {start}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver", GENERAL)
+def test_a_tangent_fixed_point_is_reported(solver: str, dtype: torch.dtype) -> None:
+    for start in STARTS:
+
+        def run(start: float = start) -> None:
+            z0 = torch.tensor(start, dtype=dtype)
+            ti.fixed_point(lambda z, x: z - (z - 1) ** 2 + x, z0, (at_zero(dtype),), solver=solver).value.backward()
+
+        assert said(run), f"from {start}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 70])
+def test_a_double_root_in_one_direction_of_many_is_reported(n: int, dtype: torch.dtype) -> None:
+    """Along (1, ..., 1) the root is a double one; the loss sees one number of z."""
+    A = well(n, dtype=dtype)
+    P = torch.eye(n, dtype=dtype) - 1 / n
+
+    def g(z: Tensor, x: Tensor) -> Tensor:
+        mean = (z - 1).mean()
+        return A @ (P @ (z - 1) + mean**2) - x
+
+    for solver in (None, "newton", "newton_krylov"):
+        for start in (2.0, 1.01):
+
+            def run(solver: str | None = solver, start: float = start) -> None:
+                z0 = torch.full((n,), start, dtype=dtype) + 0.1 * randn(n, seed=1, dtype=dtype)
+                z = ti.root(g, z0, (at_zero(dtype, n),), solver=solver or "auto", on_failure="warn").value
+                z[0].backward()
+
+            assert said(run), f"{solver} from {start}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver", ["auto", "trust_newton", "lbfgs", "newton_cg", "newton"])
+@pytest.mark.parametrize("start", [2.0, 0.0, 1.01])
+def test_a_minimum_whose_hessian_vanishes_is_reported(solver: str, start: float, dtype: torch.dtype) -> None:
+    for phi in (
+        lambda z, x: ((z - 1) ** 4).sum() - x * z[0],
+        lambda z, x: (z[0] - 1) ** 4 + (z[0] + z[1] - 2) ** 2 - x * z[0],
+    ):
+
+        def run(phi: Any = phi) -> None:
+            z0 = torch.tensor([start, start - 0.3], dtype=dtype)
+            ti.minimize(phi, z0, (at_zero(dtype),), solver=solver).value[0].backward()
+
+        assert said(run)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver", ["levenberg_marquardt", "gauss_newton", "dogleg"])
+def test_a_fit_whose_jacobian_vanishes_is_reported(solver: str, dtype: torch.dtype) -> None:
+    for start in STARTS:
+
+        def run(start: float = start) -> None:
+            z0 = torch.tensor([start, start + 0.2], dtype=dtype)
+            z = ti.least_squares(lambda z, x: (z - 1) ** 2 - x, z0, (at_zero(dtype),), solver=solver).value
+            z[0].backward()
+
+        assert said(run), f"from {start}"
+
+
+@pytest.mark.parametrize("solver", ["newton", "broyden", "anderson", "newton_krylov", "dogleg"])
+def test_of_a_batch_only_multiple_roots_are_named_and_the_others_are_exact(solver: str) -> None:
+    x = torch.tensor([0.0, 1.0, 0.0, 4.0], dtype=D, requires_grad=True)
+    z0 = torch.tensor([2.0, 2.5, 1.3, 2.5], dtype=D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        z, info = ti.root(lambda z, x: (z - 1) ** 2 - x, z0, (x,), batch_ndim=1, solver=solver)
+        z.sum().backward()
+    reported = (info.status != Status.CONVERGED) | (info.adjoint.status != Status.CONVERGED)
+    assert reported.tolist() == [True, False, True, False]
+    torch.testing.assert_close(x.grad[1::2], 0.5 / x.detach()[1::2].sqrt(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [2.0**-300, 2.0**-20, 1.0, 2.0**20, 2.0**300])
+def test_no_unit_of_g_or_z_plays_a_part(scale: float) -> None:
+    for unit in (1e-6, 1.0, 1e6):
+        for power, status in ((1, Status.CONVERGED), (2, Status.SINGULAR), (3, Status.SINGULAR)):
+            x = at_zero(D)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                z, info = ti.root(
+                    lambda z, x, p=power, u=unit: scale * ((z / u - 1) ** p * (z / u + 2) - x),
+                    torch.tensor(1.4 * unit, dtype=D),
+                    (x,),
+                    solver="newton",
+                )
+                z.backward()
+            assert info.adjoint.status == status
+            if power == 1:
+                assert abs(float(x.grad) / unit - 1 / 3) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rtol", [1e-2, None, 1e-12])
+@pytest.mark.parametrize("solver", ["newton", "newton_krylov", "auto"])
+def test_a_regular_root_is_never_reported(solver: str, rtol: float | None, dtype: torch.dtype) -> None:
+    """Also with equations of different units, an ill-conditioned Jacobian, and a start that is the solution."""
+    if dtype == torch.float32 and rtol == 1e-12:
+        rtol = 1e-6
+    for seed in range(20):
+        n = (1, 2, 5, 20)[seed % 4]
+        A = well(n, seed=seed, dtype=dtype)
+        U, _, Vh = torch.linalg.svd(A)
+        weak = 1e-5 if dtype == D else 1e-2
+        ill = U @ torch.diag(torch.logspace(0, torch.tensor(weak).log10().item(), n, dtype=dtype)) @ Vh
+        units = torch.logspace(-3, 3, n, dtype=dtype)
+        x = randn(n, seed=seed + 1, dtype=dtype)
+        for M in (A, ill, units[:, None] * A):
+            p = x.clone().requires_grad_()
+
+            def g(z: Tensor, p: Tensor, M: Tensor = M) -> Tensor:
+                Mz = M @ (z + z**3 / 9)
+                return Mz - M @ p
+
+            z, info = ti.root(g, torch.zeros_like(x), (p,), solver=solver, rtol=rtol, on_failure="ignore")
+            z[0].backward()
+            if info.converged:
+                assert info.adjoint.status == Status.CONVERGED
+            z, info = ti.root(g, z.detach(), (p,), solver=solver, rtol=rtol, on_failure="ignore")
+            z[0].backward()
+            if info.converged:
+                assert info.adjoint.status == Status.CONVERGED
+
+
+class Hasty:
+    """Newton's method that is content with any z after so many steps."""
+
+    max_steps = 50
+    patience = 10
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def init(self, equations: Any, z: Tensor) -> tuple[Tensor, tuple[Any, int]]:
+        jacobian = equations.jacobian(z)
+        return jacobian.value, (jacobian, 0)
+
+    def step(self, equations: Any, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        jacobian, taken = state
+        z = z - ti.linear.LU().factorize(jacobian).solve(r)
+        jacobian = equations.jacobian(z)
+        return z, jacobian.value, (jacobian, taken + 1)
+
+    def estimate(self, z: Tensor, r: Tensor, state: Any) -> Estimate:
+        enough = state[1] >= self.steps
+        return Estimate(torch.zeros_like(r) if enough else torch.full_like(r, torch.inf), 0.0)
+
+
+@pytest.mark.parametrize("n", [1, 3, 70])
+def test_a_value_that_is_off_is_named_as_that_and_not_as_a_singular_jacobian(n: int) -> None:
+    x = torch.full((n,), 5.0, dtype=D, requires_grad=True)
+    z, info = ti.root(lambda z, x: z**3 + z - x, torch.full((n,), 1e3, dtype=D), (x,), solver=Hasty(15))
+    assert info.converged
+    off = float((z - 1.5159802277).abs().max())
+    assert off > 0.5
+    with pytest.warns(ti.ConvergenceWarning, match="derivative is not that of the root.*inaccurate") as caught:
+        z.sum().backward()
+    assert info.adjoint.status == Status.INACCURATE
+    named = float(str(caught[0].message).split("off by about ")[1].split()[0])
+    assert 0.3 * off < named < 3 * off
+
+
+def test_what_is_off_is_reported_by_every_policy_and_row_by_row() -> None:
+    def solve(policy: str) -> tuple[Tensor, ti.SolveInfo, Tensor]:
+        x = torch.tensor([5.0, 5.0], dtype=D, requires_grad=True)
+        start = torch.tensor([1e3, 1.5], dtype=D)
+        z, info = ti.root(lambda z, x: z**3 + z - x, start, (x,), batch_ndim=1, solver=Hasty(15), on_failure=policy)
+        return z, info, x
+
+    z, _, _ = solve("raise")
+    with pytest.raises(ti.ConvergenceError, match="1 of 2 systems"):
+        z.sum().backward()
+    z, info, x = solve("nan")
+    z.sum().backward()
+    assert info.adjoint.status.tolist() == [Status.INACCURATE, Status.CONVERGED]
+    assert x.grad.isnan().tolist() == [True, False]
+    root = 1.5159802277
+    assert abs(float(x.grad[1]) - 1 / (3 * root**2 + 1)) < 1e-8
+
+
+def test_no_second_derivative_is_taken() -> None:
+    """Attention, whose backward on the processor has no derivative, and a loose tolerance, which leaves z* a part of it off."""
+    q = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    W = torch.nn.Parameter(torch.eye(16) * 0.97)
+    for rtol in (1e-2, 1e-3, 1e-5):
+        for solver in ("picard", "anderson"):
+
+            def cell(z: Tensor) -> Tensor:
+                return 0.97 * torch.nn.functional.scaled_dot_product_attention(z @ W, q, z) + q / 10
+
+            z, info = ti.fixed_point(cell, torch.zeros_like(q), solver=solver, rtol=rtol, on_failure="ignore")
+            z.square().sum().backward()
+            assert info.adjoint is not None
+            assert W.grad.isfinite().all()
+
+
+def test_a_function_that_raises_beside_the_root_is_no_matter() -> None:
+    evaluated: list[Tensor] = []
+
+    def g(z: Tensor, x: Tensor) -> Tensor:
+        evaluated.append(z.detach())
+        if bool((z < 1).any()):
+            raise ValueError("out of its domain")
+        return (z - 1) * (z + 1) - x
+
+    x = torch.zeros((), dtype=D, requires_grad=True)
+    z, info = ti.root(g, torch.tensor(3.0, dtype=D), (x,), solver="newton", rtol=1e-3)
+    before = len(evaluated)
+    z.backward()
+    assert info.adjoint.converged
+    assert len(evaluated) <= before + 1
+    assert abs(float(x.grad) - 0.5) < 1e-3
+
+
+@pytest.mark.parametrize("rtol", [None, 1e-2])
+@pytest.mark.parametrize("solve", ["root", "fixed_point", "minimize"])
+def test_a_look_costs_one_evaluation(solve: str, rtol: float | None) -> None:
+    count = 0
+    W = well(5)
+
+    def f(z: Tensor, x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        value = {
+            "root": lambda: W @ z + z**3 - x,
+            "fixed_point": lambda: torch.tanh(W @ z / 4 + x),
+            "minimize": lambda: (z**4).sum() / 4 + (z @ z) / 2 - x @ z,
+        }
+        return value[solve]()
+
+    x = randn(5, seed=2).requires_grad_()
+    z = getattr(ti, solve)(f, torch.zeros(5, dtype=D), (x,), rtol=rtol).value
+    before = count
+    z.sum().backward()
+    assert count <= before + 1
+
+
+C = randn(5, 6, seed=3).abs()
+ROWS, COLUMNS = (torch.softmax(randn(k, seed=k), 0) for k in (5, 6))
+EPSILON = 0.3
+
+
+def sinkhorn(v: Tensor, C: Tensor, rows: Tensor) -> Tensor:
+    """Both scalings of Sinkhorn's iteration for v, in the log domain. v may be moved by any constant."""
+    u = EPSILON * (rows.log() - torch.logsumexp((v - C) / EPSILON, -1))
+    return EPSILON * (COLUMNS.log() - torch.logsumexp((u[:, None] - C) / EPSILON, 0))
+
+
+def cost(v: Tensor, C: Tensor, rows: Tensor) -> Tensor:
+    """⟨P, C⟩, which does not see that constant."""
+    u = EPSILON * (rows.log() - torch.logsumexp((v - C) / EPSILON, -1))
+    return (((u[:, None] + v - C) / EPSILON).exp() * C).sum()
+
+
+@pytest.mark.parametrize("linear_solver", [None, ti.linear.LU(), ti.linear.GMRES(), ti.linear.BiCGStab()])
+def test_a_gauge_that_the_loss_does_not_see_is_no_singularity(linear_solver: Any) -> None:
+    def solve(C: Tensor, rows: Tensor) -> tuple[Tensor, ti.SolveInfo]:
+        options = {"solver": "picard", "rtol": 1e-11, "adjoint": ti.Implicit(linear_solver)}
+        return ti.fixed_point(sinkhorn, torch.zeros(6, dtype=D), (C, rows), **options)
+
+    exact = C.clone().requires_grad_()
+    v = torch.zeros(6, dtype=D)
+    for _ in range(2000):
+        v = sinkhorn(v, exact, ROWS)
+    (expected,) = torch.autograd.grad(cost(v, exact, ROWS), exact)
+    x = C.clone().requires_grad_()
+    v, info = solve(x, ROWS)
+    (found,) = torch.autograd.grad(cost(v, x, ROWS), x)
+    assert info.adjoint.converged
+    assert torch.allclose(found, expected, atol=1e-8)
+    x = C.clone().requires_grad_()
+    with pytest.warns(ti.ConvergenceWarning, match="singular"):  # the constant itself depends on the start alone
+        solve(x, ROWS)[0][0].backward()
+    if linear_solver is not None:  # marginals that do not sum to the same admit no fixed point
+        rows = ROWS.clone().requires_grad_()
+        v, _ = solve(C, rows)
+        with pytest.warns(ti.ConvergenceWarning, match="singular"):
+            cost(v, C, rows).backward()
+
+
+@pytest.mark.parametrize("n", [2, 5, 64])
+@pytest.mark.parametrize("solver", [ti.linear.GMRES(), ti.linear.BiCGStab(), ti.linear.CG()], ids=repr)
+def test_a_krylov_solver_that_happens_upon_a_consistent_system_is_reported(n: int, solver: Any) -> None:
+    A = torch.zeros(n, n, dtype=D)
+    A[0, 0] = 1.0
+    A[0, 1] = 0.0 if isinstance(solver, ti.linear.CG) else 1.0
+    b = torch.zeros(n, dtype=D)
+    b[0] = 1.0
+    for run in (
+        lambda b: ti.linear_solve(A, b, solver=solver),
+        lambda b: ti.linear_solve(A.mv, b, solver=solver),
+        lambda b: ti.root(lambda y: A @ y - b, b.detach(), adjoint=ti.Implicit(solver)),
+    ):
+        x = b.clone().requires_grad_()
+        solution, info = run(x)
+        assert torch.allclose(A @ solution, b)
+        with pytest.warns(ti.ConvergenceWarning, match="singular"):
+            solution[0].backward()
+        assert info.adjoint.status == Status.SINGULAR
+
+
+@pytest.mark.parametrize("solver", [None, ti.linear.LU(), ti.linear.Cholesky(), ti.linear.GMRES(), ti.linear.CG()])
+def test_linear_solve_tells_its_products_and_the_error_of_its_solution(solver: Any) -> None:
+    n = 8
+    i = torch.arange(n, dtype=D)
+    A = 1 / (i[:, None] + i + 1) + 1e-6 * torch.eye(n, dtype=D)
+    exact = torch.ones(n, dtype=D)
+    count = 0
+
+    def product(z: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return A @ z
+
+    z, info = ti.linear_solve(A, A @ exact, solver=solver, rtol=1e-12)
+    assert info.products > 0
+    error = float((z - exact).abs().max())
+    assert float(info.error) < 1e-4
+    if solver is None or isinstance(solver, (ti.linear.LU, ti.linear.Cholesky)):
+        assert 1e-3 * error <= float(info.error) <= 1e3 * error + 1e-14
+    z, info = ti.linear_solve(product, A @ exact, solver=solver, rtol=1e-12)
+    assert 0 < int(info.products)
