@@ -77,7 +77,7 @@ def held(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> tuple[Ten
 
 
 def between(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The condition of a minimum within bounds: the gradient in the free unknowns, z less the bound in those that are held, (B, n).
+    """The condition of a minimum within bounds, (B, n): the gradient in the free unknowns, z less its bound in those that are held.
 
     Where both bounds are the same and ∇φ is 0, each has half of the derivative.
     """

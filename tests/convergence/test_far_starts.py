@@ -67,10 +67,11 @@ def run(equation: Equation, solver: str, dtype: torch.dtype) -> Outcome:
     return outcome(ti.root, equation.g, start, torch.full_like(start, equation.x), solver=solver, batch_ndim=1)
 
 
-def check(equation: Equation, result: Outcome) -> None:
+def check(equation: Equation, result: Outcome, by_plain_steps: bool = False) -> None:
     """What converged without a word is the root, and its gradient that of the root, as far as it is known.
 
-    Where g is 0 to the last bit, which far away it is by underflow, nobody can know that it is none.
+    Where g is 0 to the last bit, which far away it is by underflow, nobody can know that it is none; nor a method of plain steps
+    z − g, where these leave z as it is to the last bit.
     """
     truth = torch.full_like(result.z, equation.root)
     assert result.gradient is not None
@@ -80,7 +81,8 @@ def check(equation: Equation, result: Outcome) -> None:
     allowed = allowed + FACTOR * torch.finfo(result.z.dtype).eps ** 0.5 * equation.slope(exact).abs()
     bad = ~((result.gradient.double() - equation.slope(exact)).abs() <= allowed)
     report = (equation.starts, result.z, result.gradient, result.info.status)
-    known = equation.g(result.z, torch.full_like(result.z, equation.x)) != 0
+    g = equation.g(result.z, torch.full_like(result.z, equation.x))
+    known = (result.z - g != result.z) if by_plain_steps else g != 0
     assert not silently_wrong(result, known & ~right(result.z, truth, rows=True), known & bad), report
 
 
@@ -91,7 +93,7 @@ def check(equation: Equation, result: Outcome) -> None:
     ["auto", *(pytest.param(s, marks=[slow] * (s not in ("newton", "chandrupatla"))) for s in ROOTS)],
 )
 def test_no_start_makes_a_root_of_what_is_none(solver: str, name: str, dtype: torch.dtype) -> None:
-    check(EQUATIONS[name], run(EQUATIONS[name], solver, dtype))
+    check(EQUATIONS[name], run(EQUATIONS[name], solver, dtype), solver in ("picard", "anderson", "broyden"))
 
 
 @pytest.mark.parametrize("dtype", [D, S])

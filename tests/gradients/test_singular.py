@@ -78,7 +78,9 @@ def test_a_consistent_right_hand_side_does_not_hide_a_singular_jacobian(n: int, 
 def test_a_singular_jacobian_at_a_root_that_is_only_approached_is_reported(n: int, solver: str) -> None:
     A = rank_deficient(n)
     x = torch.zeros(n, dtype=torch.float64, requires_grad=True)
-    z = ti.root(lambda z: A @ z + z**3 + x, 0.01 + randn(n, seed=2) / 30, solver=solver).value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a triple root, to which all solvers come slowly, if they do
+        z = ti.root(lambda z: A @ z + z**3 + x, 0.01 + randn(n, seed=2) / 30, solver=solver).value
     with pytest.warns(ti.ConvergenceWarning, match="derivative"):
         z[0].backward()
 

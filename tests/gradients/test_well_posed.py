@@ -157,33 +157,42 @@ def test_no_unit_of_g_or_z_plays_a_part(scale: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rtol", [1e-2, None, 1e-12])
 @pytest.mark.parametrize("solver", ["newton", "newton_krylov", "auto"])
-def test_a_regular_root_is_never_reported(solver: str, rtol: float | None, dtype: torch.dtype) -> None:
+def test_a_regular_root_is_never_called_singular_and_only_inaccurate_where_it_is(
+    solver: str, rtol: float | None, dtype: torch.dtype
+) -> None:
     """Also with equations of different units, an ill-conditioned Jacobian, and a start that is the solution."""
     if dtype == torch.float32 and rtol == 1e-12:
         rtol = 1e-6
+    allowed = torch.finfo(dtype).eps ** 0.5 if rtol is None else rtol
     for seed in range(20):
         n = (1, 2, 5, 20)[seed % 4]
         A = well(n, seed=seed, dtype=dtype)
         U, _, Vh = torch.linalg.svd(A)
-        weak = 1e-5 if dtype == D else 1e-2
-        ill = U @ torch.diag(torch.logspace(0, torch.tensor(weak).log10().item(), n, dtype=dtype)) @ Vh
+        ill = U @ torch.diag(torch.logspace(0, -5 if dtype == D else -2, n, dtype=dtype)) @ Vh
         units = torch.logspace(-3, 3, n, dtype=dtype)
-        x = randn(n, seed=seed + 1, dtype=dtype)
+        z = randn(n, seed=seed + 1, dtype=dtype)
         for M in (A, ill, units[:, None] * A):
-            p = x.clone().requires_grad_()
-
-            def g(z: Tensor, p: Tensor, M: Tensor = M) -> Tensor:
-                Mz = M @ (z + z**3 / 9)
-                return Mz - M @ p
-
-            z, info = ti.root(g, torch.zeros_like(x), (p,), solver=solver, rtol=rtol, on_failure="ignore")
-            z[0].backward()
-            if info.converged:
-                assert info.adjoint.status == Status.CONVERGED
-            z, info = ti.root(g, z.detach(), (p,), solver=solver, rtol=rtol, on_failure="ignore")
-            z[0].backward()
-            if info.converged:
-                assert info.adjoint.status == Status.CONVERGED
+            p = (z + z**3 / 9).requires_grad_()
+            start = torch.zeros_like(z)
+            for _ in range(2):
+                found, info = ti.root(
+                    lambda z, p, M=M: M @ (z + z**3 / 9) - M @ p,
+                    start,
+                    (p,),
+                    solver=solver,
+                    rtol=rtol,
+                    on_failure="ignore",
+                )
+                (grad,) = torch.autograd.grad(found[0], p)
+                start = found.detach()
+                off = float((start - z).abs().max() / z.square().mean().sqrt()) / allowed
+                if not info.converged:
+                    continue
+                assert info.adjoint.status == (Status.INACCURATE if off > 20 else Status.CONVERGED) or off > 5
+                if off < 1:
+                    exact = torch.zeros_like(z)
+                    exact[0] = 1 / (1 + z[0] ** 2 / 3)
+                    assert torch.allclose(grad, exact, atol=10 * allowed + torch.finfo(dtype).eps ** 0.5)
 
 
 class Hasty:
@@ -228,7 +237,7 @@ def test_what_is_off_is_reported_by_every_policy_and_row_by_row() -> None:
     def solve(policy: str) -> tuple[Tensor, ti.SolveInfo, Tensor]:
         x = torch.tensor([5.0, 5.0], dtype=D, requires_grad=True)
         start = torch.tensor([1e3, 1.5], dtype=D)
-        z, info = ti.root(lambda z, x: z**3 + z - x, start, (x,), batch_ndim=1, solver=Hasty(15), on_failure=policy)
+        z, info = ti.root(lambda z, x: z**3 + z - x, start, (x,), batch_ndim=1, solver=Hasty(5), on_failure=policy)
         return z, info, x
 
     z, _, _ = solve("raise")

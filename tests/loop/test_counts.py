@@ -210,7 +210,8 @@ def test_one_evaluation_beside_those_of_the_search_serves_the_record_and_the_who
     assert g.count == int(info.evaluations) + 1
     before = g.count
     z.sum().backward()
-    assert g.count == before
+    # A fit converges linearly: where the error that is left is about the tolerance, it is worth a look from beside z*.
+    assert g.count <= before + (name == "fit")
 
 
 def test_the_graph_of_a_large_evaluation_does_not_wait_for_the_backward() -> None:

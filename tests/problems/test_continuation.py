@@ -259,7 +259,7 @@ def test_at_a_crossing_there_is_no_branch_to_begin_with() -> None:
         ti.continuation(lambda z, s: s * z - z**3, number(0.0), 0.0, 1.0)
 
 
-@pytest.mark.parametrize("e", [1e-3, -1e-6])
+@pytest.mark.parametrize("e", [1e-2, -1e-3])
 def test_an_imperfect_pitchfork_without_a_determinant(e: float) -> None:
     """n = 260, matrix-free. With s < 0 and far from 0 all is small; at the end u is near ± 1 everywhere."""
     x = torch.linspace(0, 1, 260, dtype=D)
@@ -272,6 +272,16 @@ def test_an_imperfect_pitchfork_without_a_determinant(e: float) -> None:
     assert info.converged
     assert not len(branch.crossings)
     assert float((u - math.copysign(1.0, e)).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("e", [1e-2, 1e-4, 1e-6])
+def test_what_stands_for_the_determinant_tells_neighbours_apart(e: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On systems so small that the truth is known; s and z of another size than g."""
+    monkeypatch.setattr("torchimplicit.problems.curve.DENSE_LIMIT", 0)
+    z = ti.continuation(lambda z, s: s * z - z**2 + e, number(-10.0), -10.0, 10.0).value
+    assert z.item() == pytest.approx(5 - (25 + e) ** 0.5, abs=1e-9)
+    z = ti.continuation(lambda z, s: s * z - z**3 + e, number(e), -1.0, 1.0).value
+    assert z.item() == pytest.approx(rightmost(1.0, e), rel=1e-8)
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])

@@ -23,8 +23,8 @@ CORRECTIONS = 8  # Newton steps after which a step was too long
 ANGLE = 0.25  # between the tangents at its ends
 DISTANCE = 0.05  # from the point predicted to that found, as a part of the step
 CONTRACTION = 0.05  # of the second correction beside the first: how far from linear the equations are between the two
-BEND = ANGLE / 4  # between the chord and the mean tangent: none on a circle, so that more means a jump sideways
-SKEW = 0.1  # between the change of s and the mean of its slopes at both ends, as a part of the larger one
+BEND = ANGLE / 16  # between the chord and the mean tangent: none on a circle, so that more means a jump sideways
+SKEW = 0.05  # between the change of s and the mean of its slopes at both ends, as a part of the larger one
 
 
 class Point(NamedTuple):
@@ -188,22 +188,26 @@ def _oriented(
 ) -> tuple[float, tuple[Tensor, Tensor] | None]:
     """The sign of det A, and the witness of the next one.
 
-    Where A has no entries, its determinant is not at hand. Where it changes its sign, an eigenvalue goes through zero, and the
-    solution x of A x = w turns round, if w is the direction that A enlarges least: w and x at the last point are the witness.
-    w follows by one step of the power method on A⁻ᴴA⁻¹ a point. A step in which x turns for another reason is too long as well.
+    Where A has no entries, its determinant is not at hand. Where it changes its sign, an eigenvalue of ∂g/∂y within the plane goes
+    through zero, and the solution x of A x = w turns round, if w is the value that ∂g/∂y enlarges to least: w and x at the last point
+    are the witness. w follows by one step of the power method a point. A step in which x turns for another reason is too long as
+    well; where two eigenvalues go through zero in one step, neither this nor the determinant tells.
     Source: Govaerts, Numerical Methods for Bifurcations of Dynamical Equilibria (2000), chapter 3 (bordered matrices).
     """
     if isinstance(inverse, Factors):
         matrix, pivots = inverse.tensors[0][0], inverse.tensors[1][0]
         swaps = int((pivots != torch.arange(1, len(matrix) + 1, device=pivots.device)).sum()) if len(matrix) > 1 else 0
         return float(matrix.diagonal().sign().prod()) * (-1) ** swaps, None
+    value = torch.ones_like(y).unsqueeze(0)
+    value[:, -1] = 0  # of the plane
+    sign = 1.0
     if last is None or last.witness is None:
-        sign, w = 1.0, unpatterned(y.unsqueeze(0))
+        w = value * unpatterned(value)
         x = inverse.solve(w)
     else:
         w, before = last.witness
         x = inverse.solve(w)
         sign = math.copysign(last.sign, last.sign * float((x * before).sum()))
-    w = inverse.solve(x, adjoint=True)
+    w = value * inverse.solve(x, adjoint=True)
     w = w / torch.linalg.vector_norm(w)
     return sign, (w, inverse.solve(w))

@@ -25,7 +25,6 @@ from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import inside_functorch
 from torchimplicit.uncompiled import uncompiled
 
 
@@ -54,7 +53,7 @@ class LinearSearch:
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
         if inside is not None:
             jacobian = equations.jacobian(z0)
-            found = self._found(self.solver.factorize(jacobian), -jacobian.value, lambda z: z)[0]
+            found = self._found(jacobian, -jacobian.value, lambda z: z)[0]
         else:
             found = self.recorded(equations, z0, stopping, checkpoint=False)
         if not self.operator.explicit:
@@ -78,17 +77,19 @@ class LinearSearch:
             )
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
-        found, products = self._found(self.solver.factorize(self.operator), self.b, self.layout.flatten)
+        found, products = self._found(self.operator, self.b, self.layout.flatten)
         equations.products += products
         return found
 
-    def _found(self, state: Any, b: Tensor, flat: Callable[[Tensor], Tensor]) -> tuple[Found, int]:
-        """The solution, and the number of products with the operator."""
+    def _found(self, operator: LinearOperator, b: Tensor, flat: Callable[[Tensor], Tensor]) -> tuple[Found, int]:
+        """The solution, and the number of products with the operator. Its error is Newton's correction by the factors, where there
+        are some; else relatively as large as the residual."""
+        state = self.solver.factorize(operator)
         direct = getattr(state, "direct", state)
         direct = None if hasattr(direct, "iterate") else direct
         self.factors = direct if isinstance(direct, Factors) else None
         if not hasattr(state, "iterate"):
-            state = Richardson(preconditioner=state).factorize(self.operator)
+            state = Richardson(preconditioner=state).factorize(operator)
         limits = {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol, "max_steps": self.max_steps}
         result: LinearResult = state.iterate(b, **limits)
         status = linear_status(result)
@@ -100,9 +101,9 @@ class LinearSearch:
         with torch.no_grad():
             bound = self.tolerance.atol + self.tolerance.rtol * torch.linalg.vector_norm(b, dim=-1)
             bound, error = error_of(result.x, b, bound), error_of(result.x, b, result.residual_norm)
-            if direct is not None and not inside_functorch():
-                error = direct.solve(b - self.operator.apply(result.x)).abs().amax(-1)
-                products += 1 + (0 if self.operator.explicit else self.operator.shape[-1])
+            if direct is not None and operator.shape[-1]:
+                error = direct.solve(b - operator.apply(result.x)).abs().amax(-1)
+                products += 1 + (0 if operator.explicit else operator.shape[-1])
         shape = result.converged.shape
         facts = (status, result.steps, result.residual_norm, error, bound)
         status, steps, residual, error, bound = (t.expand(shape).reshape(-1) for t in facts)

@@ -231,7 +231,9 @@ class Course:
             slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
             if occurs(slow):
                 error = torch.where(slow, largest * gain(z, correction), error)
-        error = torch.where(leapt(), torch.inf, error)
+        # A correction as long as z itself, and small for atol alone, has to be seen to become smaller.
+        alone = (largest > measured(z) / 2) & ~((self.size < self.before) & (self.before < torch.inf))
+        error = torch.where(leapt() | alone, torch.inf, error)
         error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
         return near & (error * self.stopping.strictness <= bound)

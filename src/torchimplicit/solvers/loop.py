@@ -122,9 +122,6 @@ def solve(
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
     course.end_all(Status.MAX_STEPS, taken)
     best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
-    bounds = equations.bounds(best_z) if equations.kind.bounded else None
-    if bounds is not None:
-        best_z = at_bounds(equations, best_z, *bounds)
 
     failed = course.noted and not all_converged(status)
     if failed:
@@ -134,6 +131,9 @@ def solve(
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
+    bounds = equations.bounds(best_z) if equations.kind.bounded else None
+    if bounds is not None:
+        best_z = at_bounds(equations, best_z, *bounds)
     hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and bounds is None
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
