@@ -12,6 +12,8 @@ from torchimplicit.linear.masks import divide
 from torchimplicit.solvers.descent import curved, dot
 from torchimplicit.solvers.line_search import LineSearch
 
+LONGEST = 100  # times the gradient: a multiple of the last step that is turned round
+
 
 class LastStep(NamedTuple):
     """The last step s of each system and the change y of its gradient, (B, n); whether there is one, (B,)."""
@@ -23,8 +25,8 @@ class LastStep(NamedTuple):
 
 @dataclass(frozen=True)
 class NonlinearCG(LineSearch):
-    """d ← −∇φ + β d, with β = (y − 2 d yᵀy / dᵀy)ᵀ∇φ / dᵀy, not below −1 / (‖d‖ min(‖∇φ‖ of the step before, 0.01)): three vectors
-    for each system, no matrix.
+    """d ← −∇φ + β d, with β = (y − 2 d yᵀy / dᵀy)ᵀ∇φ / dᵀy, β d not longer backwards than a hundred times ∇φ of the step before: three
+    vectors for each system, no matrix, and no unit of φ plays a part.
 
     The first length tried is the one with which the last step's decrease is expected again.
     Source: Hager and Zhang, A new conjugate gradient method with guaranteed descent and an efficient line search, SIAM J. Optim.
@@ -50,7 +52,7 @@ class NonlinearCG(LineSearch):
         sy, slope = dot(s, y), dot(s, r - y)
         # β d does not depend on the length of d: the step s takes its place.
         beta = divide(dot(y, r) - 2 * divide(dot(y, y), sy, known) * dot(s, r), sy, known)
-        lowest = -1 / torch.linalg.vector_norm((r - y).detach(), dim=-1).clamp(max=0.01)
+        lowest = -LONGEST * torch.linalg.vector_norm((r - y).detach(), dim=-1)
         lowest = divide(lowest, torch.linalg.vector_norm(s.detach(), dim=-1), known)
         d = -r + beta.maximum(lowest).unsqueeze(-1) * s
         step = divide(slope, dot(d, r), known)
