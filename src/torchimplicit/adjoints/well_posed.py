@@ -167,11 +167,13 @@ def look(
     tolerance: Tolerance,
     rows: Tensor,
     earlier: Tensor | None,
+    permitted: Callable[[Tensor, Tensor], Tensor],
 ) -> Look:
     """Look at some ``rows`` (B,) from beside z, with one evaluation of g and one product. Where g is undefined, only z is judged.
 
     at : z, and b and x with J x = b, or Jᵀ x = b for the ``adjoint``.
     earlier : the solution with the Jacobian of a z that was farther from the root, where there is one: then nothing need be evaluated.
+    permitted : (z, a step from it) -> the step that may be taken in its place (:meth:`torchimplicit.condition.Kind.permitted`).
     """
     z, b, x = at
     w = estimate.step(jacobian.value)
@@ -188,12 +190,14 @@ def look(
     no = torch.zeros_like(rows)
     if not occurs(rows):
         return Look(no, no, excess)
-    residual = _product(g, z - torch.where(rows.unsqueeze(-1), w, 0), x, adjoint) - b
+    step = permitted(z, -torch.where(rows.unsqueeze(-1), w, 0))
+    residual = _product(g, z + step, x, adjoint) - b
     known = rows & residual.isfinite().all(-1)
     singular = known & (estimate.movement(torch.where(known.unsqueeze(-1), residual, 0)) > CHANGE)
     off = rows & (excess > FAR)
     if occurs(off):
-        off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, tolerance))
+        step = permitted(z, each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z))
+        off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, step))
     return Look(off, singular & ~off, excess)
 
 
@@ -205,11 +209,8 @@ def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool)
         return torch.full_like(z, torch.nan)
 
 
-def _rounding(
-    g: Callable[[Tensor], Tensor], value: Tensor, estimate: Estimate, z: Tensor, tolerance: Tolerance
-) -> Tensor:
+def _rounding(g: Callable[[Tensor], Tensor], value: Tensor, estimate: Estimate, z: Tensor, step: Tensor) -> Tensor:
     """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
-    step = each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z)
     try:
         change = g(z + step) - value
     except UNDEFINED:
