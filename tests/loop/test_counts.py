@@ -82,7 +82,7 @@ def total(counts: Counter[str]) -> int:
 def test_the_loop_adds_few_operations_to_those_of_a_step(solver: Any, of_method: int, waits: int) -> None:
     step = of_one_step(solver)
     residual = EVALUATION + 1
-    assert total(step) <= residual + of_method + 16
+    assert total(step) <= residual + of_method + 17
     assert step[SYNCHRONISATION] <= 3 + waits
 
 
@@ -112,10 +112,10 @@ def test_anderson_mixes_at_every_third_step_and_does_little_else() -> None:
     assert three["aten.bmm.default"] == 3  # the Gram matrix, its right-hand side, the mixture
     assert three["aten.mm.default"] == 3  # the evaluations
     assert three[SYNCHRONISATION] <= 12
-    assert total(three) <= 140
+    assert total(three) <= 150
 
 
-def test_the_loop_adds_fourteen_operations_and_a_substitution_to_a_step_of_newton_in_which_all_come_closer() -> None:
+def test_the_loop_adds_fifteen_operations_and_a_substitution_to_a_step_of_newton_in_which_all_come_closer() -> None:
     def g(z: Tensor) -> Tensor:
         return z**3 + z + z @ W.T - B
 
@@ -136,7 +136,7 @@ def test_the_loop_adds_fourteen_operations_and_a_substitution_to_a_step_of_newto
     step.subtract(solved(1))
     step.subtract(of_method.counts)
     assert step[SYNCHRONISATION] <= 3  # whether all have come closer, whether z is finite, whether something has ended
-    assert total(step) - step[SYNCHRONISATION] - step["aten.linalg_lu_solve.default"] <= 14
+    assert total(step) - step[SYNCHRONISATION] - step["aten.linalg_lu_solve.default"] <= 15
 
 
 def test_newton_factorises_once_a_step_and_not_where_it_has_converged() -> None:

@@ -114,8 +114,12 @@ class Anderson:
             dp = torch.zeros_like(dr)
         ahead = r_new if self.damping == 1 else self.damping * r_new
         dp = store(dp, k, ahead, shift)
-        change = r - r_new
-        dr = store(dr, k, change if mixing is None else torch.where(mixing.unsqueeze(-1), change, 0))
+        if mixing is None:
+            dr = store(dr, k, r, r_new)
+            change = dr[:, k % dr.shape[1]]
+        else:
+            change = r - r_new
+            dr = store(dr, k, torch.where(mixing.unsqueeze(-1), change, 0))
         with torch.no_grad():
             seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
             if gain is not None:

@@ -131,9 +131,10 @@ class Course:
             noted=False,
         )
         done = course.arrived(estimate, z, norm)
-        if estimate is None and not finished(norm != 0):
-            done = (r.detach() == 0).all(-1)
-            course.error = torch.where(done, 0, course.error)
+        if not finished(norm != 0):
+            exact = (r.detach() == 0).all(-1)
+            done = exact if done is None else done | exact
+            course.error = torch.where(exact, 0, course.error)
         if done is not None and not stopping.at_least_one:
             course.running = ~done
         if not all_finite(norm):

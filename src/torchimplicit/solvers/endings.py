@@ -49,9 +49,11 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
     It may be the others that have moved since the answer before: systems that influence each other are called COUPLED.
     """
     with torch.no_grad():
-        r = solver.init(equations, z)[0]
-        change, size = (measured(r) - norm).abs(), norm + measured(z)
-        differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
+        differs = torch.zeros_like(status, dtype=torch.bool)
+        if not equations.draws_nothing:
+            r = solver.init(equations, z)[0]
+            change, size = (measured(r) - norm).abs(), norm + measured(z)
+            differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
         if len(z) > 1 and not inside_functorch() and occurs(doubtful := differs | (status != Status.CONVERGED)):
             coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()))
             if coupled:
@@ -61,15 +63,18 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
 
 def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice."""
-    others = torch.arange(len(z), device=z.device) != row
-    size = torch.where((size := rms(z)) > 0, size, 1) * others
-    first, second = equations.residual(z), equations.residual(z)
-    moved = equations.attempt(equations.residual, z + size.unsqueeze(-1) * unpatterned(z))
-    same = (first == second).all(-1)
-    if moved is None or not bool((same & first.isfinite().all(-1) & moved.isfinite().all(-1))[row]):
+    value = equations.residual(z)
+    same = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    if not equations.draws_nothing:
+        same = (value == equations.residual(z)).all(-1)
+    value = value[row].clone()
+    moves = torch.where((size := rms(z)) > 0, size, 1)
+    moves[row] = 0
+    moved = equations.attempt(equations.residual, torch.addcmul(z, moves.unsqueeze(-1), unpatterned(z)))
+    if moved is None or not bool(same[row] & (value + moved[row]).isfinite().all()):
         return False, same
-    noise = COUPLED * torch.finfo(z.dtype).eps * (measured(first)[row] + measured(z)[row])
-    return not bool((moved[row] - first[row]).abs().amax() <= noise), same
+    noise = COUPLED * torch.finfo(z.dtype).eps * (measured(value.unsqueeze(0)) + measured(z[row : row + 1]))
+    return not bool((moved[row] - value).abs().amax() <= noise), same
 
 
 def singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
@@ -104,6 +109,8 @@ def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -
 def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """z with those numbers exactly at their bounds that have ended near and are pressed there by the objective: methods that approach
     a bound from within never arrive, and others do but for rounding."""
+    if not z.shape[-1]:
+        return z
     with torch.no_grad():
         size = torch.stack([v.abs().where(v.isfinite(), 0) for v in (z, lower, upper)]).amax((0, -1)).unsqueeze(-1)
         there = torch.where(z - lower <= NEAR * size, lower, torch.where(upper - z <= NEAR * size, upper, z))

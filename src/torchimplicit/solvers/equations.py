@@ -119,6 +119,11 @@ class Equations:
         return None if self._watched is None else self._watched.noisy
 
     @property
+    def draws_nothing(self) -> bool:
+        """Whether it is known that the function draws no random numbers."""
+        return self._watched is not None and self._watched.noisy is None
+
+    @property
     def evaluations(self) -> int:
         """Of the function so far, those included that looked for noise."""
         return self._evaluations + (0 if self._watched is None else self._watched.repeated)
