@@ -238,7 +238,7 @@ class JacobianSystem:
         singular = solver.singular()
         if singular is not None and occurs(singular):
             result, singular = self._beside_a_gauge(operator, result, singular & (b != 0).any(-1), (b, z, *rest))
-        found, evaluations = None, 1
+        found: Look | None = None
         if not (self.base.kind.linear or solver.truncated):
             tolerance = self.settings.tolerance
             rows = doubtful(operator.value, z, b, result.x, tolerance, self.base.kind.near_identity)
@@ -248,7 +248,6 @@ class JacobianSystem:
             if estimate is not None:
                 at = (z, b, result.x)
                 found = look(g, operator, estimate, at, self.transpose, tolerance, rows, solver.earlier())
-                evaluations = 2
         causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
         causes += [] if singular is None else [(singular, Status.SINGULAR)]
         causes += [] if refused is None else [(refused, Status.NONFINITE)]
@@ -263,7 +262,7 @@ class JacobianSystem:
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
         error = error_of(result.x, b, result.residual_norm)
-        counts = evaluations, operator.products
+        counts = 1 + (0 if found is None else found.evaluations), operator.products
         facts = partial(Facts.counted, status, result.steps, result.residual_norm, error, *counts)
         self._note(facts)
         if failed and not solver.truncated:

@@ -151,11 +151,13 @@ def changes_little(x: Tensor, earlier: Tensor) -> Tensor:
 
 
 class Look(NamedTuple):
-    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off."""
+    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off;
+    and the evaluations that it took."""
 
     off: Tensor
     singular: Tensor
     excess: Tensor
+    evaluations: int
 
 
 def look(
@@ -179,22 +181,24 @@ def look(
     size, allowed = tolerance.largest(w, z)
     exact = rows & (jacobian.value == 0).all(-1)
     rows = rows & (exact | (size > doubt(tolerance, z.dtype) * allowed))
-    # z is known to its rounding only, and where a residual is 0, what rounding hides may be √eps of a double root.
-    hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
-    w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
-    rows = rows & w.isfinite().all(-1)
     if earlier is not None:
         rows = rows & ~(changes_little(x, earlier) & (excess <= FAR))
     no = torch.zeros_like(rows)
     if not occurs(rows):
-        return Look(no, no, excess)
+        return Look(no, no, excess, 0)
+    # z is known to its rounding only, and where a residual is 0, what rounding hides may be √eps of a double root.
+    hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
+    w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
+    rows = rows & w.isfinite().all(-1)
     residual = _product(g, z - torch.where(rows.unsqueeze(-1), w, 0), x, adjoint) - b
     known = rows & residual.isfinite().all(-1)
     singular = known & (estimate.movement(torch.where(known.unsqueeze(-1), residual, 0)) > CHANGE)
     off = rows & (excess > FAR)
+    evaluations = 1
     if occurs(off):
+        evaluations = 2
         off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, tolerance))
-    return Look(off, singular & ~off, excess)
+    return Look(off, singular & ~off, excess, evaluations)
 
 
 def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
