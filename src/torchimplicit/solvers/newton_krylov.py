@@ -16,6 +16,7 @@ from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
 
 RUN_OFF = 0.75  # a step whose J s is less than eps to this power of s, beside ‖J‖, is along a gauge, and rounding is all it rests on
+FAR = 10  # times as far as z is large
 
 
 class NewtonKrylovState(NamedTuple):
@@ -72,6 +73,7 @@ class NewtonKrylov:
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonKrylovState
     ) -> tuple[Tensor, Tensor, NewtonKrylovState]:
+        before = rms(z.detach())
         linear = self.linear_solver.factorize(state.jacobian)
         s = linear.iterate(r, rtol=state.forcing, max_steps=self.max_inner).x
         search = state.search
@@ -86,7 +88,8 @@ class NewtonKrylov:
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
         last, least = _gains(s, r, jacobian)
-        lost = last * torch.finfo(z.dtype).eps ** RUN_OFF > least
+        far = rms(s.detach()) > FAR * before  # nearer multiple roots J becomes as small without harm
+        lost = far & (last * torch.finfo(z.dtype).eps ** RUN_OFF > least)
         z = torch.where(lost.unsqueeze(-1), torch.nan, z)
         return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, last.fmax(least))
 
