@@ -20,7 +20,6 @@ from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, LinearResult
 from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record, SolveInfo
 from torchimplicit.stopping import Status, linear_status, named, report, tell
@@ -282,16 +281,14 @@ class JacobianSystem:
         b, z, *rest = tensors
         if not (self.transpose and self.wanted and occurs(singular)) or operator.shape[-1] > Auto.dense_limit:
             return result, singular
-        u, y, solvable = solve_singular(operator.to_dense().mT, b)
+        u, *vectors, solvable = solve_singular(operator.to_dense().mT, b)
         rows = singular & solvable
         if not occurs(rows):
             return result, singular
         at = rest[self.inverses :]
         condition = in_some(self.base, z, at, self.wanted)
         g = Linearisation(condition, [at[i] for i in self.wanted])
-        of_null, of_other = (
-            g.pull(torch.where(rows.unsqueeze(-1), w, 0)) for w in (y, unpatterned(y) * largest(y).unsqueeze(-1))
-        )
+        of_null, of_other = (g.pull(torch.where(rows.unsqueeze(-1), vector, 0)) for vector in vectors)
         if not unseen(of_null, of_other):
             return result, singular
         residual = torch.linalg.vector_norm(b - operator.apply(u, True), dim=-1)

@@ -21,7 +21,7 @@ from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.tolerance import ROUNDING, Tolerance
 from torchimplicit.transforms import occurs
 
-DOUBTFUL = 1e-3  # of the error that the tolerance allows: from here on it is worth a look
+DOUBTFUL = 2e-4  # of the error that the tolerance allows: from here on it is worth a look
 HIDDEN = 8  # in units of eps, relative to z: an error that is smaller is worth none
 FAR = 10  # times the error that is allowed: z is off; the forward's own estimate is not questioned for less
 CHANGE = 0.25  # of the solution, where z moves by w: at an m-fold root 1 − (1 − 1/m)^(m − 1), which is 1/2 or more
