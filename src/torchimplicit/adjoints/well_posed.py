@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.tolerance import ROUNDING, Tolerance
@@ -27,6 +28,7 @@ FAR = 10  # times the error that is allowed: z is off; the forward's own estimat
 CHANGE = 0.25  # of the solution, where z moves by w: at an m-fold root 1 − (1 − 1/m)^(m − 1), which is 1/2 or more
 STEADY = 0.1  # of the solution, where an earlier Jacobian takes the place of that at z*: less, and it changes little where z moves
 SLOW = 10  # amplification ‖u‖ / ‖v‖ up to which the identity less a contraction is far from singular
+LOOSE = 1e-3  # of z: a w that is larger may change the solution at a regular root too
 HINT = 1e-2  # of v: a residual of Jᵀu = v at z − w that is smaller is not worth a second solve
 UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)  # what g may raise beside z*
 
@@ -196,9 +198,27 @@ def look(
     off = rows & (excess > FAR)
     evaluations = 1
     if occurs(off):
-        evaluations = 2
+        evaluations += 1
         off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, tolerance))
+    loose = singular & ~off & (w.abs() > LOOSE * each(replace(tolerance, rtol=1.0, atol=0.0), z)).any(-1)
+    if occurs(loose):
+        evaluations += 2
+        off = off | (loose & ~_persists(g, z - torch.where(loose.unsqueeze(-1), w, 0), b, adjoint))
     return Look(off, singular & ~off, excess, evaluations)
+
+
+def _persists(g: Callable[[Tensor], Tensor], z: Tensor, b: Tensor, adjoint: bool) -> Tensor:
+    """Systems (B,) where Newton's step from z changes the solution of J x = b as much as the step that has led to z did."""
+    if z.shape[-1] > Auto.fallback_limit:
+        return torch.zeros_like(z[..., 0], dtype=torch.bool)
+    try:
+        jacobian = Jacobian(g, z)
+        factors = LU().factorize(jacobian)
+    except UNDEFINED:
+        return torch.zeros_like(z[..., 0], dtype=torch.bool)
+    x = factors.solve(b, adjoint)
+    residual = _product(g, z - factors.solve(jacobian.value), x, adjoint) - b
+    return ~(largest(factors.solve(residual, adjoint)) <= CHANGE * largest(x))
 
 
 def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
