@@ -52,6 +52,10 @@ class Kind:
         """The lower and the upper bounds of the unknowns, (B, n)."""
         return torch.full_like(z, -torch.inf), torch.full_like(z, torch.inf)
 
+    def permitted(self, f: Flat, z: Tensor, step: Tensor) -> Tensor:
+        """The step from z, or what may be taken in its place to see the condition beside z: (B, n) each."""
+        return step
+
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         """The numbers (B, m) whose sum of squares is smallest at the solution."""
         return self.residual(f, z)
@@ -109,6 +113,10 @@ class Condition:
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.kind.condition(self.at(tensors), z)
+
+    def permitted(self, z: Tensor, step: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The step from z, or what may be taken in its place to see the condition beside z."""
+        return self.kind.permitted(self.at(tensors), z, step)
 
     def at(self, tensors: Sequence[Tensor]) -> Flat:
         """The user's function of z alone."""

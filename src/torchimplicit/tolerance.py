@@ -69,9 +69,9 @@ class Tolerance:
             return norm(correction) if known is None else known, bound
         return self._worst([norm(part) for part in correction.split(self.leaves, -1)], bound)
 
-    def largest(self, correction: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def largest(self, correction: Tensor, z: Tensor, norm: Norm = measured) -> tuple[Tensor, Tensor]:
         """The largest change of a number of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each."""
-        bound = self.bound(z, measured)
+        bound = self.bound(z, norm)
         if not self.leaves:
             return _largest(correction), bound
         return self._worst([_largest(part) for part in correction.split(self.leaves, -1)], bound)

@@ -453,3 +453,21 @@ def test_an_objective_that_is_no_number_has_no_minimum_within_bounds(bounds: obj
         on_failure="ignore",
     ).info
     assert info.status == Status.NONFINITE
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_minimum_beside_a_bound_that_holds_another_has_a_derivative_unless_it_is_flat(flat: bool) -> None:
+    """What is seen from beside z* says whether there is one; there the bound still holds what it holds."""
+    x = torch.tensor([0.25, 3.0], dtype=D, requires_grad=True)
+    z, info = ti.minimize(
+        lambda z, x: (z[0] - x[0]) ** (4 if flat else 2) + (z[1] - x[1]) ** 2 + z[0] * (z[1] - 1),
+        torch.ones(2, dtype=D),
+        (x,),
+        bounds=(-5.0, 1.0),
+        on_failure="ignore",
+    )
+    assert z[1] == 1
+    (gradient,) = torch.autograd.grad(z.sum(), x)
+    assert (info.converged and info.adjoint.converged) != flat
+    if not flat:
+        torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0], dtype=D), rtol=1e-7, atol=1e-9)

@@ -25,8 +25,13 @@ FAILURES: dict[str, set[str]] = {
     "newton_cg": {"3 Powell badly scaled", "10 Meyer", "18 Biggs EXP6", "20 Watson 12"},
     "bfgs": {"18 Biggs EXP6", "20 Watson 12"},
     "lbfgs": {"18 Biggs EXP6", "20 Watson 9", "20 Watson 12"},
-    "nonlinear_cg": {
+    "nonlinear_cg": {  # whose three thousand steps do not suffice where the Hessian is so badly conditioned; 31: another minimum
         "10 Meyer",
+        "13 Powell singular",
+        "19 Osborne 2",
+        "22 extended Powell singular",
+        "24 penalty II 10",
+        "31 Broyden banded",
         "17 Osborne 1",
         "18 Biggs EXP6",
         "20 Watson 9",
@@ -36,7 +41,8 @@ FAILURES: dict[str, set[str]] = {
 
 # Whether a minimum is reached, within the steps and to that tolerance, differs between processors, which add in another order.
 BY_ROUNDING = {
-    ("nonlinear_cg", name) for name in ("3 Powell badly scaled", "11 Gulf", "20 Watson 6", "24 penalty II 4")
+    ("nonlinear_cg", name)
+    for name in ("3 Powell badly scaled", "11 Gulf", "15 Kowalik and Osborne", "20 Watson 6", "24 penalty II 4")
 }
 
 

@@ -246,7 +246,8 @@ class JacobianSystem:
             estimate = solver.estimate(z, result.x) if occurs(rows) else None
             if estimate is not None:
                 at = (z, b, result.x)
-                found = look(g, operator, estimate, at, self.transpose, tolerance, rows, solver.earlier())
+                permitted = partial(self.base.permitted, tensors=rest[self.inverses :])
+                found = look(g, operator, estimate, at, self.transpose, tolerance, rows, solver.earlier(), permitted)
         causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
         causes += [] if singular is None else [(singular, Status.SINGULAR)]
         causes += [] if refused is None else [(refused, Status.NONFINITE)]

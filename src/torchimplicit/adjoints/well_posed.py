@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.condition import Flat
 from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
@@ -58,9 +59,9 @@ def doubtful(g: Tensor, z: Tensor, b: Tensor, x: Tensor, tolerance: Tolerance, n
     amplification = largest(x) / largest(b)
     error = amplification * largest(g)
     bound = tolerance.bound(z)
-    least = doubt(tolerance, z.dtype) * (bound.amin(-1) if tolerance.leaves else bound)
-    found = ((error < torch.inf) & (error > least)) | (g == 0).all(-1)
-    return found & ((amplification > SLOW) | (error > FAR / DOUBTFUL * least)) if near_identity else found
+    bound = bound.amin(-1) if tolerance.leaves else bound
+    found = ((error < torch.inf) & (error > doubt(tolerance, z.dtype) * bound)) | (g == 0).all(-1)
+    return found & ((amplification > SLOW) | (error > FAR * bound)) if near_identity else found
 
 
 class Estimate(Protocol):
@@ -163,7 +164,7 @@ class Look(NamedTuple):
 
 
 def look(
-    g: Callable[[Tensor], Tensor],
+    g: Flat,
     jacobian: Jacobian,
     estimate: Estimate,
     at: tuple[Tensor, Tensor, Tensor],
@@ -171,11 +172,13 @@ def look(
     tolerance: Tolerance,
     rows: Tensor,
     earlier: Tensor | None,
+    permitted: Callable[[Tensor, Tensor], Tensor],
 ) -> Look:
     """Look at some ``rows`` (B,) from beside z, with one evaluation of g and one product. Where g is undefined, only z is judged.
 
     at : z, and b and x with J x = b, or Jᵀ x = b for the ``adjoint``.
     earlier : the solution with the Jacobian of a z that was farther from the root, where there is one: then nothing need be evaluated.
+    permitted : (z, a step from it) -> the step that may be taken in its place (:meth:`torchimplicit.condition.Kind.permitted`).
     """
     z, b, x = at
     w = estimate.step(jacobian.value)
@@ -192,22 +195,24 @@ def look(
     hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
     w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
     rows = rows & w.isfinite().all(-1)
-    residual = _product(g, z - torch.where(rows.unsqueeze(-1), w, 0), x, adjoint) - b
+    beside = z + permitted(z, -torch.where(rows.unsqueeze(-1), w, 0))
+    residual = _product(g, beside, x, adjoint) - b
     known = rows & residual.isfinite().all(-1)
     singular = known & (estimate.movement(torch.where(known.unsqueeze(-1), residual, 0)) > CHANGE)
     off = rows & (excess > FAR)
     evaluations = 1
     if occurs(off):
         evaluations += 1
-        off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, tolerance))
+        step = permitted(z, each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z))
+        off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, step))
     loose = singular & ~off & (w.abs() > LOOSE * each(replace(tolerance, rtol=1.0, atol=0.0), z)).any(-1)
     if occurs(loose):
         evaluations += 2
-        off = off | (loose & ~_persists(g, z - torch.where(loose.unsqueeze(-1), w, 0), b, adjoint))
+        off = off | (loose & ~_persists(g, beside, b, adjoint, permitted))
     return Look(off, singular & ~off, excess, evaluations)
 
 
-def _persists(g: Callable[[Tensor], Tensor], z: Tensor, b: Tensor, adjoint: bool) -> Tensor:
+def _persists(g: Flat, z: Tensor, b: Tensor, adjoint: bool, permitted: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Systems (B,) where Newton's step from z changes the solution of J x = b as much as the step that has led to z did."""
     if z.shape[-1] > Auto.fallback_limit:
         return torch.zeros_like(z[..., 0], dtype=torch.bool)
@@ -217,11 +222,11 @@ def _persists(g: Callable[[Tensor], Tensor], z: Tensor, b: Tensor, adjoint: bool
     except UNDEFINED:
         return torch.zeros_like(z[..., 0], dtype=torch.bool)
     x = factors.solve(b, adjoint)
-    residual = _product(g, z - factors.solve(jacobian.value), x, adjoint) - b
+    residual = _product(g, z + permitted(z, -factors.solve(jacobian.value)), x, adjoint) - b
     return ~(largest(factors.solve(residual, adjoint)) <= CHANGE * largest(x))
 
 
-def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
+def _product(g: Flat, z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
     """J(z) x, or Jᵀx; NaN where g is undefined."""
     try:
         return Jacobian(g, z).apply(x, adjoint)
@@ -229,11 +234,8 @@ def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool)
         return torch.full_like(z, torch.nan)
 
 
-def _rounding(
-    g: Callable[[Tensor], Tensor], value: Tensor, estimate: Estimate, z: Tensor, tolerance: Tolerance
-) -> Tensor:
+def _rounding(g: Flat, value: Tensor, estimate: Estimate, z: Tensor, step: Tensor) -> Tensor:
     """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
-    step = each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z)
     try:
         change = g(z + step) - value
     except UNDEFINED:

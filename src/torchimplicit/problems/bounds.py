@@ -71,6 +71,13 @@ class Bounded(Kind):
     def bounds(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.limits(f(z), z.shape[-1])
 
+    def permitted(self, f: Flat, z: Tensor, step: Tensor) -> Tensor:
+        """What lies at its bound stays there, and what would come to one goes the other way: who is held does not change."""
+        lower, upper = self.bounds(f, z)
+        inside = lambda z: (lower < z) & (z < upper)  # noqa: E731
+        step = torch.where(inside(z + step), step, -step)
+        return torch.where(inside(z) & inside(z + step), step, 0)
+
     def own(self, whole: Tensor, n: int) -> Tensor:
         """What the user's function returned: (B, m), or (B,) for an objective."""
         return whole[:, : whole.shape[-1] - 2 * n] if self.unbounded.sums_squares else whole[:, 0]

@@ -121,7 +121,7 @@ class _Roots:
             step, factors = jacobian.value / jacobian.rmatvec(torch.ones_like(z)), ()
         else:
             step, factors = self._solved(jacobian)
-        error, bound = graph.tolerance.largest(step, z)
+        error, bound = graph.tolerance.largest(step, z, rms)
         left = ~(error <= bound) & ~(jacobian.value == 0).all(-1)
         z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
         refused = torch.zeros_like(left)
@@ -156,7 +156,7 @@ class _Minima:
         norm = rms(r)
         L, info = torch.linalg.cholesky_ex(H)
         s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
-        error, bound = graph.tolerance.largest(s, z)
+        error, bound = graph.tolerance.largest(s, z, rms)
         left = ~(error <= bound)
         refused = ~(accepted | predicted.isnan()) | (info != 0) | (left & ~s.isfinite().all(-1))
         predicted = torch.where(left, -dot(r, s) - dot(s, (H @ s.unsqueeze(-1)).squeeze(-1)) / 2, torch.nan)

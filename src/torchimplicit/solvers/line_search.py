@@ -189,9 +189,11 @@ def _between(low: Point, high: Point) -> Tensor:
     Source: Nocedal and Wright (2006), eq. 3.59.
     """
     width = high.step - low.step
-    mean = low.slope + high.slope - 3 * (high.value - low.value) / width
-    root = (mean.square() - low.slope * high.slope).sqrt()
-    part = 1 - (high.slope + root - mean) / (high.slope - low.slope + 2 * root)
+    unit = low.slope.abs().maximum(high.slope.abs())  # whose square could overflow
+    left, right = low.slope / unit, high.slope / unit
+    mean = left + right - 3 * (high.value - low.value) / unit / width
+    root = (mean.square() - left * right).sqrt()
+    part = 1 - (right + root - mean) / (right - left + 2 * root)
     part = torch.where(part.isfinite(), part, 0.5).clamp(0.1, 0.9)
     part = torch.where((high.value + high.slope).isfinite(), part, 0.1)
     return torch.where(high.step.isfinite(), low.step + part * width, 10 * low.step)

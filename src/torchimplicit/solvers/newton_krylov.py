@@ -115,4 +115,10 @@ def _gains(s: Tensor, r: Tensor, jacobian: Jacobian) -> tuple[Tensor, Tensor]:
         r = r.detach()
         value = jacobian.value.detach()
         value = torch.where((value == 0).all(-1, keepdim=True), r, value)
+        unit = (
+            torch.where(value.abs().amax(-1, keepdim=True) > 0, value.abs().amax(-1, keepdim=True), 1)
+            if value.shape[-1]
+            else 1
+        )
+        value = value / unit  # of which J may be as large or as small as it is: the square of its unit could overflow
         return growth(rms(s.detach()), rms(r)), growth(rms(value), rms(jacobian.rmatvec(value)))
