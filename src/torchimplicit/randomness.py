@@ -104,13 +104,13 @@ class Watched:
     at the next z, and so on, until :data:`LOOKS` in a row have found no further system with two answers.
 
     noisy : the systems (B,) that have; None as long as no random numbers were drawn.
-    repeats : called at every second evaluation.
+    repeated : how many second evaluations there were.
     """
 
-    def __init__(self, f: Callable[[Tensor], Tensor], device: torch.device, repeats: Callable[[], None]) -> None:
+    def __init__(self, f: Callable[[Tensor], Tensor], device: torch.device) -> None:
         self.f = f
         self.noisy: Tensor | None = None
-        self._repeats = repeats
+        self.repeated = 0
         self._device = device
         self._looks = LOOKS
 
@@ -124,7 +124,7 @@ class Watched:
             return value
         with torch.no_grad():
             differs = differ(value.detach(), self.f(z.detach()))
-        self._repeats()
+        self.repeated += 1
         found = differs if self.noisy is None else differs & ~self.noisy
         self.noisy = differs if self.noisy is None else self.noisy | differs
         self._looks = LOOKS if not inside_functorch() and bool(found.any()) else self._looks - 1

@@ -104,22 +104,28 @@ class Equations:
         self._watched: Watched | None = None
         self.kind = kind
         self.part = part
-        self.evaluations = 0
+        self._evaluations = 0
         self.products = 0
         self.remark = ""
         self.solved_as: FlatGraph | None = None
 
     def watch(self, device: torch.device) -> None:
         """From now on it is noticed whether the function gives two answers for one z."""
-        self._f = self._watched = Watched(self._f, device, self._count_one)
+        self._f = self._watched = Watched(self._f, device)
 
     @property
     def noisy(self) -> Tensor | None:
         """The systems (B,) that were seen to do so; None as long as the function has drawn no random numbers."""
         return None if self._watched is None else self._watched.noisy
 
-    def _count_one(self) -> None:
-        self.evaluations += 1
+    @property
+    def evaluations(self) -> int:
+        """Of the function so far, those included that looked for noise."""
+        return self._evaluations + (0 if self._watched is None else self._watched.repeated)
+
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:
+        self._evaluations += count - self.evaluations
 
     def of_rows(self, rows: slice | Tensor) -> Equations:
         """Those of some systems of the batch, with counts of their own."""

@@ -157,10 +157,11 @@ class ProjectedNewton:
 
 def _newton(hessian: Tensor, gradient: Tensor, held: Tensor, damping: Tensor) -> Tensor:
     """The step −|H|⁻¹∇φ of the free unknowns, 0 for the held ones."""
+    if not held.shape[-1]:
+        return gradient
     eye = torch.eye(held.shape[-1], dtype=gradient.dtype, device=gradient.device)
-    unit = (
-        hessian.detach().abs().amax((-2, -1), keepdim=True)
-    )  # so that no eigenvalue is small beside that of what is held
+    # So that no eigenvalue is small beside that of what is held.
+    unit = hessian.detach().abs().amax((-2, -1), keepdim=True)
     unit = torch.where(unit > 0, unit, 1)
     H = torch.where(held.unsqueeze(-1) | held.unsqueeze(-2), unit * eye, hessian + damping[:, None, None] * eye)
     r = torch.where(held, 0, gradient)
