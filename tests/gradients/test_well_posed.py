@@ -351,6 +351,15 @@ def test_a_gauge_that_the_loss_does_not_see_is_no_singularity(linear_solver: Any
             cost(v, C, rows).backward()
 
 
+@pytest.mark.parametrize("small", [1.0, 1e-8, 1e-15])
+def test_a_singular_direction_is_seen_beside_one_in_other_units(small: float) -> None:
+    b = torch.tensor([0.0, 1.0], dtype=D, requires_grad=True)
+    A = torch.diag(torch.tensor([0.0, small], dtype=D))
+    z = ti.root(lambda z, b: A @ z - small * b, torch.tensor([2.0, 1.0], dtype=D), (b,), solver="newton").value
+    with pytest.warns(ti.ConvergenceWarning, match="singular"):
+        z.sum().backward()
+
+
 @pytest.mark.parametrize("n", [2, 5, 64])
 @pytest.mark.parametrize("solver", [ti.linear.GMRES(), ti.linear.BiCGStab(), ti.linear.CG()], ids=repr)
 def test_a_krylov_solver_that_happens_upon_a_consistent_system_is_reported(n: int, solver: Any) -> None:

@@ -14,20 +14,23 @@ NULL = 1e3  # in units of eps: a singular value that is smaller, beside the larg
 UNSEEN = 1e-2  # of what another vector gives: less is nothing, for z* is known to its tolerance only
 
 
-def solve_singular(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, y, consistent): a solution of A x = b for singular A (B, n, n), a generic null vector y of A, and whether there is any
-    solution, (B,); any two differ by null vectors."""
+def solve_singular(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, y, other, consistent): a solution of A x = b for singular A (B, n, n), a generic null vector y of A, any other vector as
+    large, and whether there is a solution, (B,); two of them differ by null vectors."""
     F, d, c = equilibrate(A.nan_to_num(posinf=0.0, neginf=0.0))
     U, S, Vh = torch.linalg.svd(F)
     eps = torch.finfo(A.dtype).eps
     kept = S > NULL * eps * S[..., :1]
     parts = (U.mT @ (d * b).unsqueeze(-1)).squeeze(-1)
-    norm = torch.linalg.vector_norm
-    consistent = norm(torch.where(kept, 0, parts), dim=-1) <= eps**0.5 * norm(parts, dim=-1)
+    terms = (U.mT.abs() @ (d * b).abs().unsqueeze(-1)).squeeze(-1)
+    consistent = (kept | (parts.abs() <= eps**0.5 * terms)).all(
+        -1
+    )  # whatever the units: what cancels is a sum of such terms
     solution = torch.where(kept, parts / S, 0)
     null = torch.where(kept, 0, unpatterned(b))
-    x, y = (c * (Vh.mT @ part.unsqueeze(-1)).squeeze(-1) for part in (solution, null))
-    return x, y, consistent & ~kept.all(-1) & A.isfinite().flatten(1).all(1)
+    x, y = ((Vh.mT @ part.unsqueeze(-1)).squeeze(-1) for part in (solution, null))
+    other = unpatterned(b) * y.abs().amax(-1, keepdim=True)
+    return c * x, c * y, c * other, consistent & ~kept.all(-1) & A.isfinite().flatten(1).all(1)
 
 
 def unseen(of_null: Sequence[Tensor | None], of_other: Sequence[Tensor | None]) -> bool:

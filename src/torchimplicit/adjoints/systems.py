@@ -20,7 +20,6 @@ from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, LinearResult
 from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record, SolveInfo
 from torchimplicit.stopping import Status, linear_status, named, report, tell
@@ -238,7 +237,7 @@ class JacobianSystem:
         singular = solver.singular()
         if singular is not None and occurs(singular):
             result, singular = self._beside_a_gauge(operator, result, singular & (b != 0).any(-1), (b, z, *rest))
-        found, evaluations = None, 1
+        found: Look | None = None
         if not (self.base.kind.linear or solver.truncated):
             tolerance = self.settings.tolerance
             rows = doubtful(operator.value, z, b, result.x, tolerance, self.base.kind.near_identity)
@@ -249,7 +248,6 @@ class JacobianSystem:
                 at = (z, b, result.x)
                 permitted = partial(self.base.permitted, tensors=rest[self.inverses :])
                 found = look(g, operator, estimate, at, self.transpose, tolerance, rows, solver.earlier(), permitted)
-                evaluations = 2
         causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
         causes += [] if singular is None else [(singular, Status.SINGULAR)]
         causes += [] if refused is None else [(refused, Status.NONFINITE)]
@@ -264,7 +262,7 @@ class JacobianSystem:
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
         error = error_of(result.x, b, result.residual_norm)
-        counts = evaluations, operator.products
+        counts = 1 + (0 if found is None else found.evaluations), operator.products
         facts = partial(Facts.counted, status, result.steps, result.residual_norm, error, *counts)
         self._note(facts)
         if failed and not solver.truncated:
@@ -284,16 +282,14 @@ class JacobianSystem:
         b, z, *rest = tensors
         if not (self.transpose and self.wanted and occurs(singular)) or operator.shape[-1] > Auto.dense_limit:
             return result, singular
-        u, y, solvable = solve_singular(operator.to_dense().mT, b)
+        u, *vectors, solvable = solve_singular(operator.to_dense().mT, b)
         rows = singular & solvable
         if not occurs(rows):
             return result, singular
         at = rest[self.inverses :]
         condition = in_some(self.base, z, at, self.wanted)
         g = Linearisation(condition, [at[i] for i in self.wanted])
-        of_null, of_other = (
-            g.pull(torch.where(rows.unsqueeze(-1), w, 0)) for w in (y, unpatterned(y) * largest(y).unsqueeze(-1))
-        )
+        of_null, of_other = (g.pull(torch.where(rows.unsqueeze(-1), vector, 0)) for vector in vectors)
         if not unseen(of_null, of_other):
             return result, singular
         residual = torch.linalg.vector_norm(b - operator.apply(u, True), dim=-1)

@@ -16,17 +16,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.condition import Flat
+from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.tolerance import ROUNDING, Tolerance
 from torchimplicit.transforms import occurs
 
-DOUBTFUL = 1e-3  # of the error that the tolerance allows: from here on it is worth a look
+DOUBTFUL = 2e-4  # of the error that the tolerance allows: from here on it is worth a look
 HIDDEN = 8  # in units of eps, relative to z: an error that is smaller is worth none
 FAR = 10  # times the error that is allowed: z is off; the forward's own estimate is not questioned for less
 CHANGE = 0.25  # of the solution, where z moves by w: at an m-fold root 1 − (1 − 1/m)^(m − 1), which is 1/2 or more
 STEADY = 0.1  # of the solution, where an earlier Jacobian takes the place of that at z*: less, and it changes little where z moves
 SLOW = 10  # amplification ‖u‖ / ‖v‖ up to which the identity less a contraction is far from singular
+LOOSE = 1e-3  # of z: a w that is larger may change the solution at a regular root too
 HINT = 1e-2  # of v: a residual of Jᵀu = v at z − w that is smaller is not worth a second solve
 UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)  # what g may raise beside z*
 
@@ -56,9 +59,9 @@ def doubtful(g: Tensor, z: Tensor, b: Tensor, x: Tensor, tolerance: Tolerance, n
     amplification = largest(x) / largest(b)
     error = amplification * largest(g)
     bound = tolerance.bound(z)
-    least = doubt(tolerance, z.dtype) * (bound.amin(-1) if tolerance.leaves else bound)
-    found = ((error < torch.inf) & (error > least)) | (g == 0).all(-1)
-    return found & ((amplification > SLOW) | (error > FAR / DOUBTFUL * least)) if near_identity else found
+    bound = bound.amin(-1) if tolerance.leaves else bound
+    found = ((error < torch.inf) & (error > doubt(tolerance, z.dtype) * bound)) | (g == 0).all(-1)
+    return found & ((amplification > SLOW) | (error > FAR * bound)) if near_identity else found
 
 
 class Estimate(Protocol):
@@ -151,15 +154,17 @@ def changes_little(x: Tensor, earlier: Tensor) -> Tensor:
 
 
 class Look(NamedTuple):
-    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off."""
+    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off;
+    and the evaluations that it took."""
 
     off: Tensor
     singular: Tensor
     excess: Tensor
+    evaluations: int
 
 
 def look(
-    g: Callable[[Tensor], Tensor],
+    g: Flat,
     jacobian: Jacobian,
     estimate: Estimate,
     at: tuple[Tensor, Tensor, Tensor],
@@ -181,27 +186,47 @@ def look(
     size, allowed = tolerance.largest(w, z)
     exact = rows & (jacobian.value == 0).all(-1)
     rows = rows & (exact | (size > doubt(tolerance, z.dtype) * allowed))
-    # z is known to its rounding only, and where a residual is 0, what rounding hides may be √eps of a double root.
-    hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
-    w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
-    rows = rows & w.isfinite().all(-1)
     if earlier is not None:
         rows = rows & ~(changes_little(x, earlier) & (excess <= FAR))
     no = torch.zeros_like(rows)
     if not occurs(rows):
-        return Look(no, no, excess)
-    step = permitted(z, -torch.where(rows.unsqueeze(-1), w, 0))
-    residual = _product(g, z + step, x, adjoint) - b
+        return Look(no, no, excess, 0)
+    # z is known to its rounding only, and where a residual is 0, what rounding hides may be √eps of a double root.
+    hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
+    w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
+    rows = rows & w.isfinite().all(-1)
+    beside = z + permitted(z, -torch.where(rows.unsqueeze(-1), w, 0))
+    residual = _product(g, beside, x, adjoint) - b
     known = rows & residual.isfinite().all(-1)
     singular = known & (estimate.movement(torch.where(known.unsqueeze(-1), residual, 0)) > CHANGE)
     off = rows & (excess > FAR)
+    evaluations = 1
     if occurs(off):
+        evaluations += 1
         step = permitted(z, each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z))
         off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, step))
-    return Look(off, singular & ~off, excess)
+    loose = singular & ~off & (w.abs() > LOOSE * each(replace(tolerance, rtol=1.0, atol=0.0), z)).any(-1)
+    if occurs(loose):
+        evaluations += 2
+        off = off | (loose & ~_persists(g, beside, b, adjoint, permitted))
+    return Look(off, singular & ~off, excess, evaluations)
 
 
-def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
+def _persists(g: Flat, z: Tensor, b: Tensor, adjoint: bool, permitted: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Systems (B,) where Newton's step from z changes the solution of J x = b as much as the step that has led to z did."""
+    if z.shape[-1] > Auto.fallback_limit:
+        return torch.zeros_like(z[..., 0], dtype=torch.bool)
+    try:
+        jacobian = Jacobian(g, z)
+        factors = LU().factorize(jacobian)
+    except UNDEFINED:
+        return torch.zeros_like(z[..., 0], dtype=torch.bool)
+    x = factors.solve(b, adjoint)
+    residual = _product(g, z + permitted(z, -factors.solve(jacobian.value)), x, adjoint) - b
+    return ~(largest(factors.solve(residual, adjoint)) <= CHANGE * largest(x))
+
+
+def _product(g: Flat, z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
     """J(z) x, or Jᵀx; NaN where g is undefined."""
     try:
         return Jacobian(g, z).apply(x, adjoint)
@@ -209,7 +234,7 @@ def _product(g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, adjoint: bool)
         return torch.full_like(z, torch.nan)
 
 
-def _rounding(g: Callable[[Tensor], Tensor], value: Tensor, estimate: Estimate, z: Tensor, step: Tensor) -> Tensor:
+def _rounding(g: Flat, value: Tensor, estimate: Estimate, z: Tensor, step: Tensor) -> Tensor:
     """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
     try:
         change = g(z + step) - value
