@@ -237,7 +237,7 @@ class Course:
         error = torch.where(leapt() | alone, torch.inf, error)
         error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
-        return near & (error * self.stopping.strictness <= bound)
+        return near & (error < torch.inf) & (error * self.stopping.strictness <= bound)
 
     def _theta(self) -> Tensor:
         """By what factor the correction becomes smaller: NaN where nothing is known of it."""

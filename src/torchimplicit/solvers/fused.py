@@ -122,7 +122,7 @@ class _Roots:
         else:
             step, factors = self._solved(jacobian)
         error, bound = graph.tolerance.largest(step, z, rms)
-        left = ~(error <= bound) & ~(jacobian.value == 0).all(-1)
+        left = ~((error <= bound) & (error < torch.inf)) & ~(jacobian.value == 0).all(-1)
         z = torch.where(left.unsqueeze(-1), z - self.solver.damping * step, z)
         refused = torch.zeros_like(left)
         if factors:  # of a Jacobian that may be singular the loop knows better steps
@@ -157,7 +157,7 @@ class _Minima:
         L, info = torch.linalg.cholesky_ex(H)
         s = -torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
         error, bound = graph.tolerance.largest(s, z, rms)
-        left = ~(error <= bound)
+        left = ~((error <= bound) & (error < torch.inf))
         refused = ~(accepted | predicted.isnan()) | (info != 0) | (left & ~s.isfinite().all(-1))
         predicted = torch.where(left, -dot(r, s) - dot(s, (H @ s.unsqueeze(-1)).squeeze(-1)) / 2, torch.nan)
         z = torch.where(left.unsqueeze(-1), z + s, z)
