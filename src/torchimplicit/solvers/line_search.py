@@ -15,7 +15,9 @@ from torchimplicit.stopping import rounding
 from torchimplicit.transforms import finished
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
-FIRST = 0.01  # of z: how far the first trial along a gradient leads
+FIRST = (
+    1 / 64
+)  # of z: how far the first trial along a gradient leads; no power of ten times that leads to 0, which is often a saddle
 NEAR = 0.1  # of z: a point that near shows the curvature at z
 FADING = 0.7  # of what an earlier line has shown of the curvature, at each later point
 SUFFICIENT = 1e-4  # the part of the decrease that the slope at the start promises
@@ -162,7 +164,7 @@ class LineSearch(ABC):
 
 
 def _first_length(z: Tensor, norm: Tensor) -> Tensor:
-    """How many gradients of that norm to try first, (B,): so many as are a hundredth of z, which no unit of the objective changes.
+    """How many gradients of that norm to try first, (B,): so many as are a small part of z, which no unit of the objective changes.
 
     Source: Hager and Zhang (2005), section 5 (ψ₀); from 0, which says nothing of the size of z, as far as 1.
     """
