@@ -21,6 +21,7 @@ from torchimplicit.linear.lu import LUFactors
 from torchimplicit.linear.small_lu import solve_transposed, worthwhile
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
+from torchimplicit.stopping import rms
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ class FusedPullback:
         tolerance = self.settings.tolerance
         estimate = ByFactors(factors, tolerance, z, u, adjoint=True)
         w = estimate.step(g.value)
-        size, allowed = tolerance.largest(w, z)
+        size, allowed = tolerance.largest(w, z, rms)
         beside = Linearisation(condition, (z - w, *some)).restricted([0]).pull(u)[0]
         regular = (estimate.excess(g.value) <= FAR) & (
             estimate.movement(-v if beside is None else beside - v) <= CHANGE
         )
-        failed = (failed | ~((size <= doubt(tolerance, z.dtype) * allowed) | regular)).any()
+        failed = (failed | ~((size <= doubt(tolerance, allowed)) | regular)).any()
         return residual, error_of(u, v, residual), failed, *grads

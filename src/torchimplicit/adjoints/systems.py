@@ -205,11 +205,11 @@ class JacobianSystem:
     def _near_enough(self, correction: Tensor, b: Tensor, z: Tensor, w: Tensor, rest: Sequence[Tensor]) -> bool:
         """Whether every z is so near to its root, by Newton's correction, that there is no need to look from beside it."""
         settings = self.settings
-        size, bound = (t.tolist() for t in settings.tolerance.largest(correction, z))
-        excess = [error / allowed for error, allowed in zip(size, bound, strict=True)]
-        if all(0 < e <= doubt(settings.tolerance, z.dtype) for e in excess):
+        size, bound = settings.tolerance.largest(correction, z)
+        sizes, limits = size.tolist(), (FAR * bound).tolist()
+        if all(0 < s <= d for s, d in zip(sizes, doubt(settings.tolerance, bound).tolist(), strict=True)):
             return True
-        if not all(0 < e <= FAR for e in excess):
+        if not all(0 < s <= limit for s, limit in zip(sizes, limits, strict=True)):
             return False
         if self.base.kind.near_identity and not occurs(largest(w) > SLOW * largest(b)):
             return True

@@ -44,10 +44,11 @@ def scaled(x: Tensor) -> Tensor:
     return (x / largest(x).unsqueeze(-1)).nan_to_num()
 
 
-def doubt(tolerance: Tolerance, dtype: torch.dtype) -> float:
-    """From how many tolerances on an error of z is worth a look."""
-    eps = torch.finfo(dtype).eps
-    return max(DOUBTFUL, HIDDEN * eps / max(tolerance.rtol, ROUNDING * eps))
+def doubt(tolerance: Tolerance, allowed: Tensor) -> Tensor:
+    """From what error of z on it is worth a look, where so much is ``allowed``: a small part of that, unless rounding may be more."""
+    eps = torch.finfo(allowed.dtype).eps
+    rounding = (allowed - tolerance.atol).clamp(min=0) * (HIDDEN * eps / max(tolerance.rtol, ROUNDING * eps))
+    return rounding.maximum(DOUBTFUL * allowed)
 
 
 def doubtful(g: Tensor, z: Tensor, b: Tensor, x: Tensor, tolerance: Tolerance, near_identity: bool) -> Tensor:
@@ -60,7 +61,7 @@ def doubtful(g: Tensor, z: Tensor, b: Tensor, x: Tensor, tolerance: Tolerance, n
     error = amplification * largest(g)
     bound = tolerance.bound(z)
     bound = bound.amin(-1) if tolerance.leaves else bound
-    found = ((error < torch.inf) & (error > doubt(tolerance, z.dtype) * bound)) | (g == 0).all(-1)
+    found = ((error < torch.inf) & (error > doubt(tolerance, bound))) | (g == 0).all(-1)
     return found & ((amplification > SLOW) | (error > FAR * bound)) if near_identity else found
 
 
@@ -185,7 +186,7 @@ def look(
     excess = estimate.excess(jacobian.value)
     size, allowed = tolerance.largest(w, z)
     exact = rows & (jacobian.value == 0).all(-1)
-    rows = rows & (exact | (size > doubt(tolerance, z.dtype) * allowed))
+    rows = rows & (exact | (size > doubt(tolerance, allowed)))
     if earlier is not None:
         rows = rows & ~(changes_little(x, earlier) & (excess <= FAR))
     no = torch.zeros_like(rows)
