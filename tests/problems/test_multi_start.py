@@ -55,7 +55,7 @@ def test_a_root_that_one_start_in_ten_reaches() -> None:
     depth = torch.tensor([2.0, 3.0], dtype=D, requires_grad=True)
     z, info = ti.multi_start(ti.root, g, starts, (depth,), batch_ndim=1, solver="newton", max_steps=20)
     assert info.converged.all()
-    assert (g(z, depth).abs() < 1e-7).all()
+    assert (g(z, depth).abs() < 1e-6).all()  # z to 4.5e-8, where g is as steep as 15
     alone = ti.root(g, starts[0], (depth,), batch_ndim=1, solver="newton", max_steps=20, on_failure="ignore").info
     assert not alone.converged.any()
     assert torch.autograd.grad(z.sum(), depth)[0].isfinite().all()

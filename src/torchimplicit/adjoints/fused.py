@@ -87,8 +87,6 @@ class FusedPullback:
         w = estimate.step(g.value)
         size, allowed = tolerance.largest(w, z, rms)
         beside = Linearisation(condition, (z - w, *some)).restricted([0]).pull(u)[0]
-        regular = (estimate.excess(g.value) <= FAR) & (
-            estimate.movement(-v if beside is None else beside - v) <= CHANGE
-        )
+        regular = (size <= FAR * allowed) & (estimate.movement(-v if beside is None else beside - v) <= CHANGE)
         failed = (failed | ~((size <= doubt(tolerance, allowed)) | regular)).any()
         return residual, error_of(u, v, residual), failed, *grads

@@ -16,7 +16,7 @@ from torchimplicit.stopping import Status, measured, rms, rounding
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
-PROGRESS = 0.999  # a residual, or a correction, below so many times the last one that counted is progress
+PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
 LEAP = 100  # times as large as before: a z of which nothing is known yet
 HIDDEN = 64  # that is one below so many eps, in parts of z
@@ -56,7 +56,7 @@ class Course:
     before : its size before the last step that moved z.
     contraction, complete : what the method says of how sizes fall.
     error, bound : the estimated error of systems that have ended, and the one that counts as converged.
-    mark, least, stuck : the last norm, and the last size, that counted as progress, and for how many steps there was none since.
+    mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
     allowed : how many steps each may take, where that differs.
     running, left : those that have not ended, and their number.
@@ -79,7 +79,6 @@ class Course:
     error: Tensor
     bound: Tensor
     mark: Tensor
-    least: Tensor
     stuck: Tensor | int
     lowest: Tensor | None
     allowed: Tensor | None
@@ -120,7 +119,6 @@ class Course:
             error=unknown,
             bound=unknown,
             mark=norm,
-            least=infinite,
             stuck=0,
             lowest=lowest,
             allowed=allowed,
@@ -184,15 +182,14 @@ class Course:
         arrived = self.arrived(estimate, z, norm, gain)
         done = torch.zeros_like(moves) if arrived is None else moves & arrived
         closer = norm < self.best
-        progress = (norm < PROGRESS * self.mark) | (self.size < PROGRESS * self.least)
+        progress = norm < PROGRESS * self.mark
         if merit is not None and self.lowest is not None:
             level = merit()
             lower = level < self.lowest - rounding(self.lowest)
             closer, progress, self.lowest = closer | lower, progress | lower, torch.where(lower, level, self.lowest)
         better = done | (moves & closer)
         self.best_z, self.best = where(better, z, self.best_z), torch.where(better, norm, self.best)
-        self.mark = torch.where(progress, norm.minimum(self.mark), self.mark)
-        self.least = torch.where(progress, self.size.fmin(self.least), self.least)
+        self.mark = torch.where(progress, norm, self.mark)
         self.stuck = torch.where(progress, 0, self.stuck + 1)
         stuck = self.running & (self.stuck >= self.patience)
         grown = norm > self.start / torch.finfo(norm.dtype).eps
