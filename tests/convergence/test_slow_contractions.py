@@ -160,6 +160,8 @@ def test_the_value_of_a_chain_of_rewards(discount: float, solver: str, dtype: to
 def test_rates_from_fast_to_slow_in_one_batch(solver: str, dtype: torch.dtype) -> None:
     """z = q z + (1 − q): each row has a rate of its own, up to 1 − 1e-5, and the fixed point 1."""
     rates = torch.tensor([0.0, 0.5, 0.9, 0.99, 0.999, 1 - 1e-4, 1 - 1e-5, -0.9, -0.999], dtype=dtype)
+    if dtype == S:  # what is slower than that takes steps that are smaller than the tolerance: see the next test
+        rates = rates[(1 - rates).abs() > 5e-4]
     spread = torch.stack([rates, 0.3 * rates, 0.1 * rates], -1)  # several rates in each system, the largest decides
     result = outcome(
         ti.fixed_point,
@@ -170,6 +172,19 @@ def test_rates_from_fast_to_slow_in_one_batch(solver: str, dtype: torch.dtype) -
         batch_ndim=1,
     )
     assert (result.found <= right(result.z, torch.ones_like(spread), rows=True)).all(), (result.z, result.info.error)
+
+
+@pytest.mark.parametrize("rate", [1 - 1e-4, 1 - 1e-5])
+@pytest.mark.parametrize("solver", ["auto", "picard", "anderson"])
+def test_a_slow_part_whose_steps_are_smaller_than_the_tolerance_is_seen_by_the_derivative(
+    solver: str, rate: float
+) -> None:
+    """Beside fast parts no residual shows it: the contraction that is seen is theirs. The Jacobian does."""
+    spread = torch.tensor([rate, 0.3 * rate, 0.1 * rate])
+    result = outcome(
+        ti.fixed_point, lambda z, x: spread * z + (1 - spread) * x, torch.zeros(3), torch.ones(3), solver=solver
+    )
+    assert not result.silent or right(result.z, torch.ones(3))
 
 
 @pytest.mark.parametrize("dtype", [D, S])
