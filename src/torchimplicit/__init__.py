@@ -12,7 +12,7 @@ from torchimplicit.problems.multi_start import multi_start
 from torchimplicit.problems.root import root
 from torchimplicit.recording import CaptureError
 from torchimplicit.solution import Solution, SolveInfo
-from torchimplicit.stopping import ConvergenceError, ConvergenceWarning, Status
+from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
 
 __all__ = [
     "Branch",

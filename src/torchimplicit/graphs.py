@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.condition import Flat, Kind
 from torchimplicit.products import hooked, unhooked
 from torchimplicit.recording import version
-from torchimplicit.stopping import users_frame
+from torchimplicit.status import users_frame
 from torchimplicit.tolerance import Tolerance
 
 Kernel = Callable[..., Any]

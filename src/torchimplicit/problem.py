@@ -30,7 +30,7 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
-from torchimplicit.stopping import OnFailure, Status, report, users_frame
+from torchimplicit.status import OnFailure, Status, report, users_frame
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
 

@@ -6,38 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
-from torchimplicit.status import (
-    ConvergenceError,
-    ConvergenceWarning,
-    OnFailure,
-    Status,
-    all_converged,
-    check_policy,
-    linear_status,
-    named,
-    report,
-    tell,
-    users_frame,
-)
 from torchimplicit.transforms import finished
-
-__all__ = [
-    "ConvergenceError",
-    "ConvergenceWarning",
-    "OnFailure",
-    "Status",
-    "all_converged",
-    "check_policy",
-    "check_steps",
-    "linear_status",
-    "measured",
-    "named",
-    "report",
-    "rms",
-    "rounding",
-    "tell",
-    "users_frame",
-]
 
 
 def rms(v: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 
 from ..every_solver import GENERAL
 from .problems import randn, well

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit.solvers.equations import Estimate
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 
 from ..every_solver import GENERAL
 from .problems import randn, well

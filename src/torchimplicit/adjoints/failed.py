@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.condition import Condition
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 from torchimplicit.transforms import occurs
 
 

@@ -23,7 +23,7 @@ from torchimplicit.autocast import full_precision
 from torchimplicit.condition import Condition
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
-from torchimplicit.stopping import all_converged
+from torchimplicit.status import all_converged
 from torchimplicit.transforms import alive, inside_functorch
 
 INVERSE = 1 + len(Facts._fields)  # where, among the outputs of the Function, those of the inverse begin

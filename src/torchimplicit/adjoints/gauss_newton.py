@@ -15,7 +15,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Facts, Solution
-from torchimplicit.stopping import Status, tell
+from torchimplicit.status import Status, tell
 from torchimplicit.transforms import inside_functorch, inside_transform, occurs
 
 

@@ -15,7 +15,7 @@ from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Ric
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
-from torchimplicit.stopping import OnFailure
+from torchimplicit.status import OnFailure
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import finished, occurs
 

@@ -22,7 +22,7 @@ from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record, SolveInfo
-from torchimplicit.stopping import Status, linear_status, named, report, tell
+from torchimplicit.status import Status, linear_status, named, report, tell
 from torchimplicit.transforms import occurs
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]

@@ -18,7 +18,7 @@ from torchimplicit.diagnostics.verdict import Check, Kind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.problems.pose import check_args
 from torchimplicit.state import Layout
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 
 LAYERS = (nn.FixedPoint, nn.Root, nn.ArgMin)
 

@@ -20,7 +20,7 @@ from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import Layout, describe
-from torchimplicit.stopping import OnFailure, check_policy, tell
+from torchimplicit.status import OnFailure, check_policy, tell
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
 from torchimplicit.uncompiled import uncompiled

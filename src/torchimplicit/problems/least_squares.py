@@ -17,7 +17,7 @@ from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_vector
-from torchimplicit.stopping import OnFailure
+from torchimplicit.status import OnFailure
 from torchimplicit.uncompiled import uncompiled
 
 

@@ -23,7 +23,8 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside
 from torchimplicit.state import HALF, Layout, describe, same_as_z
-from torchimplicit.stopping import OnFailure, Status, check_policy, check_steps, linear_status
+from torchimplicit.status import OnFailure, Status, check_policy, linear_status
+from torchimplicit.stopping import check_steps
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.uncompiled import uncompiled
 

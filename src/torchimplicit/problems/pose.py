@@ -25,7 +25,8 @@ from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.loop import Watch
 from torchimplicit.solvers.search import Iterate
 from torchimplicit.state import HALF, Layout, describe
-from torchimplicit.stopping import OnFailure, check_policy, check_steps
+from torchimplicit.status import OnFailure, check_policy
+from torchimplicit.stopping import check_steps
 from torchimplicit.tolerance import Tolerance
 
 EXACT = Implicit()

@@ -13,7 +13,7 @@ from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
-from torchimplicit.stopping import OnFailure
+from torchimplicit.status import OnFailure
 from torchimplicit.uncompiled import uncompiled
 
 

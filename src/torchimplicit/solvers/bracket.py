@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.state import Layout, describe
-from torchimplicit.stopping import Status
+from torchimplicit.status import Status
 from torchimplicit.transforms import finished, inside_functorch, level, occurs, outside_transforms
 
 End = Tensor | float | None

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.solvers.gathering import take
-from torchimplicit.stopping import Status, measured, rms, rounding
+from torchimplicit.status import Status
+from torchimplicit.stopping import measured, rms, rounding
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import count, finished, inside_functorch, occurs
 

@@ -14,7 +14,8 @@ from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
-from torchimplicit.stopping import Status, measured, rms
+from torchimplicit.status import Status
+from torchimplicit.stopping import measured, rms
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import finished, inside_functorch, occurs
 

@@ -24,7 +24,8 @@ from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.newton import PLAIN_LU, Newton
 from torchimplicit.solvers.trust_newton import TrustNewton
 from torchimplicit.solvers.trust_region import judge_all
-from torchimplicit.stopping import Status, rms
+from torchimplicit.status import Status
+from torchimplicit.stopping import rms
 
 TOGETHER = 4  # steps in one kernel, of systems so small that the call of a kernel costs more than some idle steps
 SINGULAR = 0.75  # pivots that differ by more than 1/eps to this power may be those of a singular matrix

@@ -16,7 +16,8 @@ from torchimplicit.solvers.endings import at_bounds, gain, local_minimum, second
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
-from torchimplicit.stopping import Status, all_converged, measured
+from torchimplicit.status import Status, all_converged
+from torchimplicit.stopping import measured
 from torchimplicit.transforms import count, finished, inside_functorch, occurs
 
 STRICTER = 10  # times, at least, where the estimates of a method were too small,

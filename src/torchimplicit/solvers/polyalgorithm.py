@@ -14,7 +14,7 @@ from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Watch, solve
 from torchimplicit.state import Layout
-from torchimplicit.stopping import Status, all_converged
+from torchimplicit.status import Status, all_converged
 from torchimplicit.transforms import inside_functorch
 
 
