@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -210,7 +209,7 @@ class Course:
         correction, self.contraction, scale, self.complete = estimate
         mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
         size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
-        leapt = partial(_leapt, self.unit, bound, tolerance.atol)
+        unit_before = self.unit
         # A step that was refused shows nothing.
         self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
         self.size, self.unit = size, bound
@@ -219,29 +218,37 @@ class Course:
             near = near & self.running
         if not inside_functorch() and not occurs(near):
             return None
-        if not finished((mean > 0) & (bound < torch.inf)):  # squares may have vanished or overflowed
+        extreme = not finished((mean > 0) & (bound < torch.inf))  # squares may have vanished or overflowed
+        if extreme:
             mean, self.unit = tolerance.mean(correction, z, norm=measured)
             self.size = scale * mean / self.unit
-        largest, bound = tolerance.largest(correction, z)
-        largest = scale * largest
-        theta = self._theta()
-        error = largest / (1 - theta).clamp(min=0)
-        if gain is not None and not self.complete and not inside_functorch():
-            slow = near & ~(theta < SLOW) & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
-            if occurs(slow):
-                error = torch.where(slow, largest * gain(z, correction), error)
-        # A correction as long as z itself, and small for atol alone, has to be seen to become smaller.
-        alone = (largest > measured(z) / 2) & ~((self.size < self.before) & (self.before < torch.inf))
-        error = torch.where(leapt() | alone, torch.inf, error)
-        error = torch.where((self.r.detach() == 0).all(-1), 0, error)
+        largest, bound = (mean, self.unit) if z.shape[-1] == 1 else tolerance.largest(correction, z)
+        error = largest = largest if isinstance(scale, float) and scale == 1 else scale * largest
+        if not self.complete:
+            theta = self._theta()
+            error = largest / (1 - theta).clamp(min=0)
+            slow = near & ~(theta < SLOW)
+            if gain is not None and not inside_functorch() and occurs(slow):
+                slow = slow & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
+                error = torch.where(slow, largest * gain(z, correction), error) if occurs(slow) else error
+        elif self.contraction != 0.0:
+            error = largest / (1 - self._theta()).clamp(min=0)
+        # Nothing is known after a leap; and a correction as long as z, small for atol alone, has to be seen to become smaller.
+        if not finished((bound <= LEAP * unit_before) & (bound > 2 * tolerance.atol)):
+            leapt = (bound > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
+            alone = (largest > measured(z) / 2) & ~((self.size < self.before) & (self.before < torch.inf))
+            error = torch.where(leapt | alone, torch.inf, error)
+        if extreme:
+            error = torch.where((self.r.detach() == 0).all(-1), 0, error)
         self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
         return near & (error < torch.inf) & (error * self.stopping.strictness <= bound)
 
     def _theta(self) -> Tensor:
         """By what factor the correction becomes smaller: NaN where nothing is known of it."""
         prior = torch.nan if self.contraction is None else self.contraction
-        seen = self.size / self.before
-        return torch.where((self.before < torch.inf) & (not self.complete), seen, prior)
+        if self.complete:
+            return torch.as_tensor(prior, dtype=self.size.dtype, device=self.size.device)
+        return torch.where(self.before < torch.inf, self.size / self.before, prior)
 
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
@@ -304,12 +311,6 @@ class Course:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         del tensors["r"]
         return replace(self, **take(rows, tensors))
-
-
-def _leapt(before: Tensor, after: Tensor, atol: float) -> Tensor:
-    """Whether tolerances show that z has become so much larger in one step that what the step has shown of the error says nothing
-    of where it led; of a start at 0, whose size is unknown, they do not."""
-    return (after > LEAP * before) & (before > 2 * atol)
 
 
 def all_finite(v: Tensor) -> bool:
