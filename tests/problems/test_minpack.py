@@ -65,6 +65,9 @@ FAILURES: dict[str, set[str]] = {
     "anderson": {ROSENBROCK, "Wood", "helical valley", "Watson 6", "variably dimensioned"},
 }
 
+# Whether these find the way out of the valley differs between processors, and with the number of threads.
+BY_ROUNDING = {("newton_krylov", FREUDENSTEIN), ("broyden", FREUDENSTEIN)}
+
 # Half of Newton's first step, from 1 by −2, ends exactly on the root: what that saves says nothing about the method.
 LUCKY = {("gauss_newton", "scalar z(z - 5)²")}
 
@@ -92,7 +95,9 @@ def test_every_system_is_solved_or_the_failure_is_expected(method: str) -> None:
     failed = set()
     for system in SYSTEMS:
         z, info = solve(system, METHODS[method])
-        if not info.converged:
+        if (method, system.name) in BY_ROUNDING:
+            assert not info.converged or solved(system, z)
+        elif not info.converged:
             failed.add(system.name)
         else:
             assert solved(system, z), system.name
