@@ -231,8 +231,8 @@ class Course:
             if gain is not None and not inside_functorch() and occurs(slow):
                 slow = slow & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
                 error = torch.where(slow, largest * gain(z, correction), error) if occurs(slow) else error
-        elif self.contraction != 0.0:
-            error = largest / (1 - self._theta()).clamp(min=0)
+        elif isinstance(self.contraction, Tensor):
+            error = largest / (1 - self.contraction).clamp(min=0)
         # Nothing is known after a leap; and a correction as long as z, small for atol alone, has to be seen to become smaller.
         if not finished((bound <= LEAP * unit_before) & (bound > 2 * tolerance.atol)):
             leapt = (bound > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
