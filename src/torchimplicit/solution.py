@@ -45,7 +45,8 @@ class SolveInfo:
     converged : bool. The error is within the tolerance, or nothing but rounding keeps it from that.
     status : int, a :class:`torchimplicit.Status`; ``status_names`` has the names.
     steps : int. Steps taken by each system.
-    residual : the final residual, rms(g(z)) of each system.
+    residual : rms(g(z)) of each system, at the last z that was evaluated: a minimum up to n = 64 may have been moved by a
+        correction since, within its tolerance.
     error : the estimated error of z, in z's own units: of the numbers of a system the largest (of a pytree those of the leaf
         whose error is largest beside its tolerance). It is what decides about convergence.
     evaluations : of g by the search, each over the whole batch (a 0-d tensor). Where the search goes block by block, their sum
