@@ -13,6 +13,16 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 FEW = 16
 
 
+def tracing() -> bool:
+    """True while torch.compile or torch.export makes a graph of what runs here: tensors have no values."""
+    return torch.compiler.is_compiling()
+
+
+def values_hidden() -> bool:
+    """True where no value may steer Python: inside a ``torch.func`` transform, and while a graph is made."""
+    return inside_functorch() or tracing()
+
+
 def inside_functorch() -> bool:
     """True when a ``torch.func`` level (grad, vjp, jvp, vmap) is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -57,14 +67,14 @@ def finished(mask: Tensor) -> bool:
     """Whether every entry of ``mask`` is True, so that a loop may stop or a second attempt be left out.
 
     Always False inside a functorch transform, where a value may not steer Python: one boolean would have to answer for
-    every sample at once. There loops run to their limit, with finished systems masked.
+    every sample at once. There loops run to their limit, with finished systems masked. And while a graph is made.
     """
-    return not inside_functorch() and _all(mask)
+    return not values_hidden() and _all(mask)
 
 
 def occurs(mask: Tensor) -> bool:
-    """Whether some entry of ``mask`` is True, or no zero, so that something is to be done; inside a functorch transform always."""
-    if inside_functorch():
+    """Whether some entry of ``mask`` is True, or no zero, so that something is to be done; always where :func:`values_hidden`."""
+    if values_hidden():
         return True
     if _few(mask):
         return any(mask.tolist())
@@ -72,8 +82,8 @@ def occurs(mask: Tensor) -> bool:
 
 
 def count(mask: Tensor) -> int:
-    """How many entries of ``mask`` are True; −1 inside a functorch transform, where that is not known."""
-    if inside_functorch():
+    """How many entries of ``mask`` are True; −1 where :func:`values_hidden`."""
+    if values_hidden():
         return -1
     return sum(mask.tolist()) if _few(mask) else int(mask.count_nonzero())
 

@@ -22,12 +22,14 @@ def uncompiled(fn: F) -> F:
     @wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal disabled
+        if torch.compiler.is_dynamo_compiling():
+            from torchimplicit.graph.region import read
+
+            return read(fn.__name__, *args, **kwargs)
         if "torch._dynamo" not in sys.modules:
             return fn(*args, **kwargs)
         if disabled is None:
-            torch._dynamo.decorators.skip(call)  # its own frame too, which all entry points share
             disabled = torch.compiler.disable(fn)
         return disabled(*args, **kwargs)
 
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # so that a function around it is compiled up to here
     return call  # type: ignore[return-value]

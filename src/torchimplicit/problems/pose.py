@@ -15,6 +15,8 @@ from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.condition import Kind
 from torchimplicit.half_precision import half_precision_of, may_be_half
 from torchimplicit.parametrised import cache_may_lack_graphs
+from torchimplicit.graph.explicit import Explicit
+from torchimplicit.graph.problem import TracedProblem
 from torchimplicit.problem import Problem
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.recording import paused
@@ -80,7 +82,7 @@ def pose_and_solve(
         start = layout.flatten(z0)
         if layout.dtype in HALF:
             layout = _precision_of(layout, fn, start, args)
-    problem = Problem(
+    problem = (TracedProblem if isinstance(fn, Explicit) else Problem)(
         kind,
         fn,
         args,

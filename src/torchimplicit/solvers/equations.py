@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.condition import Flat, Kind, defined
+from torchimplicit.graph.loop import Operands
 from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
@@ -99,7 +100,14 @@ class Equations:
     solved_as : the function as a graph of explicit tensors, if the solution was found by kernels of whole steps (``compile=True``).
     """
 
-    def __init__(self, f: Flat, kind: Kind, part: Callable[[slice | Tensor], Flat] | None = None) -> None:
+    def __init__(
+        self,
+        f: Flat,
+        kind: Kind,
+        part: Callable[[slice | Tensor], Flat] | None = None,
+        operands: Operands | None = None,
+    ) -> None:
+        self.operands = operands
         self._f = f
         self._watched: Watched | None = None
         self.kind = kind

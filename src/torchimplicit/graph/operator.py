@@ -1,0 +1,28 @@
+"""The operator that stands for a solve while torch.compile reads the code around it.
+
+Dynamo reads the user's function alone, as the operator's subgraph, with every tensor that it uses as an operand. When the graph is
+lowered, the operator runs the solve itself, in plain Python, on tensors without values: what that computes takes its place, its loops
+as ``while_loop``, its derivative as that of the :class:`~torchimplicit.adjoints.function.ImplicitFunction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._higher_order_ops.base_hop import BaseHOP
+
+from torchimplicit.graph.explicit import Call
+
+
+class _SolveOperator(BaseHOP):
+    def __init__(self) -> None:
+        super().__init__("torchimplicit_solve")
+
+    def __call__(self, function: Callable[..., Any], *operands: Any, **spec: Any) -> Any:
+        from torchimplicit.graph.region import solve
+
+        return solve(Call(function, operands), spec)
+
+
+solve_operator = _SolveOperator()

@@ -1,0 +1,104 @@
+"""A solve inside code that torch.compile reads: what it sees of it, and what takes its place when the graph is lowered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.graph.explicit import FACTS, Call, Explicit
+from torchimplicit.graph.operator import solve_operator
+from torchimplicit.solution import Record, Solution, SolveInfo
+
+
+def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), **options: Any) -> Solution:
+    """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses."""
+    leaves, tree = pytree.tree_flatten(z0)
+    batch_ndim = options.get("batch_ndim", 0)
+    like_z = entry in ("root", "fixed_point")
+    has_aux = options.get("has_aux", False)
+
+    def function(*leaves: Tensor) -> Any:
+        """What the operator returns, in shape, and what the function does."""
+        out = fn(pytree.tree_unflatten(list(leaves), tree), *args)
+        aux = ()
+        if has_aux:
+            out, aux = out
+        values, structure = pytree.tree_flatten(out)
+        if like_z and structure != tree:
+            raise TypeError(f"{entry}: the function must return what z is, {tree}; it returned {structure}.")
+        if not like_z:
+            values = [value.reshape(*value.shape[:batch_ndim], -1) for value in values]
+            values = [torch.cat(values, -1)]
+        first = leaves[0]
+        batch = first.shape[:batch_ndim]
+        connected = sum(value.real.sum() for value in values)
+        like = [torch.zeros_like(leaf) + 0 * connected.to(first.dtype) for leaf in leaves]
+        real = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
+        facts = [first.new_zeros(batch, dtype=dtype) for dtype in (torch.int64, torch.int64, real, real)]
+        counts = [first.new_zeros((), dtype=torch.int64) for _ in range(2)]
+        return (*like, *facts, *counts, *[value.clone() for value in values]), aux
+
+    spec = {name: described(option) for name, option in options.items()}
+    found, aux = solve_operator(function, *leaves, entry=entry, unknowns=len(leaves), options=tuple(spec.items()))
+    z = pytree.tree_unflatten(list(found[: len(leaves)]), tree)
+    status, steps, residual, error, evaluations, products = found[len(leaves) : len(leaves) + FACTS]
+    info = SolveInfo(
+        status == 0,
+        status,
+        steps,
+        residual,
+        error,
+        evaluations,
+        products,
+        aux if has_aux else None,
+        Record(entry),
+    )
+    return Solution(z, info)
+
+
+def described(option: Any) -> Any:
+    """An option as constants, of which :func:`_made` makes it again."""
+    if option is None or isinstance(option, (bool, int, float, str)):
+        return option
+    if isinstance(option, (tuple, list)):
+        return ("tuple", *[described(part) for part in option])
+    return (
+        type(option).__name__,
+        *[(name, described(getattr(option, name))) for name in option.__dataclass_fields__],
+    )
+
+
+def _made(description: Any) -> Any:
+    if not isinstance(description, tuple):
+        return description
+    name, *parts = description
+    if name == "tuple":
+        return tuple(_made(part) for part in parts)
+    from torchimplicit import linear, solvers
+    from torchimplicit.adjoints import Implicit
+
+    classes = [getattr(place, name) for place in (solvers, linear) if hasattr(place, name)]
+    cls = Implicit if name == "Implicit" else classes[0]
+    given = {f.name for f in dataclasses.fields(cls) if f.init}
+    return cls(**{key: _made(value) for key, value in parts if key in given})
+
+
+@torch.compiler.disable
+def solve(call: Call, spec: dict[str, Any]) -> tuple[Tensor, ...]:
+    """What the operator does: the entry point itself, for a function of explicit tensors."""
+    import torchimplicit
+
+    entry, unknowns = spec["entry"], spec["unknowns"]
+    options = {name: _made(value) for name, value in spec["options"]}
+    leaves, tensors = call.tensors[:unknowns], call.tensors[unknowns:]
+    fn = Explicit(call, unknowns, options.get("has_aux", False), entry in ("root", "fixed_point"))
+    z0: Any = leaves[0] if unknowns == 1 else leaves
+    z, info = getattr(torchimplicit, entry)(fn, z0, tuple(tensors), **options)
+    values = call(*call.tensors)[unknowns + FACTS : unknowns + FACTS + fn.values]
+    facts = (info.status, info.steps, info.residual, info.error, info.evaluations, info.products)
+    return (*pytree.tree_leaves(z), *facts, *values, *(info.aux or ()))
