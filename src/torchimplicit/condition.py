@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,11 +105,13 @@ class Condition:
 
     function : the user's function as a pure function of z and explicit tensors.
     kind : what of it must vanish.
+    call : the user's function, where it is read for a graph.
     """
 
     function: Callable[..., Tensor]
     kind: Kind
     vmaps: tuple[Vmap, ...] = ()
+    call: Any = None
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.kind.condition(self.at(tensors), z)

@@ -32,7 +32,7 @@ from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
 from torchimplicit.status import OnFailure, Status, report, users_frame
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import values_hidden
 
 SMALL = 2**10  # entries of z up to which the evaluation that is recorded may serve the backward too
 
@@ -174,14 +174,13 @@ class Problem:
 
     def noted(self, found: Found, equations: Equations) -> Facts:
         """The facts of a search that has ended; its trace is kept and its failures are reported."""
-        batch_shape = (
-            self.layout.batch_shape if len(found.status) == self.layout.batch else (-1, *self.layout.batch_shape)
-        )
+        same = found.status.shape[0] == self.layout.batch
+        batch_shape = self.layout.batch_shape if same else (-1, *self.layout.batch_shape)
         if found.trace is not None:
             self.record.trace = found.trace.reshape(len(found.trace), *batch_shape)
         self.record.tried = found.tried
         self.record.solved_by = None if found.solved_by is None else found.solved_by.reshape(batch_shape)
-        if not inside_functorch():
+        if not values_hidden():
             report(
                 self.kind.name,
                 found.status,

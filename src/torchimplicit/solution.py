@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -182,16 +183,17 @@ class Facts(NamedTuple):
 
     @staticmethod
     def counted(
-        status: Tensor, steps: Tensor, residual: Tensor, error: Tensor, evaluations: int, products: int
+        status: Tensor, steps: Tensor, residual: Tensor, error: Tensor, evaluations: int | Tensor, products: int | Tensor
     ) -> Facts:
         """With the counts as tensors."""
-        return Facts(status, steps, residual, error, status.new_full((), evaluations), status.new_full((), products))
+        counts = (n if isinstance(n, Tensor) else status.new_full((), n) for n in (evaluations, products))
+        return Facts(status, steps, residual, error, *counts)
 
     def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
         """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""
 
         def shaped(t: Tensor) -> Tensor:
-            return t.reshape(batch_shape) if t.shape[0] == batch_shape.numel() else t.reshape(-1, *batch_shape)
+            return t.reshape(batch_shape) if t.shape[0] == math.prod(batch_shape) else t.reshape(-1, *batch_shape)
 
         status = shaped(self.status)
         converged = status == int(Status.CONVERGED)  # torch takes three times as long for the enum itself

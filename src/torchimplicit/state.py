@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.transforms import tracing
+
 HALF = (torch.float16, torch.bfloat16)
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}  # torch.compile does not know dtype.to_real
 COMPLEX = {real: dtype for dtype, real in REAL.items()}
@@ -87,8 +89,10 @@ class Layout:
                 )
         evaluate_in = torch.float32 if first.dtype in HALF else first.dtype
         shapes = tuple(leaf.shape for leaf in leaves)
-        make = _remembered if isinstance(z0, Tensor) else Layout
-        return make(tree, shapes, first.shape[:batch_ndim], first.dtype, evaluate_in, first.device)
+        of = first.shape[:batch_ndim], first.dtype, evaluate_in, first.device
+        if isinstance(z0, Tensor) and not tracing():
+            return _remembered(shapes[0], *of)
+        return Layout(tree, shapes, *of)
 
     def of_rows(self, rows: slice | Tensor) -> Layout:
         """The layout of some systems of a single batch dimension."""
@@ -187,15 +191,14 @@ class Layout:
 
 @lru_cache(maxsize=256)
 def _remembered(
-    tree: pytree.TreeSpec,
-    shapes: tuple[torch.Size, ...],
+    shape: torch.Size,
     batch_shape: torch.Size,
     dtype: torch.dtype,
     evaluate_in: torch.dtype,
     device: torch.device,
 ) -> Layout:
     """The layout of a single tensor, whose sizes need not be found anew at every call."""
-    return Layout(tree, shapes, batch_shape, dtype, evaluate_in, device)
+    return Layout(pytree.tree_structure(0), (shape,), batch_shape, dtype, evaluate_in, device)
 
 
 def _cast(leaf: Tensor, dtype: torch.dtype) -> Tensor:

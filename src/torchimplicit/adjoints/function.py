@@ -24,7 +24,7 @@ from torchimplicit.condition import Condition
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts
 from torchimplicit.status import all_converged
-from torchimplicit.transforms import alive, inside_functorch
+from torchimplicit.transforms import alive, inside_functorch, values_hidden
 
 INVERSE = 1 + len(Facts._fields)  # where, among the outputs of the Function, those of the inverse begin
 
@@ -153,7 +153,7 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     z, status, *rest = alive(ctx.saved_tensors)
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     which = [i - 2 for i in wanted]
-    if system.own_operator and not torch.is_grad_enabled() and not inside_functorch():
+    if system.own_operator and not torch.is_grad_enabled() and not values_hidden():
         grads = system.pulled(v, z, inverse, tensors, which)
         if grads is not None:
             return tuple(grads)

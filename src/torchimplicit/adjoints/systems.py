@@ -14,6 +14,7 @@ from torch import Tensor
 from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.gauge import solve_singular, unseen
+from torchimplicit.adjoints.in_graph import solve_in_graph
 from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings
 from torchimplicit.adjoints.well_posed import FAR, SLOW, Look, changes_little, doubt, doubtful, largest, look
 from torchimplicit.condition import Condition, Kind
@@ -23,7 +24,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record, SolveInfo
 from torchimplicit.status import Status, linear_status, named, report, tell
-from torchimplicit.transforms import occurs
+from torchimplicit.transforms import occurs, tracing
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 
@@ -221,6 +222,8 @@ class JacobianSystem:
         self, tensors: Sequence[Tensor], linearisation: Linearisation | None
     ) -> tuple[Tensor, Callable[[], Facts]]:
         """w and what makes the facts, from a linearisation of g in z at z*, or from one evaluation of g."""
+        if tracing():
+            return solve_in_graph(self, Derivative(), tensors)
         b, z, forward, *rest = tensors
 
         def g(z: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ class Call:
 
     def __init__(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
         self.function = function
-        self.sizes = [(i, operand) for i, operand in enumerate(operands) if not isinstance(operand, Tensor)]
+        self.places = [i for i, operand in enumerate(operands) if not isinstance(operand, Tensor)]
+        self.sizes = [operands[i] for i in self.places]
         self.tensors = [operand for operand in operands if isinstance(operand, Tensor)]
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         full: list[Any] = list(tensors)
-        for i, size in self.sizes:
+        for i, size in zip(self.places, self.sizes, strict=True):
             full.insert(i, size)
         return tuple(self.function(*full))
 

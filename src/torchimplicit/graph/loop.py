@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.graph.explicit import Call
 from torchimplicit.graph.private import while_loop
 
 MEMORY = torch.contiguous_format
@@ -17,19 +18,29 @@ State = TypeVar("State")
 
 
 class Operands:
-    """The tensors that the body of a loop uses beside its state: in a graph each body has names of its own for them."""
+    """What the body of a loop uses beside its state, tensors and sizes: in a graph each body has names of its own for them."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
+    def __init__(self, tensors: Sequence[Tensor], call: Call) -> None:
+        self.tensors, self.call = tuple(tensors), call
+
+    @property
+    def all(self) -> tuple[Any, ...]:
+        """All of them: the tensors, then the sizes."""
+        return (*self.tensors, *self.call.sizes)
 
     @contextmanager
-    def named(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+    def named(self, names: Sequence[Any]) -> Iterator[None]:
         """With these names."""
-        before, self.tensors = self.tensors, tuple(tensors)
+        before = self.all
         try:
+            self._name(names)
             yield
         finally:
-            self.tensors = before
+            self._name(before)
+
+    def _name(self, names: Sequence[Any]) -> None:
+        size = len(self.tensors)
+        self.tensors, self.call.sizes = tuple(names[:size]), list(names[size:])
 
 
 def repeat(
@@ -48,16 +59,22 @@ def repeat(
             full[i] = tensor
         return pytree.tree_unflatten(full, tree)
 
-    def condition(*tensors: Tensor) -> Tensor:
+    def condition(*tensors: Any) -> Tensor:
         with operands.named(tensors[len(places) :]):
             return going(rebuilt(tensors[: len(places)]))
 
-    def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def step(*tensors: Any) -> tuple[Tensor, ...]:
         with operands.named(tensors[len(places) :]):
             after, structure = pytree.tree_flatten(body(rebuilt(tensors[: len(places)])))
-        plain = [(a, b) for a, b in zip(leaves, after, strict=True) if not isinstance(a, Tensor)]
-        if structure != tree or any(a is not b and a != b for a, b in plain):
-            raise TypeError(f"the state of a loop in a graph has to keep its structure: {tree} became {structure}")
+        kept = structure == tree and all(
+            isinstance(b, Tensor) if isinstance(a, Tensor) else not isinstance(b, Tensor) and a == b
+            for a, b in zip(leaves, after, strict=True)
+        )
+        if not kept:
+            raise TypeError(
+                f"the state of a loop in a graph keeps its structure and its plain values: {_outline(state)} became "
+                f"{_outline(pytree.tree_unflatten(after, structure))}"
+            )
         # No result may share memory with what the step was given, nor two results.
         results = []
         for i in places:
@@ -67,4 +84,8 @@ def repeat(
         return tuple(results)
 
     start = [leaves[i].detach().clone(memory_format=MEMORY) for i in places]
-    return rebuilt(while_loop(condition, step, start, operands.tensors))
+    return rebuilt(while_loop(condition, step, start, operands.all))
+
+
+def _outline(state: Any) -> Any:
+    return pytree.tree_map(lambda leaf: "tensor" if isinstance(leaf, Tensor) else leaf, state)

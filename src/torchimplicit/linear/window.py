@@ -5,12 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import inside_functorch, tracing
 
 
-def store(window: Tensor, k: int, v: Tensor, less: Tensor | None = None) -> Tensor:
+Count = int | Tensor  # of steps: a tensor while a graph is made
+
+
+def start_of_count(z: Tensor) -> Count:
+    """Zero."""
+    return torch.zeros((), dtype=torch.int64, device=z.device) if tracing() else 0
+
+
+def store(window: Tensor, k: Count, v: Tensor, less: Tensor | None = None) -> Tensor:
     """The window (..., m, n) with v (..., n), or v − less, at place k mod m; in place where nothing is recorded for autograd."""
     place = k % window.shape[-2]
+    if isinstance(place, Tensor):
+        here = torch.arange(window.shape[-2], device=window.device).unsqueeze(-1) == place
+        return torch.where(here, (v if less is None else v - less).unsqueeze(-2), window)
     # Under vmap a tensor does not show whether autograd records it outside.
     recorded = window.requires_grad or v.requires_grad or (less is not None and less.requires_grad)
     if torch.is_grad_enabled() and (recorded or inside_functorch()):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.mixing import mixture
-from torchimplicit.linear.window import store
+from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
@@ -39,7 +39,7 @@ class AndersonState(NamedTuple):
     eager: Tensor | None = None
     dr: Tensor | None = None
     dp: Tensor | None = None
-    k: int = 0
+    k: Count = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Anderson:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         r = equations.residual(z)
         none = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        return r, AndersonState(rms(r.detach()), None, None, none if self.plain_below else None)
+        mixing = none if self.plain_below else None
+        return r, AndersonState(rms(r.detach()), None, None, mixing, k=start_of_count(z))
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
@@ -84,14 +85,19 @@ class Anderson:
         plain = z.sub(r, alpha=self.damping)
         always = z.shape[1] <= self.memory or k % self.period == 0
         shift = None
-        if dr is None or dp is None or not (always or eager is not None):
+        mixes_now = isinstance(always, Tensor) or always or eager is not None
+        if dr is None or dp is None or not mixes_now:
             z_new, r_new = plain, equations.residual(plain)
             norm = rms(r_new.detach())
             eager = _led_away(eager, None, norm, before)
         else:
-            m = min(k, dr.shape[1])
+            m = dr.shape[1] if isinstance(k, Tensor) else min(k, dr.shape[1])
             gamma = mixture(dr[:, :m], r, self.regularisation)
-            mixes = mixing if always else eager  # those that do not take a plain step, as if none did
+            # Those that do not take a plain step, as if none did.
+            if isinstance(always, Tensor):
+                mixes = torch.where(always, True if mixing is None else mixing, False if eager is None else eager)
+            else:
+                mixes = mixing if always else eager
             if mixes is not None:
                 gamma = torch.where(mixes[:, None, None], gamma, 0)
             shift = (-gamma @ dp[:, :m]).squeeze(1)
@@ -116,7 +122,7 @@ class Anderson:
         dp = store(dp, k, ahead, shift)
         if mixing is None:
             dr = store(dr, k, r, r_new)
-            change = dr[:, k % dr.shape[1]]
+            change = r - r_new if isinstance(k, Tensor) else dr[:, k % dr.shape[1]]
         else:
             change = r - r_new
             dr = store(dr, k, torch.where(mixing.unsqueeze(-1), change, 0))

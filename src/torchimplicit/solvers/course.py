@@ -14,7 +14,7 @@ from torchimplicit.solvers.gathering import take
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms, rounding
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import count, finished, inside_functorch, occurs
+from torchimplicit.transforms import count, finished, occurs, values_hidden
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -123,7 +123,7 @@ class Course:
             lowest=lowest,
             allowed=allowed,
             running=torch.ones_like(norm, dtype=torch.bool),
-            left=len(norm),
+            left=-1 if values_hidden() else len(norm),
             status=torch.zeros_like(norm, dtype=torch.int64),
             steps=torch.zeros_like(norm, dtype=torch.int64),
             noted=False,
@@ -145,12 +145,16 @@ class Course:
         course.left = count(course.running)
         return course
 
+    @property
+    def _none_ended(self) -> bool:
+        return self.left >= 0 and self.left == len(self.running)
+
     def follow(
         self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
     ) -> tuple[Tensor | None, Verdict]:
         """Go on to z with its residual r, where the error is estimated; which systems end there (None: none of them), and how."""
         norm = rms(r.detach())
-        none_ended = self.left == len(self.running)
+        none_ended = self._none_ended
         closer = norm < PROGRESS * self.mark
         if finished(closer if none_ended else closer | ~self.running) and all_finite(z.detach()):
             return self._all_closer(z, r, norm, estimate, none_ended, gain), None
@@ -214,9 +218,9 @@ class Course:
         self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
         self.size, self.unit = size, bound
         near = ~(size > 1 / self.stopping.strictness)
-        if self.left != len(self.running):
+        if not self._none_ended:
             near = near & self.running
-        if not inside_functorch() and not occurs(near):
+        if not values_hidden() and not occurs(near):
             return None
         extreme = not finished((mean > 0) & (bound < torch.inf))  # squares may have vanished or overflowed
         if extreme:
@@ -228,7 +232,7 @@ class Course:
             theta = self._theta()
             error = largest / (1 - theta).clamp(min=0)
             slow = near & ~(theta < SLOW)
-            if gain is not None and not inside_functorch() and occurs(slow):
+            if gain is not None and not values_hidden() and occurs(slow):
                 slow = slow & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
                 error = torch.where(slow, largest * gain(z, correction), error) if occurs(slow) else error
         elif isinstance(self.contraction, Tensor):
@@ -260,7 +264,7 @@ class Course:
         near = stuck & (largest <= bound)
         if not occurs(near):
             return near
-        if self.complete or inside_functorch():
+        if self.complete or values_hidden():
             error = largest
         else:
             error = largest * gain(z, estimate.correction)
@@ -277,7 +281,7 @@ class Course:
             return ends, None
         return ends | ended, torch.where(ended, said, Status.CONVERGED if verdict is None else verdict)
 
-    def out_of_steps(self, taken: int, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
+    def out_of_steps(self, taken: int | Tensor, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
         """Those that end, with those that may take no more steps."""
         if self.allowed is None:
             return ends, verdict
@@ -285,14 +289,14 @@ class Course:
         verdict = torch.where(ends, Status.CONVERGED if verdict is None else verdict, Status.MAX_STEPS)
         return ends | (self.running & (taken >= self.allowed)), verdict
 
-    def end(self, ends: Tensor, verdict: Verdict, taken: int) -> None:
+    def end(self, ends: Tensor, verdict: Verdict, taken: int | Tensor) -> None:
         """Some systems end here, after so many steps; each ends once."""
         if verdict is not None:
             self.status, self.noted = torch.where(ends, verdict, self.status), True
             failed = ends & (verdict != Status.CONVERGED)
             error = self.size * self.unit / (1 - self._theta()).clamp(min=0)
             self.error, self.bound = torch.where(failed, error, self.error), torch.where(failed, self.unit, self.bound)
-        self.steps = torch.add(self.steps, ends, alpha=taken)
+        self.steps = torch.where(ends, taken, self.steps)
         self.running = self.running & ~ends
         self.left = count(self.running)
 
@@ -315,7 +319,7 @@ class Course:
 
 def all_finite(v: Tensor) -> bool:
     """Whether every number is finite, as far as their sum tells; inside a functorch transform never."""
-    return not inside_functorch() and math.isfinite(v.sum())
+    return not values_hidden() and math.isfinite(v.sum())
 
 
 def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import repeat
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.course import Course, Stopping, where
 from torchimplicit.solvers.endings import at_bounds, gain, local_minimum, second_order, singular, stochastic
@@ -18,7 +19,7 @@ from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
 from torchimplicit.status import Status, all_converged
 from torchimplicit.stopping import measured
-from torchimplicit.transforms import count, finished, inside_functorch, occurs
+from torchimplicit.transforms import count, finished, occurs, tracing, values_hidden
 
 STRICTER = 10  # times, at least, where the estimates of a method were too small,
 STRICTEST = 1e12  # and at most, all times together
@@ -70,6 +71,8 @@ def solve(
     """
     if hasattr(solver, "starting_point"):
         z = solver.starting_point(z)
+    if tracing():
+        return _in_graph(solver, equations, z, stopping, allowed)
     z0 = z
     gathering = Gathering(solver, equations, z)
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
@@ -145,13 +148,80 @@ def solve(
     if inverse_of is _no_inverse:
         inverse = [*of_hessian]
     found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
-    if advance is None and not inside_functorch() and occurs(excess) and stopping.strictness < STRICTEST:
+    if advance is None and not values_hidden() and occurs(excess) and stopping.strictness < STRICTEST:
         stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
         rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
         found = _after(
             found, solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest), rest > 0
         )
     return found
+
+
+def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
+    """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked.
+
+    The first step is taken before it, for what a method remembers may have another structure from then on.
+    """
+    merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
+    verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
+    estimate: Any = solver.estimate
+    restarts = hasattr(solver, "restart")
+    operands = equations.operands
+    assert operands is not None
+    counted: list[tuple[int, int]] = []
+
+    def remembered(state: Any) -> Any:
+        return solver.memory(state) if restarts else state
+
+    def step(carried: tuple[dict[str, Any], Any, Tensor]) -> tuple[dict[str, Any], Any, Tensor]:
+        of_course, memory, taken = carried
+        before = equations.evaluations, equations.products
+        course = Course(stopping=stopping, patience=solver.patience, **of_course)
+        state = memory
+        if restarts:
+            _, state = solver.restart(equations, course.z, memory)
+        z, r, state = solver.step(equations, course.z, course.r, state)
+        taken = taken + 1
+        ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), _unseen)
+        if verdict_of is not None:
+            ends, verdict = course.heed(verdict_of(state), ends, verdict)
+        ends, verdict = course.out_of_steps(taken, ends, verdict)
+        if ends is not None:
+            course.end(ends, verdict, taken)
+        counted.append((equations.evaluations - before[0], equations.products - before[1]))
+        equations.evaluations, equations.products = before
+        return _tensors_of(course), remembered(state), taken
+
+    def going(carried: tuple[dict[str, Any], Any, Tensor]) -> Tensor:
+        of_course, _, taken = carried
+        return of_course["running"].any() & (taken < stopping.max_steps)
+
+    with torch.no_grad():
+        r, state = solver.init(equations, z)
+        lowest = None if merit is None else merit(state)
+        course = Course.at(
+            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None
+        )
+        zero = course.steps.new_zeros(())
+        carried = _tensors_of(course), remembered(state), zero
+        if stopping.max_steps:
+            carried = repeat(going, step, step(carried), operands)
+        of_course, memory, taken = carried
+        course = Course(stopping=stopping, patience=solver.patience, **of_course)
+        course.end(course.running, torch.where(course.running, Status.MAX_STEPS, course.status), taken)
+    evaluations, products = counted[-1] if counted else (0, 0)
+    equations.evaluations = equations.evaluations + evaluations * taken
+    equations.products = equations.products + products * taken
+    z, best, status, steps, error, bound = course.results
+    return Found(z, status, steps, best, error, bound)
+
+
+def _tensors_of(course: Course) -> dict[str, Any]:
+    return {f.name: getattr(course, f.name) for f in fields(course) if f.name not in ("stopping", "patience")}
+
+
+def _unseen(z: Tensor, correction: Tensor) -> Tensor:
+    raise AssertionError("a gain is looked for where values are seen")
 
 
 def _after(found: Found, later: Found, rows: Tensor) -> Found:

@@ -1,0 +1,100 @@
+"""The linear system of a derivative while a graph is made: what is decided in plain code is computed there always, and masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, ByFactors, doubt
+from torchimplicit.condition import Kind
+from torchimplicit.graph.loop import Operands
+from torchimplicit.graph.reports import reported
+from torchimplicit.linear import LU
+from torchimplicit.linear.iteration import error_of
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.solution import Facts
+from torchimplicit.solvers.anderson import Anderson
+from torchimplicit.solvers.course import Stopping
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.loop import solve
+from torchimplicit.status import Status
+from torchimplicit.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    from torchimplicit.adjoints.systems import JacobianSystem
+
+ENTRIES = 2**12  # of all Jacobians of the batch, up to which that of a fixed point is factorised too
+
+
+def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[], Facts]]:
+    """w with A w = b, and what makes the facts, for the tensors of a ``JacobianSystem``."""
+    b, z, forward, *rest = tensors
+    of_g = rest[system.inverses :]
+    unusable = forward == Status.NONFINITE
+    b = torch.where(unusable.unsqueeze(-1), 0, b)
+    dense = not system.base.kind.near_identity or isinstance(z.shape[0], int) and z.numel() * z.shape[-1] <= ENTRIES
+    how = _by_factors if dense else _by_steps
+    w, residual, status, steps = how(system, kind, b, z, of_g)
+    status = torch.where(unusable & (tensors[0] != 0).any(-1), Status.NONFINITE, status)
+    limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+    if system.settings.on_failure == "nan":
+        w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
+    else:
+        w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
+        w = reported(w, status, residual, limit, steps, kind.name, system.settings.on_failure, "residual")
+    return w, partial(Facts.counted, status, steps, residual, error_of(w, b, residual), 1, 1)
+
+
+def _by_factors(
+    system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By the factors of the Jacobian at z itself."""
+
+    def g(z: Tensor) -> Tensor:
+        return system.base(z, *tensors)
+
+    operator = Jacobian(g, z)
+    factors = LU(equilibrate=z.shape[-1] > 1).factorize(operator)
+    w = factors.solve(b, system.transpose)
+    residual = torch.linalg.vector_norm(b - operator.apply(w, system.transpose), dim=-1)
+    limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+    status = torch.where(residual <= limit, Status.CONVERGED, Status.STAGNATED)
+    status = torch.where(w.isfinite().all(-1) & residual.isfinite(), status, Status.NONFINITE)
+    asked = (b != 0).any(-1)
+    singular = factors.singular & asked
+    if not system.base.kind.linear:
+        tolerance = system.settings.tolerance
+        estimate = ByFactors(factors, tolerance, z, w, system.transpose)
+        correction = estimate.step(operator.value)
+        size, allowed = tolerance.largest(correction, z)
+        off = (size > FAR * allowed) & asked
+        there = Jacobian(g, z - torch.where(correction.isfinite(), correction, 0)).apply(w, system.transpose) - b
+        changes = estimate.movement(there) > CHANGE
+        singular = singular | (changes & ~off & asked & (size > doubt(tolerance, allowed)))
+        status = torch.where(off, Status.INACCURATE, status)
+    status = torch.where(singular, Status.SINGULAR, status)
+    return w, residual, status, torch.ones_like(status)
+
+
+def _by_steps(
+    system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By accelerated plain steps, for A is the identity less a contraction."""
+    operands = Operands((b, z, *tensors), system.base.call)
+
+    def residual(w: Tensor) -> Tensor:
+        b, z, *tensors = operands.tensors
+        return Jacobian(lambda z: system.base(z, *tensors), z).apply(w, system.transpose) - b
+
+    settings = system.settings
+    equations = Equations(residual, kind, operands=operands)
+    solver = Anderson(plain_below=0.5)
+    stopping = Stopping(Tolerance(settings.rtol, settings.atol), settings.max_steps or solver.max_steps)
+    found = solve(solver, equations, b, stopping)
+    size = b.shape[-1] ** 0.5
+    return found.z, size * found.residual, found.status, found.steps
