@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, tracing
 
 
 def rms(v: Tensor) -> Tensor:
@@ -20,6 +20,10 @@ def rms(v: Tensor) -> Tensor:
 
 def measured(v: Tensor) -> Tensor:
     """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
+    if tracing() and v.shape[-1] > 1:
+        unit = v.abs().amax(-1, keepdim=True)
+        unit = torch.where((unit > 0) & (unit < torch.inf), unit, 1)
+        return rms(v / unit) * unit.squeeze(-1)
     norm, about = rms(v), torch.finfo(v.dtype)
     if v.shape[-1] <= 1 or finished((norm > about.tiny**0.5 / about.eps) & (norm < torch.inf)):
         return norm

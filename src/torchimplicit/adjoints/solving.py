@@ -166,11 +166,11 @@ class _Tiled:
     """An inverse of k systems that serves a multiple of k right-hand sides b, all rows of the flat batch."""
 
     def __init__(self, inverse: Any, b: Tensor) -> None:
-        self.inverse, self.tiles = inverse, len(b)
+        self.inverse, self.tiles = inverse, b.shape[0]
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         systems = len(self.inverse.suspicious)
-        if systems == len(b):
+        if systems == b.shape[0]:
             solution: Tensor = self.inverse.solve(b, adjoint)
             return solution
         tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, systems)), adjoint)

@@ -197,7 +197,7 @@ class JacobianSystem:
             return None
 
         def facts(products: int = operator.products + 1) -> Facts:
-            status = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+            status = torch.zeros(b.shape[0], dtype=torch.int64, device=b.device)
             return Facts.counted(status, status + 1, norms[0], error_of(w, b, norms[0]), 0, products)
 
         self._note(facts)
@@ -306,7 +306,7 @@ class JacobianSystem:
         worst = rows[found.excess[rows].argmax()]
         bound = self.settings.tolerance.bound(z)[worst].min()
         return (
-            f"The derivative is not that of the {self.base.kind.name}. {named(rows, len(z))}: "
+            f"The derivative is not that of the {self.base.kind.name}. {named(rows, z.shape[0])}: "
             f"{Status.INACCURATE.name.lower()}, z* off by about {float(found.excess[worst] * bound):.3g} (allowed "
             f"{float(bound):.3g}): {Status.INACCURATE.prose}"
         )

@@ -17,6 +17,10 @@ MEMORY = torch.contiguous_format
 State = TypeVar("State")
 
 
+class StructureChanged(TypeError):
+    """A step has given another structure than it was given."""
+
+
 class Operands:
     """What the body of a loop uses beside its state, tensors and sizes: in a graph each body has names of its own for them."""
 
@@ -71,7 +75,7 @@ def repeat(
             for a, b in zip(leaves, after, strict=True)
         )
         if not kept:
-            raise TypeError(
+            raise StructureChanged(
                 f"the state of a loop in a graph keeps its structure and its plain values: {_outline(state)} became "
                 f"{_outline(pytree.tree_unflatten(after, structure))}"
             )

@@ -10,7 +10,9 @@ from torch import Tensor
 
 try:
     from torch._higher_order_ops.base_hop import BaseHOP
+    from torch._higher_order_ops.utils import materialize_as_graph
     from torch._higher_order_ops.while_loop import while_loop_op
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     AVAILABLE = True
 except ImportError:  # an older torch
@@ -18,8 +20,20 @@ except ImportError:  # an older torch
 
 
 def while_loop(
-    condition: Callable[..., Tensor], body: Callable[..., Any], carried: Sequence[Tensor], others: Sequence[Tensor]
+    condition: Callable[..., Tensor], body: Callable[..., Any], carried: Sequence[Tensor], others: Sequence[Any]
 ) -> Sequence[Tensor]:
-    """``torch.while_loop`` in a graph that is being made, with the tensors that it uses beside those it carries."""
-    results: Sequence[Tensor] = while_loop_op(condition, body, tuple(carried), tuple(others))
+    """``torch.while_loop`` in a graph that is being made, with what it uses beside the tensors that it carries.
+
+    Where nothing but the shapes of the results is asked for, these are known. Otherwise torch would run both functions half a dozen
+    times, each time operation by operation: they are made graphs of first.
+    """
+    if get_proxy_mode() is None:
+        return carried
+    parts = []
+    for part in (condition, body):
+        graph = materialize_as_graph(part, (*carried, *others))
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        parts.append(graph)
+    results: Sequence[Tensor] = while_loop_op(*parts, tuple(carried), tuple(others))
     return results

@@ -112,7 +112,7 @@ def worthwhile(b: Tensor) -> bool:
         sys.platform != "win32"
         and b.device.type == "cpu"
         and b.dtype in _NAMES
-        and len(b) >= FEWEST
+        and b.shape[0] >= FEWEST
         and 1 < b.shape[-1] <= LARGEST
     )
 

@@ -13,7 +13,7 @@ from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.stopping import rms
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, tracing
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 
@@ -74,9 +74,14 @@ class Anderson:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         r = equations.residual(z)
-        none = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        none = torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
         mixing = none if self.plain_below else None
-        return r, AndersonState(rms(r.detach()), None, None, mixing, k=start_of_count(z))
+        state = AndersonState(rms(r.detach()), None, None, mixing, k=start_of_count(z))
+        if tracing():  # all that it will ever remember
+            window = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
+            nothing = torch.full_like(state.norm, torch.nan)
+            state = state._replace(fall=nothing, gain=nothing, eager=none, dr=window, dp=window)
+        return r, state
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
@@ -84,7 +89,7 @@ class Anderson:
         before, _, gain, mixing, eager, dr, dp, k = state
         plain = z.sub(r, alpha=self.damping)
         always = z.shape[1] <= self.memory or k % self.period == 0
-        shift = None
+        shift = forgets = None
         mixes_now = isinstance(always, Tensor) or always or eager is not None
         if dr is None or dp is None or not mixes_now:
             z_new, r_new = plain, equations.residual(plain)
@@ -107,7 +112,12 @@ class Anderson:
             if not finished(norm <= before):
                 if mixes is not None:
                     eager = _led_away(eager, mixes, norm, before)
-                z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
+                if tracing():  # a second evaluation would be made at every step: those stay, and mix from new differences
+                    forgets = self._led_astray(before, z_new, norm).unsqueeze(-1)
+                    z_new, r_new = torch.where(forgets, z, z_new), torch.where(forgets, r, r_new)
+                    norm = torch.where(forgets.squeeze(-1), before, norm)
+                else:
+                    z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
         mixed_before = mixing
         if mixing is not None:
@@ -126,6 +136,8 @@ class Anderson:
         else:
             change = r - r_new
             dr = store(dr, k, torch.where(mixing.unsqueeze(-1), change, 0))
+        if forgets is not None:
+            dr, dp = (torch.where(forgets.unsqueeze(-1), 0, window) for window in (dr, dp))
         with torch.no_grad():
             seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
             if gain is not None:
@@ -143,12 +155,16 @@ class Anderson:
         scale = torch.where(state.mixing, state.gain, self.damping)
         return Estimate(r, torch.where(state.mixing, 0, state.fall), scale, complete=True)
 
+    def _led_astray(self, before: Tensor, z_new: Tensor, norm: Tensor) -> Tensor:
+        """Systems (B,) whose residual has become larger."""
+        floor = torch.finfo(norm.dtype).eps ** 0.75 * rms(z_new.detach())  # below it the residual is rounding error
+        return ~(norm <= before.maximum(floor))
+
     def _safeguarded(
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed step, or the plain one of a system where mixing has made the residual larger and that does better."""
-        floor = torch.finfo(norm.dtype).eps ** 0.75 * rms(z_new.detach())  # below it the residual is rounding error
-        suspects = ~(norm <= before.maximum(floor))
+        suspects = self._led_astray(before, z_new, norm)
         if finished(~suspects):
             return z_new, r_new, norm
         r_plain = equations.residual(plain)

@@ -29,9 +29,9 @@ class BFGS(LineSearch):
     """
 
     def forget(self, memory: InverseHessian | None, z: Tensor, rows: Tensor) -> InverseHessian:
-        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
+        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(z.shape[0], -1, -1)
         if memory is None:
-            return InverseHessian(eye, torch.zeros(len(z), dtype=torch.int64, device=z.device))
+            return InverseHessian(eye, torch.zeros(z.shape[0], dtype=torch.int64, device=z.device))
         return InverseHessian(torch.where(rows[:, None, None], eye, memory.H), torch.where(rows, 0, memory.k))
 
     def remember(self, memory: InverseHessian, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> InverseHessian:

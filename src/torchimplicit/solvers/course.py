@@ -123,7 +123,7 @@ class Course:
             lowest=lowest,
             allowed=allowed,
             running=torch.ones_like(norm, dtype=torch.bool),
-            left=-1 if values_hidden() else len(norm),
+            left=-1 if values_hidden() else norm.shape[0],
             status=torch.zeros_like(norm, dtype=torch.int64),
             steps=torch.zeros_like(norm, dtype=torch.int64),
             noted=False,

@@ -55,7 +55,7 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
             r = solver.init(equations, z)[0]
             change, size = (measured(r) - norm).abs(), norm + measured(z)
             differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
-        if len(z) > 1 and not inside_functorch() and occurs(doubtful := differs | (status != Status.CONVERGED)):
+        if z.shape[0] > 1 and not inside_functorch() and occurs(doubtful := differs | (status != Status.CONVERGED)):
             coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()))
             if coupled:
                 return torch.where(doubtful & same, Status.COUPLED, torch.where(differs, Status.STOCHASTIC, status))
@@ -65,7 +65,7 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
 def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice."""
     value = equations.residual(z)
-    same = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    same = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
     if not equations.draws_nothing:
         same = (value == equations.residual(z)).all(-1)
     value = value[row].clone()

@@ -38,8 +38,8 @@ class LBFGS(LineSearch):
 
     def forget(self, memory: Pairs | None, z: Tensor, rows: Tensor) -> Pairs:
         if memory is None:
-            window = z.new_zeros(len(z), self.memory, z.shape[1])
-            return Pairs(window, window.clone(), torch.zeros(len(z), dtype=torch.int64, device=z.device))
+            window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
+            return Pairs(window, window.clone(), torch.zeros(z.shape[0], dtype=torch.int64, device=z.device))
         return memory._replace(k=torch.where(rows, 0, memory.k))
 
     def remember(self, memory: Pairs, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> Pairs:

@@ -85,7 +85,7 @@ class LineSearch(ABC):
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LineState]:
         check_minimised(equations, type(self).__name__)
         value, r = equations.objective_and_residual(z)
-        everywhere = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        everywhere = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         return r, self._line(
             self.forget(None, z, everywhere), z, value.detach(), r, torch.full_like(value, torch.inf).detach()
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.graph.loop import repeat
+from torchimplicit.graph.loop import StructureChanged, repeat
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.course import Course, Stopping, where
 from torchimplicit.solvers.endings import at_bounds, gain, local_minimum, second_order, singular, stochastic
@@ -158,66 +158,75 @@ def solve(
 
 
 def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
-    """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked.
-
-    The first step is taken before it, for what a method remembers may have another structure from then on.
-    """
+    """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
     estimate: Any = solver.estimate
     restarts = hasattr(solver, "restart")
     operands = equations.operands
     assert operands is not None
-    counted: list[tuple[int, int]] = []
-
-    def remembered(state: Any) -> Any:
-        return solver.memory(state) if restarts else state
-
-    def step(carried: tuple[dict[str, Any], Any, Tensor]) -> tuple[dict[str, Any], Any, Tensor]:
-        of_course, memory, taken = carried
-        before = equations.evaluations, equations.products
-        course = Course(stopping=stopping, patience=solver.patience, **of_course)
-        state = memory
-        if restarts:
-            _, state = solver.restart(equations, course.z, memory)
-        z, r, state = solver.step(equations, course.z, course.r, state)
-        taken = taken + 1
-        ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), _unseen)
-        if verdict_of is not None:
-            ends, verdict = course.heed(verdict_of(state), ends, verdict)
-        ends, verdict = course.out_of_steps(taken, ends, verdict)
-        if ends is not None:
-            course.end(ends, verdict, taken)
-        counted.append((equations.evaluations - before[0], equations.products - before[1]))
-        equations.evaluations, equations.products = before
-        return _tensors_of(course), remembered(state), taken
-
-    def going(carried: tuple[dict[str, Any], Any, Tensor]) -> Tensor:
-        of_course, _, taken = carried
-        return of_course["running"].any() & (taken < stopping.max_steps)
-
     with torch.no_grad():
         r, state = solver.init(equations, z)
         lowest = None if merit is None else merit(state)
-        course = Course.at(
-            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None
-        )
-        zero = course.steps.new_zeros(())
-        carried = _tensors_of(course), remembered(state), zero
+        first = estimate(z, r, state)
+        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None)
+        at_start = equations.evaluations, equations.products
+        in_a_step = 0, 0
+        contraction, complete = course.contraction, course.complete
+
+        def step(carried: _Carried) -> _Carried:
+            nonlocal in_a_step, contraction, complete
+            of_course, memory, taken = carried
+            course = _course_of(solver, stopping, of_course)
+            state = memory
+            if restarts:
+                _, state = solver.restart(equations, course.z, memory)
+            z, r, state = solver.step(equations, course.z, course.r, state)
+            taken = taken + 1
+            ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), _unseen)
+            if verdict_of is not None:
+                ends, verdict = course.heed(verdict_of(state), ends, verdict)
+            ends, verdict = course.out_of_steps(taken, ends, verdict)
+            if ends is not None:
+                course.end(ends, verdict, taken)
+            contraction, complete = course.contraction, course.complete
+            in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
+            equations.evaluations, equations.products = at_start
+            return _tensors_of(course), solver.memory(state) if restarts else state, taken
+
+        def going(carried: _Carried) -> Tensor:
+            of_course, _, taken = carried
+            return of_course["running"].any() & (taken < stopping.max_steps)
+
+        memory = solver.memory(state) if restarts else state
+        carried = _tensors_of(course), memory, course.steps.new_zeros(())
         if stopping.max_steps:
-            carried = repeat(going, step, step(carried), operands)
-        of_course, memory, taken = carried
-        course = Course(stopping=stopping, patience=solver.patience, **of_course)
+            try:
+                carried = repeat(going, step, carried, operands)
+            except StructureChanged:  # what a method remembers is of another structure from the first step on
+                carried = repeat(going, step, step(carried), operands)
+        of_course, _, taken = carried
+        course = _course_of(solver, stopping, of_course)
+        course.contraction, course.complete = (None, False) if isinstance(contraction, Tensor) else (contraction, complete)
         course.end(course.running, torch.where(course.running, Status.MAX_STEPS, course.status), taken)
-    evaluations, products = counted[-1] if counted else (0, 0)
-    equations.evaluations = equations.evaluations + evaluations * taken
-    equations.products = equations.products + products * taken
+        equations.evaluations = equations.evaluations + in_a_step[0] * taken
+        equations.products = equations.products + in_a_step[1] * taken
     z, best, status, steps, error, bound = course.results
     return Found(z, status, steps, best, error, bound)
 
 
+_Carried = tuple[dict[str, Any], Any, Tensor]
+_PLAIN = ("stopping", "patience", "contraction", "complete", "left", "noted")  # of a course; the rest are tensors
+
+
 def _tensors_of(course: Course) -> dict[str, Any]:
-    return {f.name: getattr(course, f.name) for f in fields(course) if f.name not in ("stopping", "patience")}
+    found = {f.name: getattr(course, f.name) for f in fields(course) if f.name not in _PLAIN}
+    found["stuck"] = torch.as_tensor(course.stuck, device=course.steps.device).expand_as(course.steps)
+    return found
+
+
+def _course_of(solver: Solver, stopping: Stopping, tensors: dict[str, Any]) -> Course:
+    return Course(stopping, solver.patience, contraction=None, complete=False, left=-1, noted=True, **tensors)
 
 
 def _unseen(z: Tensor, correction: Tensor) -> Tensor:

@@ -138,7 +138,9 @@ class Newton:
 
     def memory(self, state: NewtonState) -> NewtonMemory:
         """What a restart needs beside z: the factors, if they will be used again, and the memory of the line search."""
-        return NewtonMemory(None if state.jacobian is not None else state.factors, state.age, state.search)
+        if state.jacobian is not None:
+            return NewtonMemory(None, 0, state.search)
+        return NewtonMemory(state.factors, state.age, state.search)
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""

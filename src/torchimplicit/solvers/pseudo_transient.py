@@ -44,7 +44,7 @@ class PseudoTransient:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, PseudoTransientState]:
         linearised = equations.jacobian(z)
         jacobian = linearised.to_dense()
-        size = jacobian.detach().abs().sum(-1).amax(-1) if z.shape[-1] else z.new_ones(len(z))
+        size = jacobian.detach().abs().sum(-1).amax(-1) if z.shape[-1] else z.new_ones(z.shape[0])
         return linearised.value, PseudoTransientState(jacobian, torch.where(size > 0, size, 1) / self.first)
 
     def step(
