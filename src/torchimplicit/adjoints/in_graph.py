@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torchimplicit.adjoints.well_posed import CHANGE, FAR, ByFactors, doubt
 from torchimplicit.condition import Kind
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
-from torchimplicit.linear import LU
+from torchimplicit.linear import GMRES, LU
+from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solution import Facts
@@ -22,12 +23,13 @@ from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import solve
-from torchimplicit.status import Status
+from torchimplicit.status import Status, linear_status
 from torchimplicit.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from torchimplicit.adjoints.systems import JacobianSystem
 
+DENSE = 256  # largest n up to which that of a root is factorised
 ENTRIES = 2**12  # of all Jacobians of the batch, up to which that of a fixed point is factorised too
 
 
@@ -37,8 +39,12 @@ def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]
     of_g = rest[system.inverses :]
     unusable = forward == Status.NONFINITE
     b = torch.where(unusable.unsqueeze(-1), 0, b)
-    dense = not system.base.kind.near_identity or isinstance(z.shape[0], int) and z.numel() * z.shape[-1] <= ENTRIES
-    how = _by_factors if dense else _by_steps
+    n, named = z.shape[-1], system.settings.solver
+    small = isinstance(z.shape[0], int) and z.numel() * n <= ENTRIES
+    if isinstance(named, DirectSolver) or (named is None and (small or not system.base.kind.near_identity and n <= DENSE)):
+        how = _by_factors
+    else:
+        how = _by_steps if named is None and system.base.kind.near_identity else _by_products
     w, residual, status, steps = how(system, kind, b, z, of_g)
     status = torch.where(unusable & (tensors[0] != 0).any(-1), Status.NONFINITE, status)
     limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
@@ -59,7 +65,7 @@ def _by_factors(
         return system.base(z, *tensors)
 
     operator = Jacobian(g, z)
-    factors = LU(equilibrate=z.shape[-1] > 1).factorize(operator)
+    factors = (system.settings.solver or LU(equilibrate=z.shape[-1] > 1)).factorize(operator)
     w = factors.solve(b, system.transpose)
     residual = torch.linalg.vector_norm(b - operator.apply(w, system.transpose), dim=-1)
     limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
@@ -79,6 +85,19 @@ def _by_factors(
         status = torch.where(off, Status.INACCURATE, status)
     status = torch.where(singular, Status.SINGULAR, status)
     return w, residual, status, torch.ones_like(status)
+
+
+def _by_products(
+    system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By a Krylov method."""
+    settings = system.settings
+    of_g = Operands(tensors, system.base.call)
+    operator = Jacobian(lambda z: system.base(z, *of_g.tensors), z, symmetric=system.base.kind.symmetric, of_g=of_g)
+    state = (settings.solver or GMRES()).factorize(operator)
+    limits: dict[str, Any] = {"rtol": settings.rtol, "atol": settings.atol, "max_steps": settings.max_steps}
+    result = state.iterate(b, system.transpose, **limits)
+    return result.x, result.residual_norm, linear_status(result), result.steps
 
 
 def _by_steps(

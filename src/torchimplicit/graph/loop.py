@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.graph.explicit import Call
 from torchimplicit.graph.private import while_loop
+from torchimplicit.transforms import finished, tracing
 
 MEMORY = torch.contiguous_format
 State = TypeVar("State")
@@ -24,13 +25,14 @@ class StructureChanged(TypeError):
 class Operands:
     """What the body of a loop uses beside its state, tensors and sizes: in a graph each body has names of its own for them."""
 
-    def __init__(self, tensors: Sequence[Tensor], call: Call) -> None:
-        self.tensors, self.call = tuple(tensors), call
+    def __init__(self, tensors: Sequence[Tensor], call: Call | None = None, outer: Operands | None = None) -> None:
+        self.tensors, self.call, self.outer = tuple(tensors), call, outer
 
     @property
     def all(self) -> tuple[Any, ...]:
-        """All of them: the tensors, then the sizes."""
-        return (*self.tensors, *self.call.sizes)
+        """All of them: the tensors, then the sizes, and those of what is around it."""
+        sizes = () if self.call is None else self.call.sizes
+        return (*self.tensors, *sizes, *(() if self.outer is None else self.outer.all))
 
     @contextmanager
     def named(self, names: Sequence[Any]) -> Iterator[None]:
@@ -43,8 +45,13 @@ class Operands:
             self._name(before)
 
     def _name(self, names: Sequence[Any]) -> None:
-        size = len(self.tensors)
-        self.tensors, self.call.sizes = tuple(names[:size]), list(names[size:])
+        names = list(names)
+        self.tensors, names = tuple(names[: len(self.tensors)]), names[len(self.tensors) :]
+        if self.call is not None:
+            size = len(self.call.sizes)
+            self.call.sizes, names = names[:size], names[size:]
+        if self.outer is not None:
+            self.outer._name(names)
 
 
 def repeat(
@@ -89,6 +96,28 @@ def repeat(
 
     start = [leaves[i].detach().clone(memory_format=MEMORY) for i in places]
     return rebuilt(while_loop(condition, step, start, operands.all))
+
+
+def settle(
+    body: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...], limit: int, others: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """``state = body(state, *others)`` until its last tensor is True everywhere, but at most so many times."""
+    if not tracing():
+        for _ in range(limit):
+            state = body(state, *others)
+            if finished(state[-1]):
+                break
+        return state
+    operands = Operands(others)
+
+    def going(carried: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
+        return ~carried[0][-1].all() & (carried[1] < limit)
+
+    def step(carried: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+        return body(carried[0], *operands.tensors), carried[1] + 1
+
+    zero = state[-1].new_zeros((), dtype=torch.int64)
+    return repeat(going, step, (state, zero), operands)[0]
 
 
 def _outline(state: Any) -> Any:

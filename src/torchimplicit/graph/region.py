@@ -24,7 +24,8 @@ def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), 
 
     def function(*leaves: Tensor) -> Any:
         """What the operator returns, in shape, and what the function does."""
-        out = fn(pytree.tree_unflatten(list(leaves), tree), *args)
+        unknowns = [leaf.view_as(leaf) for leaf in leaves]  # used first, for operands come in the order of their use
+        out = fn(pytree.tree_unflatten(unknowns, tree), *args)
         aux = ()
         if has_aux:
             out, aux = out

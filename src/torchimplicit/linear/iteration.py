@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import Operands, repeat
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.vectors import fit
-from torchimplicit.transforms import finished, inside_functorch
+from torchimplicit.transforms import finished, inside_functorch, tracing
 
 Product = Callable[[Tensor], Tensor]
 
@@ -81,6 +82,7 @@ class Geometry:
 
 EUCLIDEAN = Geometry()
 
+CYCLE_IN_GRAPH = 10  # steps in one cycle: in a graph they are written out one after the other
 PROGRESS = 0.999  # a cycle that leaves more of the residual gains nothing
 
 
@@ -225,7 +227,10 @@ class IterativeState:
         broken_down = torch.zeros_like(residual, dtype=torch.bool)
         active = residual > tol
         active = active if ordinary and x0 is None else active & residual.isfinite()
-        everyone, nobody = finished(active), finished(~active)
+        if tracing():
+            state = torch.zeros_like(b) if x is None else x, r, residual, steps, broken_down, active
+            x, r, residual, steps, broken_down, active = self._in_graph(A, M, b, tol, state, limit)
+        everyone, nobody = tracing() or finished(active), tracing() or finished(~active)
         used = 0
         while used < limit and not nobody:
             rhs = r if everyone else torch.where(active.unsqueeze(-1), r, 0)
@@ -242,14 +247,9 @@ class IterativeState:
                 steps, broken_down = steps + taken, broken
                 active = residual > tol
             else:
-                better = active & (residual_new < residual)  # False for NaN
-                steps = steps + torch.where(active, taken, 0)
-                broken_down = torch.where(active, broken | ~residual_new.isfinite(), broken_down)
-                # A restart from (nearly) the same residual would only repeat itself.
-                active = better & (residual_new > tol) & (residual_new < PROGRESS * residual)
-                x = torch.where(better.unsqueeze(-1), x_new, 0 if x is None else x)
-                r = torch.where(better.unsqueeze(-1), r_new, r)
-                residual = torch.where(better, residual_new, residual)
+                before = torch.zeros_like(b) if x is None else x, r, residual, steps, broken_down, active
+                after = x_new, r_new, residual_new, taken, broken
+                x, r, residual, steps, broken_down, active = _better(before, after, tol)
             everyone, nobody = everyone and finished(active), finished(~active)
         converged = residual <= tol
         x = torch.zeros_like(b) if x is None else x
@@ -258,6 +258,26 @@ class IterativeState:
             x = torch.where(usable.unsqueeze(-1), x, torch.nan)
         how = (converged, broken_down & ~converged, active & ~converged)
         return self._result(x, residual, steps, how, unit, products)
+
+    def _in_graph(
+        self, A: Product, M: Product, b: Tensor, tol: Tensor, state: tuple[Tensor, ...], limit: int
+    ) -> tuple[Tensor, ...]:
+        """The same loop, of masked cycles, as one operator of a graph that is being made."""
+        operands = Operands((b, tol), outer=self.operator.operands)
+
+        def going(carried: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
+            return carried[0][-1].any() & (carried[1] < limit)
+
+        def step(carried: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+            (x, r, *_, active), used = carried
+            b, tol = operands.tensors
+            rhs = torch.where(active.unsqueeze(-1), r, 0)
+            d, taken, broken, length = self.solver.cycle(A, M, rhs, tol, active, min(limit, CYCLE_IN_GRAPH))
+            r_new = b - A(x + d)
+            after = x + d, r_new, self._size(r_new), taken, broken
+            return _better(carried[0], after, tol), used + length
+
+        return repeat(going, step, (state, state[3].new_zeros(())), operands)[0]
 
     def _result(
         self,
@@ -277,6 +297,20 @@ class IterativeState:
         """The norm of vectors of ordinary scale, not differentiated."""
         with torch.no_grad():
             return self.solver.norm(x.detach())
+
+
+def _better(before: tuple[Tensor, ...], after: tuple[Tensor, ...], tol: Tensor) -> tuple[Tensor, ...]:
+    """Where a cycle has led systems that it has brought nearer, and what they were before of the others."""
+    x, r, residual, steps, broken_down, active = before
+    x_new, r_new, residual_new, taken, broken = after
+    better = active & (residual_new < residual)  # False for NaN
+    steps = steps + torch.where(active, taken, 0)
+    broken_down = torch.where(active, broken | ~residual_new.isfinite(), broken_down)
+    # A restart from (nearly) the same residual would only repeat itself.
+    active = better & (residual_new > tol) & (residual_new < PROGRESS * residual)
+    x = torch.where(better.unsqueeze(-1), x_new, x)
+    r = torch.where(better.unsqueeze(-1), r_new, r)
+    return x, r, torch.where(better, residual_new, residual), steps, broken_down, active
 
 
 def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:

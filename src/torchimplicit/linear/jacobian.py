@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.products import Linearisation
 
 SWEEP_ENTRIES = 2**24  # of the cotangents in one batched sweep: bounds the memory of `to_dense`
+
+
+class _Moved(Operands):
+    def __init__(self, jacobian: Jacobian, of_g: Operands | None) -> None:
+        super().__init__((jacobian._z,), outer=of_g)
+        self.jacobian = jacobian
+
+    def _name(self, names: Sequence[Any]) -> None:
+        super()._name(names)
+        self.jacobian.move(self.tensors[0])
 
 
 class Jacobian(LinearOperator):
@@ -34,8 +46,9 @@ class Jacobian(LinearOperator):
         symmetric: bool = False,
         linearisation: Linearisation | None = None,
         value: Tensor | None = None,
+        of_g: Operands | None = None,
     ) -> None:
-        self._g, self._z, self._given = g, z, linearisation
+        self._g, self._z, self._given, self._of_g = g, z, linearisation, of_g
         self.value = self._linearisation.value if value is None else value
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
@@ -44,6 +57,16 @@ class Jacobian(LinearOperator):
     @cached_property
     def _linearisation(self) -> Linearisation:
         return Linearisation(self._g, (self._z,)) if self._given is None else self._given
+
+    @property
+    def operands(self) -> Operands:
+        """z and what g uses."""
+        return _Moved(self, self._of_g)
+
+    def move(self, z: Tensor) -> None:
+        """Linearise anew at z, which is the same under another name."""
+        self._z, self._given = z, None
+        self.__dict__.pop("_linearisation", None)
 
     def count(self, products: int) -> None:
         """Take note of products."""

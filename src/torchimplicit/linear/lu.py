@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import values_hidden
 
 
 class LUFactors(Factors):
@@ -65,7 +65,7 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)
         return LU, pivots
-    if inside_functorch():  # the batch of a vmap cannot be taken apart
+    if values_hidden():  # the batch of a vmap cannot be taken apart
         torch.set_num_threads(1)
         try:
             LU, pivots, _ = torch.linalg.lu_factor_ex(F)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
 from torchimplicit.products import Linearisation
 from torchimplicit.transforms import inside_functorch
@@ -106,6 +107,11 @@ class LinearOperator(ABC):
     def T(self) -> LinearOperator:
         """The transpose, without conjugation; for real dtypes the same as `H`."""
         return Transpose(self) if self.dtype.is_complex else self.H
+
+    @property
+    def operands(self) -> Operands:
+        """What its products use, for the body of a loop in a graph."""
+        return Operands(())
 
     def _adjoint(self) -> LinearOperator:
         return Adjoint(self)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import Dense
-from torchimplicit.transforms import inside_functorch, occurs
+from torchimplicit.transforms import values_hidden, occurs
 
 NULL = 8  # in units of √n eps: a singular value that is smaller, beside the largest one, is zero
 NOISE = 10  # and so is a small one that is no larger than so many times what it changes by from one point to the next
@@ -50,7 +50,7 @@ def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tenso
     same there is rounding: that of the function, which may be much more than eps.
     """
     factors = solver.factorize(Dense(A))
-    if A.shape[-1] == 1 or inside_functorch() or not occurs(factors.suspicious):
+    if A.shape[-1] == 1 or values_hidden() or not occurs(factors.suspicious):
         return Inverse(factors.tensors)
     with torch.no_grad():
         inverse, rows = _pseudo_inverses(A.detach(), b.detach(), factors.suspicious.nonzero().squeeze(-1), again)

@@ -24,7 +24,7 @@ def triangularise(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         Q, R = torch.linalg.qr(torch.where(finite, A, 0))
         return torch.where(finite, R, torch.nan), apply(Q.mT, b)
     at_once = max(1, CACHED // max(1, m * n))
-    if A.device.type == "cpu" and len(A) > at_once:
+    if A.device.type == "cpu" and A.shape[0] > at_once:
         parts = [triangularise(*part) for part in zip(A.split(at_once), b.split(at_once), strict=True)]
         R, c = (torch.cat(part) for part in zip(*parts, strict=True))
         return R, c

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver, Factors
-from torchimplicit.linear.window import store
+from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 from torchimplicit.stopping import rms
+from torchimplicit.transforms import tracing
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 
@@ -23,7 +24,7 @@ FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 class BroydenState(NamedTuple):
     """The inverse Jacobian (I + Σ u vᵀ) M, with M the identity or the inverse of the first Jacobian.
 
-    factors : of the first Jacobian; None where M is the identity.
+    factors : the tensors of those of the first Jacobian; None where M is the identity.
     p : M r, with the residual r.
     Hp : H r, the next step but for its sign: (I + Σ u vᵀ) p.
     gain : how much larger the error is than p, (B,), by the largest ‖Δz‖ / ‖Δp‖ of late; None at the start.
@@ -31,13 +32,13 @@ class BroydenState(NamedTuple):
     k : how many updates they hold.
     """
 
-    factors: Factors | None
+    factors: tuple[Tensor, ...] | None
     p: Tensor
     Hp: Tensor
     gain: Tensor | None
     u: Tensor
     v: Tensor
-    k: int
+    k: Count
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,15 @@ class Broyden:
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, BroydenState]:
         window = z.new_zeros(z.shape[0], self.memory, z.shape[1])
+        unknown = z.new_full(z.shape[:1], torch.nan) if tracing() else None
         if self.start == "identity":
             r = equations.residual(z)
-            return r, BroydenState(None, r, r, None, window, window.clone(), 0)
+            return r, BroydenState(None, r, r, unknown, window, window.clone(), start_of_count(z))
         jacobian = equations.jacobian(z)
         factors = self.linear_solver.factorize(jacobian)
         p = factors.solve(jacobian.value)
-        return jacobian.value, BroydenState(factors, p, p, None, window, window.clone(), 0)
+        state = BroydenState(factors.tensors, p, p, unknown, window, window.clone(), start_of_count(z))
+        return jacobian.value, state
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: BroydenState
@@ -88,19 +91,24 @@ class Broyden:
         s = -Hp
         z_new = z + s
         r_new = equations.residual(z_new)
-        p_new = r_new if factors is None else factors.solve(r_new)
-        if k == self.memory:
+        p_new = r_new if factors is None else self.linear_solver.from_tensors(factors).solve(r_new)
+        if isinstance(k, Tensor):
+            full = k == self.memory
+            u, v, Hp = torch.where(full, 0, u), torch.where(full, 0, v), torch.where(full, p, Hp)
+            k = torch.where(full, 0, k)
+        elif k == self.memory:
             u, v, k, Hp = torch.zeros_like(u), torch.zeros_like(v), 0, p
+        used = None if isinstance(k, Tensor) else k  # the rest is zero
         y = p_new - p
         with torch.no_grad():
             seen = growth(rms(s), rms(y))
             gain = seen if gain is None else seen.fmax(FADING * gain)
-        Hy = _apply(u[:, :k], v[:, :k], y)
+        Hy = _apply(u[:, :used], v[:, :used], y)
         divisor = dot(s, Hy).unsqueeze(-1)
         size = (torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(Hy, dim=-1)).unsqueeze(-1)
         usable = (divisor.abs() > torch.finfo(z.dtype).eps * size) & size.isfinite()
         update = torch.where(usable, (s - Hy) / torch.where(usable, divisor, 1), 0)
-        v_new = torch.where(usable, _apply(v[:, :k], u[:, :k], s), 0)  # (I + Σ v uᵀ) s
+        v_new = torch.where(usable, _apply(v[:, :used], u[:, :used], s), 0)  # (I + Σ v uᵀ) s
         Hp_new = Hp + Hy  # with the new H one term more; products with the windows are what a step costs
         Hp_new = Hp_new + update * dot(s, Hp_new).unsqueeze(-1)
         return z_new, r_new, BroydenState(factors, p_new, Hp_new, gain, store(u, k, update), store(v, k, v_new), k + 1)
@@ -117,7 +125,7 @@ class Broyden:
             return ()
         used = torch.arange(self.memory, device=state.u.device) < state.k
         u = torch.where(used.unsqueeze(-1), state.u, 0)  # as many for every part of a batch that was solved in parts
-        return (*state.factors.tensors, u, state.v)
+        return (*state.factors, u, state.v)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The inverse again."""

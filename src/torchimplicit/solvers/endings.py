@@ -17,7 +17,7 @@ from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import finished, inside_functorch, occurs
+from torchimplicit.transforms import finished, values_hidden, occurs
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
 DIAGNOSE_LIMIT = 64
@@ -55,7 +55,7 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
             r = solver.init(equations, z)[0]
             change, size = (measured(r) - norm).abs(), norm + measured(z)
             differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
-        if z.shape[0] > 1 and not inside_functorch() and occurs(doubtful := differs | (status != Status.CONVERGED)):
+        if z.shape[0] > 1 and not values_hidden() and occurs(doubtful := differs | (status != Status.CONVERGED)):
             coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()))
             if coupled:
                 return torch.where(doubtful & same, Status.COUPLED, torch.where(differs, Status.STOCHASTIC, status))

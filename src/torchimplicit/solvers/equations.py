@@ -229,7 +229,7 @@ def _rows_of(outer: slice | Tensor, inner: slice | Tensor) -> Tensor:
 class _Counted(Jacobian):
     def __init__(self, equations: Equations, g: Flat, z: Tensor, symmetric: bool) -> None:
         self._equations = equations
-        super().__init__(g, z, symmetric=symmetric)
+        super().__init__(g, z, symmetric=symmetric, of_g=equations.operands)
 
     def count(self, products: int) -> None:
         super().count(products)

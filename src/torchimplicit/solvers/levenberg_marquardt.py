@@ -8,11 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import settle
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
-from torchimplicit.transforms import finished, inside_functorch
+from torchimplicit.transforms import finished, values_hidden
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
 
@@ -128,7 +129,7 @@ class LevenbergMarquardt:
 
 def _damped(R: Tensor, c: Tensor, scale: Tensor, damping: Tensor) -> Tensor:
     """p that makes ‖R p + c‖² + λ ‖D p‖² smallest."""
-    rows = None if inside_functorch() else damping.nonzero().flatten()
+    rows = None if values_hidden() else damping.nonzero().flatten()
     if rows is None or len(rows) == len(R):
         return -solve_triangle(*_stacked(R, c, scale, damping))
     if len(rows):
@@ -151,7 +152,7 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
     outside = ~(undamped <= 1.1 * radius)
     if finished(~outside):
         return torch.zeros_like(radius)
-    if inside_functorch():
+    if values_hidden():
         return torch.where(outside, _secular(tangent, scale, radius, last), 0)
     rows = outside.nonzero().flatten()
     found = _secular(tangent.of_rows(rows), scale[rows], radius[rows], last[rows])
@@ -160,32 +161,36 @@ def _damping(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> T
 
 def _secular(tangent: Tangent, scale: Tensor, radius: Tensor, last: Tensor) -> Tensor:
     """λ with ‖D p(λ)‖ = Δ up to a tenth, (B,)."""
-    R, c = tangent.R, tangent.c
-
-    def excess(damping: Tensor) -> tuple[Tensor, Tensor]:
-        """φ = ‖D p‖ − Δ, and Newton's correction of λ for the root of 1/Δ − 1/‖D p‖."""
-        R_damped, c_damped = _stacked(R, c, scale, damping)
-        p = -solve_triangle(R_damped, c_damped)
-        scaled = scale * p
-        length = torch.linalg.vector_norm(scaled, dim=-1)
-        w = solve_triangle(R_damped, scale * (scaled / length.unsqueeze(-1)), transposed=True)
-        return length - radius, (length - radius) / radius / w.square().sum(-1)
-
-    regular = tangent.regular
-    phi, newton = excess(torch.zeros_like(radius))
+    R, c, regular = tangent.R, tangent.c, tangent.regular
+    none = torch.zeros_like(radius)
+    phi, newton = _excess(R, c, scale, radius, none)
     steepest = torch.linalg.vector_norm(tangent.gradient / scale, dim=-1)
     high = (steepest / radius).clamp(min=torch.finfo(radius.dtype).tiny)
     low = torch.where(regular, newton.clamp(min=0), 0).minimum(high)
     guess = torch.where(last > 0, last, torch.where(regular, steepest / (phi + radius), 0))
     damping = guess.maximum(low).maximum(0.001 * high).minimum(high)
-    done = torch.zeros_like(regular)
-    for _ in range(SECULAR_STEPS):
-        phi, newton = excess(damping)
-        # Without full rank the shortest of the best steps may lie within: then any small λ will do.
-        done = done | (phi.abs() <= 0.1 * radius) | ((phi < 0) & ~regular) | ~newton.isfinite()
-        if finished(done):
-            break
-        low = torch.where(phi > 0, low.maximum(damping), low)
-        high = torch.where(phi < 0, high.minimum(damping), high)
-        damping = torch.where(done, damping, low.maximum(damping + newton).minimum(high))
-    return damping
+    state = damping, low, high, torch.zeros_like(regular)
+    return settle(_nearer_damping, state, SECULAR_STEPS, (R, c, scale, radius, regular))[0]
+
+
+def _nearer_damping(
+    state: tuple[Tensor, ...], R: Tensor, c: Tensor, scale: Tensor, radius: Tensor, regular: Tensor
+) -> tuple[Tensor, ...]:
+    """The next λ between its bounds, and where the last one was right."""
+    damping, low, high, done = state
+    phi, newton = _excess(R, c, scale, radius, damping)
+    # Without full rank the shortest of the best steps may lie within: then any small λ will do.
+    done = done | (phi.abs() <= 0.1 * radius) | ((phi < 0) & ~regular) | ~newton.isfinite()
+    low = torch.where(phi > 0, low.maximum(damping), low)
+    high = torch.where(phi < 0, high.minimum(damping), high)
+    return torch.where(done, damping, low.maximum(damping + newton).minimum(high)), low, high, done
+
+
+def _excess(R: Tensor, c: Tensor, scale: Tensor, radius: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """φ = ‖D p‖ − Δ, and Newton's correction of λ for the root of 1/Δ − 1/‖D p‖."""
+    R_damped, c_damped = _stacked(R, c, scale, damping)
+    p = -solve_triangle(R_damped, c_damped)
+    scaled = scale * p
+    length = torch.linalg.vector_norm(scaled, dim=-1)
+    w = solve_triangle(R_damped, scale * (scaled / length.unsqueeze(-1)), transposed=True)
+    return length - radius, (length - radius) / radius / w.square().sum(-1)

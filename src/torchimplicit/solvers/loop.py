@@ -212,7 +212,11 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
         equations.evaluations = equations.evaluations + in_a_step[0] * taken
         equations.products = equations.products + in_a_step[1] * taken
     z, best, status, steps, error, bound = course.results
-    return Found(z, status, steps, best, error, bound)
+    bounds = equations.bounds(z) if equations.kind.bounded else None
+    if bounds is not None:
+        z = at_bounds(equations, z, *bounds)
+    status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
+    return Found(z if polish is None else z - polish, status, steps, best, error, bound)
 
 
 _Carried = tuple[dict[str, Any], Any, Tensor]

@@ -34,6 +34,7 @@ class NewtonKrylovMemory(NamedTuple):
 
     forcing: Tensor
     search: SearchState | None
+    gain: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ class NewtonKrylov:
     def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""
         r, state = self.init(equations, z)
-        return r, state._replace(forcing=memory.forcing, search=memory.search)
+        return r, state._replace(forcing=memory.forcing, search=memory.search, gain=memory.gain)
 
     def memory(self, state: NewtonKrylovState) -> NewtonKrylovMemory:
         """What a restart needs beside z."""
-        return NewtonKrylovMemory(state.forcing, state.search)
+        return NewtonKrylovMemory(state.forcing, state.search, state.gain)
 
 
 def _gains(s: Tensor, r: Tensor, jacobian: Jacobian) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torchimplicit.solvers.equations import Equations, Solver
 from torchimplicit.solvers.loop import Found, Watch, solve
 from torchimplicit.state import Layout
 from torchimplicit.status import Status, all_converged
-from torchimplicit.transforms import inside_functorch
+from torchimplicit.transforms import values_hidden
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def solve_in_stages(
         return by_first(found, stages)
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     length = found.steps.max()
-    for stage in () if inside_functorch() else stages[1:]:
+    for stage in () if values_hidden() else stages[1:]:
         ill_posed = (found.status == Status.STOCHASTIC) | (found.status == Status.COUPLED)
         hopeless = ill_posed | ~found.residual.isfinite()
         allowed = (stopping.max_steps - found.steps).clamp(max=stage.max_steps)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import settle
 from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
-from torchimplicit.transforms import finished, inside_functorch
+from torchimplicit.transforms import finished, values_hidden
 
 ITERATIONS = 60  # at most, for the length of a step
 ACCURACY = 0.1  # of that length
@@ -121,7 +122,7 @@ def _step(H: Tensor, newton: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tu
         return s, radius, -dot(r, s) / 2
     radius = torch.where(inside, radius, first_radius(radius, z))
     with torch.no_grad():
-        if inside_functorch():
+        if values_hidden():
             edge = _at_the_edge(H, r, radius)
         else:
             others = (~inside).nonzero().squeeze(-1)
@@ -147,17 +148,23 @@ def _at_the_edge(H: Tensor, r: Tensor, radius: Tensor) -> Tensor:
     gaps = w - w[:, :1]
     low = w[:, 0].clamp(min=0)
     high = (size / radius).maximum(low)
-    mu = high
-    for _ in range(ITERATIONS):
-        s = a / (gaps + mu.unsqueeze(-1))
-        length = torch.linalg.vector_norm(s, dim=-1)
-        found = (length / radius - 1).abs() <= ACCURACY
-        if finished(found):
-            break
-        low, high = torch.where(length > radius, mu, low), torch.where(length > radius, high, mu)
-        slope = (s.square() / (gaps + mu.unsqueeze(-1))).sum(-1)
-        newton = mu + length.square() / slope * (length - radius) / radius
-        middle = torch.where(low > 0, (low * high).sqrt(), 1e-3 * high)
-        mu = torch.where(found, mu, torch.where((newton > low) & (newton < high), newton, middle))
+    none = torch.zeros_like(low, dtype=torch.bool)
+    mu = settle(_nearer_the_edge, (high, low, high, none), ITERATIONS, (a, gaps, radius))[0]
     s = -a / (gaps + mu.unsqueeze(-1))
     return (Q @ s.unsqueeze(-1)).squeeze(-1).nan_to_num(0, 0, 0)
+
+
+def _nearer_the_edge(
+    state: tuple[Tensor, ...], a: Tensor, gaps: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next μ between its bounds, by Newton's method for 1 / ‖s‖ = 1 / Δ, and where the last one was right."""
+    mu, low, high, _ = state
+    s = a / (gaps + mu.unsqueeze(-1))
+    length = torch.linalg.vector_norm(s, dim=-1)
+    found = (length / radius - 1).abs() <= ACCURACY
+    low, high = torch.where(length > radius, mu, low), torch.where(length > radius, high, mu)
+    slope = (s.square() / (gaps + mu.unsqueeze(-1))).sum(-1)
+    newton = mu + length.square() / slope * (length - radius) / radius
+    middle = torch.where(low > 0, (low * high).sqrt(), 1e-3 * high)
+    mu = torch.where(found, mu, torch.where((newton > low) & (newton < high), newton, middle))
+    return mu, low, high, found
