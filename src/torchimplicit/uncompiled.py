@@ -23,9 +23,12 @@ def uncompiled(fn: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal disabled
         if torch.compiler.is_dynamo_compiling():
-            from torchimplicit.graph.region import read
+            from torchimplicit.graph.region import read, refusal
 
-            return read(fn.__name__, *args, **kwargs)
+            reason = refusal(fn.__name__, **kwargs)
+            if reason is None:
+                return read(fn.__name__, *args, **kwargs)
+            torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
         if "torch._dynamo" not in sys.modules:
             return fn(*args, **kwargs)
         if disabled is None:

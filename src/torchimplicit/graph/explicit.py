@@ -1,41 +1,115 @@
-"""The user's function, as the operator of a solve is given it: a pure function of z and explicit tensors."""
+"""The user's function, as the operator of a solve is given it: a graph of torch calls with all its tensors as inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
 
 FACTS = 6  # numbers of a solution: status, steps, residual, error, evaluations, products
+PLAIN = ("placeholder", "call_function", "call_method")  # what a graph without modules or contexts of its own is made of
 
 
 class Call:
-    """The subgraph as a pure function of tensors; sizes that are no constants are among its operands too."""
+    """The graph as a pure function: ``call(*unknowns, *tensors)``.
 
-    def __init__(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
-        self.function = function
+    tensors : its operands, the unknowns first.
+    sizes : those operands that are no tensors, but sizes that are no constants.
+    """
+
+    def __init__(self, module: GraphModule, operands: Sequence[Any], unknowns: int) -> None:
+        self.module, self.unknowns = module, unknowns
         self.places = [i for i, operand in enumerate(operands) if not isinstance(operand, Tensor)]
         self.sizes = [operands[i] for i in self.places]
         self.tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+        self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        (output,) = (node for node in module.graph.nodes if node.op == "output")
+        self.outputs = list(output.args[0])[unknowns + FACTS :]
+        self.nodes = _needed(module, self.outputs)
+        self.known: dict[Node, Any] = {}
 
-    def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
+    def __call__(self, *tensors: Tensor) -> list[Any]:
+        """What the function returns, flat: its value, then aux."""
+        values = self._inputs(tensors) | self.known
+        return self._evaluated(self.nodes, values, self.outputs)
+
+    def hoisted(self) -> tuple[list[Any], Call]:
+        """What does not depend on the unknowns, computed once, and the call of the rest, which takes it as ``known``."""
+        rest = Call(self.module, (), self.unknowns)
+        rest.places, rest.sizes = self.places, self.sizes
+        unknown = {node for k, node in enumerate(self._tensor_inputs) if k < self.unknowns}
+        if any(node.op not in PLAIN or _writes(node) for node in self.nodes):
+            return [], rest
+        for node in self.nodes:
+            if any(arg in unknown for arg in node.all_input_nodes):
+                unknown.add(node)
+        done = [node for node in self.nodes if node not in unknown and node.op != "placeholder"]
+        rest.nodes = [node for node in self.nodes if node in unknown]
+        used = {arg for node in rest.nodes for arg in node.all_input_nodes} | set(self.outputs)
+        border = [node for node in done if node in used]
+        found = self._evaluated(done, self._inputs(self.tensors), border)
+        rest.known = dict(zip(border, found, strict=True))
+        return found, rest
+
+    def _inputs(self, tensors: Sequence[Any]) -> dict[Node, Any]:
         full: list[Any] = list(tensors)
         for i, size in zip(self.places, self.sizes, strict=True):
             full.insert(i, size)
-        return tuple(self.function(*full))
+        return dict(zip(self.inputs, full, strict=True))
+
+    @property
+    def _tensor_inputs(self) -> list[Node]:
+        return [node for i, node in enumerate(self.inputs) if i not in self.places]
+
+    def _evaluated(self, nodes: Sequence[Node], values: dict[Node, Any], wanted: Sequence[Any]) -> list[Any]:
+        interpreter = Interpreter(self.module, garbage_collect_values=False)
+        interpreter.env = values
+        for node in nodes:
+            if node not in values:
+                values[node] = interpreter.run_node(node)
+        return [values[node] if isinstance(node, Node) else node for node in wanted]
+
+
+def _needed(module: GraphModule, outputs: Sequence[Any]) -> list[Node]:
+    """The nodes that the outputs need, in their order."""
+    needed = {node for node in outputs if isinstance(node, Node)}
+    for node in reversed(module.graph.nodes):
+        if node in needed or (node.op != "output" and (_writes(node) or node.op not in PLAIN)):
+            needed.update((node, *node.all_input_nodes))
+    return [node for node in module.graph.nodes if node in needed]
+
+
+def _writes(node: Node) -> bool:
+    """Whether a call may do more than return its result: change a tensor, draw random numbers, enter a context."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if node.op == "call_method":
+        return name.endswith("_") and not name.endswith("__")
+    if node.op != "call_function":
+        return False
+    pure = node.target.__module__ if hasattr(node.target, "__module__") else ""
+    return name.endswith("_") or name in ("setitem",) or "inplace" in node.kwargs or name in _RANDOM or pure is None
+
+
+_RANDOM = ("dropout", "rand", "randn", "rand_like", "randn_like", "bernoulli", "multinomial", "normal", "randint", "randperm")
 
 
 class Explicit:
-    """The user's function as a pure function of z and explicit tensors."""
+    """The user's function of z and explicit tensors, as the entry points take it."""
 
-    def __init__(self, call: Call, unknowns: int, has_aux: bool, like_z: bool) -> None:
-        self.call, self.unknowns, self.has_aux = call, unknowns, has_aux
-        self.values = unknowns if like_z else 1
+    def __init__(self, call: Call, has_aux: bool, like_z: bool) -> None:
+        self.call, self.has_aux = call, has_aux
+        self.values = call.unknowns if like_z else 1
 
     def __call__(self, z: Any, *tensors: Tensor) -> Any:
+        return self.of(self.call, z, *tensors)
+
+    def of(self, call: Call, z: Any, *tensors: Tensor) -> Any:
+        """The same by another call."""
         leaves = [z] if isinstance(z, Tensor) else z
-        results = self.call(*leaves, *tensors)[self.unknowns + FACTS :]
-        values, aux = list(results[: self.values]), results[self.values :]
-        out = values[0] if self.values == 1 and isinstance(z, Tensor) or self.values == 1 else values
+        results = call(*leaves, *tensors)
+        values, aux = results[: self.values], tuple(results[self.values :])
+        out = values if self.values > 1 else values[0] if isinstance(z, Tensor) or self.values == 1 else values
         return (out, aux) if self.has_aux else out

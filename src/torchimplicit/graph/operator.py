@@ -22,7 +22,7 @@ class _SolveOperator(BaseHOP):
     def __call__(self, function: Callable[..., Any], *operands: Any, **spec: Any) -> Any:
         from torchimplicit.graph.region import solve
 
-        return solve(Call(function, operands), spec)
+        return solve(Call(function, operands, spec["unknowns"]), spec)
 
 
 solve_operator = _SolveOperator()

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchimplicit.condition import Condition, Flat
+from torchimplicit.graph.explicit import Call
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
 from torchimplicit.problem import Problem
@@ -54,20 +56,28 @@ class TracedProblem(Problem):
 
     def of_all(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """The flat value of the function at z (B, n)."""
+        return self._of(self.fn.call, z, tensors)
+
+    def _of(self, call: Call, z: Tensor, tensors: Sequence[Any]) -> Tensor:
         here = replace(self, layout=_at(self.layout, z))
         with self.autocast.restored():
-            return here.value(here.fn(here.layout.argument(z), *tensors))
+            return here.value(here.fn.of(call, here.layout.argument(z), *tensors))
 
     def capture(self, z: Tensor) -> tuple[Any, Condition, Any, Linearisation | None]:
         """The condition, and its tensors."""
-        return Taken(list(self.args)), Condition(self.of_all, self.kind, call=self.fn.call), None, None
+        out = (None, self.aux(z)) if self.has_aux else None
+        return Taken(list(self.args)), Condition(self.of_all, self.kind, call=self.fn.call), out, None
 
     def equations(self, z: Tensor) -> Equations:
-        """Whose tensors may be named anew, as the body of a loop in the graph wants it."""
-        operands = Operands(self.args, self.fn.call)
+        """Whose tensors may be named anew, as the body of a loop in the graph wants it. What does not depend on z is computed once."""
+        with torch.no_grad(), self.autocast.restored():
+            known, rest = self.fn.call.hoisted()
+        operands = Operands((*self.args, *known), rest)
 
         def function(z: Tensor) -> Tensor:
-            return self.of_all(z, *operands.tensors)
+            tensors = operands.tensors
+            rest.known = dict(zip(rest.known, tensors[len(self.args) :], strict=True))
+            return self._of(rest, z, tensors[: len(self.args)])
 
         return Equations(function, self.kind, operands=operands)
 

@@ -13,13 +13,80 @@ from torch.utils import _pytree as pytree
 from torchimplicit.graph.explicit import FACTS, Call, Explicit
 from torchimplicit.graph.operator import solve_operator
 from torchimplicit.solution import Record, Solution, SolveInfo
+from torchimplicit.transforms import inside_transform
+
+ENTRIES = ("root", "fixed_point", "minimize", "least_squares")
+LIKE_Z = ("root", "fixed_point")  # whose function returns what z is
+
+
+IN_GRAPH = (
+    "anderson",
+    "auto",
+    "bfgs",
+    "bisection",
+    "broyden",
+    "chandrupatla",
+    "chord",
+    "dogleg",
+    "gauss_newton",
+    "itp",
+    "lbfgs",
+    "levenberg_marquardt",
+    "newton",
+    "newton_krylov",
+    "picard",
+    "pseudo_transient",
+    "trust_newton",
+)  # the solvers that can be
+CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
+
+
+def refusal(entry: str, **options: Any) -> str | None:
+    """Why a solve cannot be in a graph; None where it can."""
+    if _inside_transform():
+        return "it is inside a torch.func transform, whose levels a graph would lose"
+    if entry not in ENTRIES:
+        return "only root, fixed_point, minimize and least_squares can"
+    if options.get("callback") is not None:
+        return "callback= is called with values"
+    if options.get("trace", False):
+        return "trace=True keeps a record of steps whose number is not known"
+    if options.get("randomness", "error") != "error":
+        return 'randomness="frozen" needs the states of the generators'
+    if options.get("bounds") is not None:
+        return "bounds= is not there yet"
+    solver, adjoint = options.get("solver"), options.get("adjoint")
+    if isinstance(solver, str) and solver not in IN_GRAPH:
+        return f"solver={solver!r} is not among {', '.join(IN_GRAPH)}"
+    if solver is not None and not isinstance(solver, str) and not _constant(solver, CLASSES):
+        return f"the solver {type(solver).__name__} is not one of those of torchimplicit that can, with plain numbers"
+    if adjoint is not None and not _constant(adjoint, ("implicit",)):
+        return f"adjoint={type(adjoint).__name__}: only Implicit can, with a direct or a Krylov solver"
+    return None
+
+
+def _constant(option: Any, names: tuple[str, ...]) -> bool:
+    """Whether an object is of one of these classes, and all that it holds is plain."""
+    if type(option).__name__.lower() not in names:
+        return False
+    parts = [getattr(option, name) for name in option.__dataclass_fields__]
+    return all(
+        part is None or isinstance(part, (bool, int, float, str)) or _constant(part, LINEAR) for part in parts
+    )
+
+
+LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking", "geometry")
+
+
+_inside_transform = torch.compiler.assume_constant_result(inside_transform)
 
 
 def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), **options: Any) -> Solution:
     """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses."""
     leaves, tree = pytree.tree_flatten(z0)
+    leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
     batch_ndim = options.get("batch_ndim", 0)
-    like_z = entry in ("root", "fixed_point")
+    like_z = entry in LIKE_Z
     has_aux = options.get("has_aux", False)
 
     def function(*leaves: Tensor) -> Any:
@@ -44,7 +111,7 @@ def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), 
         counts = [first.new_zeros((), dtype=torch.int64) for _ in range(2)]
         return (*like, *facts, *counts, *[value.clone() for value in values]), aux
 
-    spec = {name: described(option) for name, option in options.items()}
+    spec = {name: described(option) for name, option in options.items() if name not in ("batched", "compile")}
     found, aux = solve_operator(function, *leaves, entry=entry, unknowns=len(leaves), options=tuple(spec.items()))
     z = pytree.tree_unflatten(list(found[: len(leaves)]), tree)
     status, steps, residual, error, evaluations, products = found[len(leaves) : len(leaves) + FACTS]
@@ -68,6 +135,8 @@ def described(option: Any) -> Any:
         return option
     if isinstance(option, (tuple, list)):
         return ("tuple", *[described(part) for part in option])
+    if type(option).__name__ == "Geometry":  # the plain one
+        return None
     return (
         type(option).__name__,
         *[(name, described(getattr(option, name))) for name in option.__dataclass_fields__],
@@ -85,21 +154,20 @@ def _made(description: Any) -> Any:
 
     classes = [getattr(place, name) for place in (solvers, linear) if hasattr(place, name)]
     cls = Implicit if name == "Implicit" else classes[0]
-    given = {f.name for f in dataclasses.fields(cls) if f.init}
+    given = {f.name for f in dataclasses.fields(cls) if f.init and f.name != "geometry"}
     return cls(**{key: _made(value) for key, value in parts if key in given})
 
 
 @torch.compiler.disable
-def solve(call: Call, spec: dict[str, Any]) -> tuple[Tensor, ...]:
+def solve(call: Call, spec: dict[str, Any]) -> tuple[Any, ...]:
     """What the operator does: the entry point itself, for a function of explicit tensors."""
     import torchimplicit
 
     entry, unknowns = spec["entry"], spec["unknowns"]
     options = {name: _made(value) for name, value in spec["options"]}
     leaves, tensors = call.tensors[:unknowns], call.tensors[unknowns:]
-    fn = Explicit(call, unknowns, options.get("has_aux", False), entry in ("root", "fixed_point"))
+    fn = Explicit(call, options.get("has_aux", False), entry in LIKE_Z)
     z0: Any = leaves[0] if unknowns == 1 else leaves
     z, info = getattr(torchimplicit, entry)(fn, z0, tuple(tensors), **options)
-    values = call(*call.tensors)[unknowns + FACTS : unknowns + FACTS + fn.values]
     facts = (info.status, info.steps, info.residual, info.error, info.evaluations, info.products)
-    return (*pytree.tree_leaves(z), *facts, *values, *(info.aux or ()))
+    return (*pytree.tree_leaves(z), *facts, *[None] * fn.values, *(info.aux or ()))

@@ -21,7 +21,6 @@ from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.state import describe
 from torchimplicit.transforms import inside_transform
-from torchimplicit.uncompiled import uncompiled
 
 
 class _Layer(nn.Module):
@@ -51,7 +50,7 @@ class _Layer(nn.Module):
     def _solve(self, module: nn.Module, args: tuple[Any, ...], z0: Any) -> Any:
         if z0 is None:
             z0 = self._start(args)
-        if self.assumed:
+        if self.assumed and not torch.compiler.is_dynamo_compiling():
             self._see_that_rows_are_a_batch(module, z0, args)
         z, self.last_info = type(self).solve(module, z0, args, **self.options)
         return z
@@ -116,7 +115,6 @@ class FixedPoint(_Layer):
         super().__init__(cell, init, options)
         self.cell = cell
 
-    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.cell, args, z0)
 
@@ -128,7 +126,6 @@ class _OfModule(_Layer):
         super().__init__(module, init, options)
         self.module = module
 
-    @uncompiled
     def forward(self, *args: Any, z0: Any = None) -> Any:
         return self._solve(self.module, args, z0)
 

@@ -113,7 +113,7 @@ class Anderson:
                 if mixes is not None:
                     eager = _led_away(eager, mixes, norm, before)
                 if tracing():  # a second evaluation would be made at every step: those stay, and mix from new differences
-                    forgets = self._led_astray(before, z_new, norm).unsqueeze(-1)
+                    forgets = (self._led_astray(before, z_new, norm) & (shift != 0).any(-1)).unsqueeze(-1)
                     z_new, r_new = torch.where(forgets, z, z_new), torch.where(forgets, r, r_new)
                     norm = torch.where(forgets.squeeze(-1), before, norm)
                 else:
@@ -140,9 +140,11 @@ class Anderson:
             dr, dp = (torch.where(forgets.unsqueeze(-1), 0, window) for window in (dr, dp))
         with torch.no_grad():
             seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
+            if forgets is not None:
+                seen = torch.where(forgets.squeeze(-1), torch.nan, seen)
             if gain is not None:
                 older = gain if mixed_before is None else torch.where(mixed_before, gain, 0)
-                seen = seen.fmax(FADING * older)
+                seen = seen.fmax(FADING * older) if forgets is None else torch.maximum(seen, (FADING * older).nan_to_num())
         return z_new, r_new, AndersonState(norm, norm / before, seen, mixing, eager, dr, dp, k + 1)
 
     def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:

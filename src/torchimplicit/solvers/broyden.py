@@ -55,12 +55,14 @@ class Broyden:
 
     start: Literal["identity", "jacobian"] = "identity"
     memory: int = 30
-    linear_solver: DirectSolver = PLAIN_LU
+    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     patience: int = 60
     max_steps: ClassVar[int] = 300
     inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.linear_solver is None:  # a default that torch.compile can read
+            object.__setattr__(self, "linear_solver", PLAIN_LU)
         check_count("Broyden: memory", self.memory)
         check_count("Broyden: patience", self.patience)
         check_direct(self.linear_solver, "Broyden")

@@ -29,13 +29,15 @@ class Chord:
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.1.
     """
 
-    linear_solver: DirectSolver = PLAIN_LU
+    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
     inverse_is_earlier: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.linear_solver is None:  # a default that torch.compile can read
+            object.__setattr__(self, "linear_solver", PLAIN_LU)
         check_direct(self.linear_solver, "Chord")
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, ChordState]:

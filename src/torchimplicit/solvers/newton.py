@@ -87,12 +87,14 @@ class Newton:
     damping: float = 1.0
     every: int = 1
     line_search: Backtracking | None = None
-    linear_solver: DirectSolver = PLAIN_LU
+    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
     inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.linear_solver is None:  # a default that torch.compile can read
+            object.__setattr__(self, "linear_solver", PLAIN_LU)
         check_direct(self.linear_solver, "Newton")
         check_count("Newton: every", self.every)
         check_positive("Newton: damping", self.damping)

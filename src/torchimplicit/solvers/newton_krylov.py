@@ -48,7 +48,7 @@ class NewtonKrylov:
     Nothing of size n² is formed.
     """
 
-    linear_solver: Any = field(default_factory=GMRES)
+    linear_solver: Any = None  # GMRES
     loosest: float = 0.1
     max_inner: int = 200
     line_search: Backtracking | None = None
@@ -56,6 +56,8 @@ class NewtonKrylov:
     patience: ClassVar[int] = 15
 
     def __post_init__(self) -> None:
+        if self.linear_solver is None:  # a default that torch.compile can read
+            object.__setattr__(self, "linear_solver", GMRES())
         check_count("NewtonKrylov: max_inner", self.max_inner)
         check_positive("NewtonKrylov: loosest", self.loosest)
         solver = self.linear_solver
