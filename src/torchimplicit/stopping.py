@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import between
 
 
 def rms(v: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def rms(v: Tensor) -> Tensor:
 def measured(v: Tensor) -> Tensor:
     """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
     norm, about = rms(v), torch.finfo(v.dtype)
-    if v.shape[-1] <= 1 or finished((norm > about.tiny**0.5 / about.eps) & (norm < torch.inf)):
+    if v.shape[-1] <= 1 or between(norm, about.tiny**0.5 / about.eps, torch.inf):
         return norm
     unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
     return rms(v / unit) * unit.squeeze(-1)

@@ -18,7 +18,7 @@ from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
 from torchimplicit.status import Status, all_converged
 from torchimplicit.stopping import measured
-from torchimplicit.transforms import count, finished, inside_functorch, occurs
+from torchimplicit.transforms import finished, inside_functorch, occurs
 
 STRICTER = 10  # times, at least, where the estimates of a method were too small,
 STRICTEST = 1e12  # and at most, all times together
@@ -115,9 +115,8 @@ def solve(
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
-        if ends is not None and count(ends):
-            course.end(ends, verdict, taken)
-            if not (keep_trace or watch) and gathering.worthwhile(course.left, len(course.running)):
+        if course.end(ends, verdict, taken) and not (keep_trace or watch):
+            if gathering.worthwhile(course.left, len(course.running)):
                 rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
                 course = course.of_rows(rows)
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
@@ -132,6 +131,9 @@ def solve(
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
+    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    if not equations.kind.minimised:
+        return found
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
     if bounds is not None:
         best_z = at_bounds(equations, best_z, *bounds)
@@ -142,9 +144,8 @@ def solve(
         equations, best_z.detach(), status, error, stopping.tolerance, hessian, bounds
     )
     best_z = best_z if polish is None else best_z - polish
-    if inverse_of is _no_inverse:
-        inverse = [*of_hessian]
-    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    inverse = [*of_hessian] if inverse_of is _no_inverse else inverse
+    found = replace(found, z=best_z, status=status, error=error, inverse=tuple(inverse))
     if advance is None and not inside_functorch() and occurs(excess) and stopping.strictness < STRICTEST:
         stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
         rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
@@ -186,8 +187,9 @@ def _exactly(
     for taken in range(1, exactly + 1):
         z, r, state = step(z, r, state)
         norm = measured(r.detach())
+        course.z, course.r, course.norm = z, r, norm
         with torch.no_grad():
-            arrived = course.arrived(estimate(z, r, state), z, norm)
+            arrived = course.arrived(estimate(z, r, state), stopping.tolerance.bound(z.detach()))
             done = torch.zeros_like(course.running) if arrived is None else arrived
         if trace:
             trace.append(norm)
