@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
-from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
@@ -75,7 +75,7 @@ class Anderson:
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, AndersonState]:
         r = equations.residual(z)
         none = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        return r, AndersonState(rms(r.detach()), None, None, none if self.plain_below else None)
+        return r, AndersonState(length(r.detach()), None, None, none if self.plain_below else None)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
@@ -86,7 +86,7 @@ class Anderson:
         shift = None
         if dr is None or dp is None or not (always or eager is not None):
             z_new, r_new = plain, equations.residual(plain)
-            norm = rms(r_new.detach())
+            norm = length(r_new.detach())
             eager = _led_away(eager, None, norm, before)
         else:
             m = min(k, dr.shape[1])
@@ -97,13 +97,12 @@ class Anderson:
             shift = (-gamma @ dp[:, :m]).squeeze(1)
             z_new = plain + shift
             r_new = equations.residual(z_new)
-            norm = rms(r_new.detach())
+            norm = length(r_new.detach())
             if not finished(norm <= before):
                 if mixes is not None:
                     eager = _led_away(eager, mixes, norm, before)
                 z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
-        mixed_before = mixing
         if mixing is not None:
             mixing = mixing | ~(norm < self.plain_below * before)
             mixing = None if finished(mixing) else mixing
@@ -121,10 +120,9 @@ class Anderson:
             change = r - r_new
             dr = store(dr, k, torch.where(mixing.unsqueeze(-1), change, 0))
         with torch.no_grad():
-            seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
+            seen = growth(self.damping * before if shift is None else length(z_new - z), length(change))
             if gain is not None:
-                older = gain if mixed_before is None else torch.where(mixed_before, gain, 0)
-                seen = seen.fmax(FADING * older)
+                seen = seen.fmax(FADING * gain)
         return z_new, r_new, AndersonState(norm, norm / before, seen, mixing, eager, dr, dp, k + 1)
 
     def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:
@@ -141,12 +139,12 @@ class Anderson:
         self, equations: Equations, plain: Tensor, before: Tensor, z_new: Tensor, r_new: Tensor, norm: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed step, or the plain one of a system where mixing has made the residual larger and that does better."""
-        floor = torch.finfo(norm.dtype).eps ** 0.75 * rms(z_new.detach())  # below it the residual is rounding error
+        floor = torch.finfo(norm.dtype).eps ** 0.75 * length(z_new.detach())  # below it the residual is rounding error
         suspects = ~(norm <= before.maximum(floor))
         if finished(~suspects):
             return z_new, r_new, norm
         r_plain = equations.residual(plain)
-        norm_plain = rms(r_plain.detach())
+        norm_plain = length(r_plain.detach())
         worse = suspects & ~(norm <= norm_plain)
         rows = worse.unsqueeze(-1)
         return (
@@ -154,6 +152,9 @@ class Anderson:
             torch.where(rows, r_plain, r_new),
             torch.where(worse, norm_plain, norm),
         )
+
+
+length = partial(torch.linalg.vector_norm, dim=-1)
 
 
 def _led_away(eager: Tensor | None, mixes: Tensor | None, norm: Tensor, before: Tensor) -> Tensor | None:
