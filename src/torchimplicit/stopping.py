@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
-from torchimplicit.transforms import between
+from torchimplicit.transforms import below, reaches
 
 
 def rms(v: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def rms(v: Tensor) -> Tensor:
 def measured(v: Tensor) -> Tensor:
     """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
     norm, about = rms(v), torch.finfo(v.dtype)
-    if v.shape[-1] <= 1 or between(norm, about.tiny**0.5 / about.eps, torch.inf):
+    if v.shape[-1] <= 1 or (below(norm, torch.inf) and not reaches(norm, about.tiny**0.5 / about.eps)):
         return norm
     unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
     return rms(v / unit) * unit.squeeze(-1)

@@ -71,21 +71,18 @@ def occurs(mask: Tensor) -> bool:
     return mask.numel() > 0 and bool(mask.view(torch.uint8).max())
 
 
-def between(v: Tensor, low: float, high: float) -> bool:
-    """Whether every number of ``v`` lies between two others; inside a functorch transform never."""
+def below(v: Tensor, limit: float) -> bool:
+    """Whether every number of ``v`` is smaller than a limit; inside a functorch transform never."""
     if inside_functorch():
         return False
-    if _few(v):
-        return all(low < x < high for x in v.tolist())
-    smallest, largest = v.aminmax()
-    return low < float(smallest) and float(largest) < high
+    return all(x < limit for x in v.tolist()) if _few(v) else float(v.amax()) < limit
 
 
 def reaches(v: Tensor, limit: float) -> bool:
     """Whether some number of ``v`` is no larger than a limit, or NaN; inside a functorch transform always."""
     if inside_functorch():
         return True
-    return not all(x > limit for x in v.tolist()) if _few(v) else not bool(v.amin() > limit)
+    return not all(x > limit for x in v.tolist()) if _few(v) else not float(v.amin()) > limit
 
 
 def count(mask: Tensor) -> int:

@@ -15,7 +15,7 @@ from torchimplicit.solvers.gathering import take
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms, rounding
 from torchimplicit.tolerance import Tolerance, largest
-from torchimplicit.transforms import between, count, finished, inside_functorch, occurs, reaches
+from torchimplicit.transforms import below, count, finished, inside_functorch, occurs, reaches
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -113,7 +113,7 @@ class Course:
         done = course.arrived(estimate, stopping.tolerance.bound(z))
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
-        if not between(norm, 0, torch.inf):
+        if reaches(norm, 0) or not below(norm, torch.inf):
             exact = (r.detach() == 0).all(-1)
             done = exact if done is None else done | exact
             course.here = torch.where(exact, 0, course._error_here())
@@ -129,8 +129,8 @@ class Course:
         norm, bound = rms(r.detach()), self.stopping.tolerance.bound(z.detach())
         fall = norm / self.mark
         some_ended = self.left != len(self.running)
-        closer = between(torch.where(self.running, fall, 0) if some_ended else fall, -1, PROGRESS)
-        if not (closer and between(bound, 0, torch.inf)):  # infinite where z is
+        closer = below(torch.where(self.running, fall, 0) if some_ended else fall, PROGRESS)
+        if not (closer and below(bound, torch.inf)):  # infinite where z is
             return self._judged(z, r, estimate, merit, gain)
         # The common case: every system that runs has come closer. Those that have ended go on unmasked.
         self.z, self.r, self.norm = z, r, norm
@@ -176,8 +176,7 @@ class Course:
         self.estimate, self.here = estimate, None
         if estimate is None:
             return None
-        tolerance, strictness = self.stopping.tolerance, self.stopping.strictness
-        z, unit_before = self.z.detach(), self.unit
+        tolerance, strictness, unit_before = self.stopping.tolerance, self.stopping.strictness, self.unit
         known = estimate.correction is self.r and not tolerance.leaves
         mean, self.unit = (self.norm, bound) if known else tolerance.worst(estimate.correction, bound, rms)
         size = _times(estimate.scale, mean) / self.unit
@@ -189,6 +188,7 @@ class Course:
         sizes = torch.where(self.running, size, torch.inf) if ended else size
         if not reaches(sizes, 1 / strictness):
             return None
+        z = self.z.detach()
         extreme = reaches(sizes, 0 if z.shape[-1] > 1 else -torch.inf)  # squares may have vanished or overflowed
         if extreme:
             bound = tolerance.bound(z, measured)
@@ -202,7 +202,7 @@ class Course:
         if ended:
             done = done & self.running
         if occurs(done):
-            if not between(self.unit / unit_before, -1, LEAP):  # nothing is known after a leap
+            if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
                 leapt = (self.unit > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
                 error, done = torch.where(leapt, torch.inf, error), done & ~leapt
             # As long as z, a correction that is small for atol alone has to be seen to become smaller.
@@ -227,7 +227,7 @@ class Course:
         error = longest / (1 - theta).clamp(min=0)
         if gain is None or near is None or complete or inside_functorch():
             return error, longest
-        if between(torch.where(near, theta, 0), -1, SLOW):
+        if below(torch.where(near, theta, 0), SLOW):
             return error, longest
         slow = near & ~(theta < SLOW) & (longest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
         return torch.where(slow, longest * gain(z, correction), error) if occurs(slow) else error, longest
