@@ -19,7 +19,7 @@ class Jacobian(LinearOperator):
     """∂g/∂z at z, for g: (*batch_shape, n) -> (*batch_shape, m) whose rows are independent of each other.
 
     Attributes:
-        value: g(z).
+        g, z, value: the function, the point, and g(z).
         products: how many products were taken so far (a dense matrix counts one for each row).
 
     With grad mode on, all products can be differentiated again. A ``linearisation`` of g in z that is already at hand is
@@ -35,7 +35,7 @@ class Jacobian(LinearOperator):
         linearisation: Linearisation | None = None,
         value: Tensor | None = None,
     ) -> None:
-        self._g, self._z, self._given = g, z, linearisation
+        self.g, self.z, self._given = g, z, linearisation
         self.value = self._linearisation.value if value is None else value
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
@@ -43,7 +43,11 @@ class Jacobian(LinearOperator):
 
     @cached_property
     def _linearisation(self) -> Linearisation:
-        return Linearisation(self._g, (self._z,)) if self._given is None else self._given
+        return Linearisation(self.g, (self.z,)) if self._given is None else self._given
+
+    def moved(self, z: Tensor) -> Jacobian:
+        """That of the same function at another z."""
+        return Jacobian(self.g, z, symmetric=self.symmetric)
 
     def count(self, products: int) -> None:
         """Take note of products."""
@@ -63,8 +67,8 @@ class Jacobian(LinearOperator):
         """(*batch_shape, m, n): sweeps of one-hot vectors give one row, or one column where these are fewer, of every matrix
         of the batch at a time."""
         m, n = self.shape[-2:]
-        if not m * self._z.numel():
-            return self._z.new_zeros(self.shape)
+        if not m * self.z.numel():
+            return self.z.new_zeros(self.shape)
         if n < m:
             return self._swept(n, self._linearisation.push_batch, lambda w: self._linearisation.push((w,))).movedim(
                 0, -1
@@ -88,4 +92,4 @@ class Jacobian(LinearOperator):
 
     def _pull(self, y: Tensor) -> Tensor:
         (x,) = self._linearisation.pull(y)
-        return torch.zeros_like(self._z) if x is None else x
+        return torch.zeros_like(self.z) if x is None else x
