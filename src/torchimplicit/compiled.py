@@ -74,7 +74,7 @@ class _CompiledJacobian(Jacobian):
         self._equations.products += products
 
     def to_dense(self) -> Tensor:
-        matrix = None if self.shape.numel() > SWEEP_ENTRIES else self._equations.matrix(self._part, self._z)
+        matrix = None if self.shape.numel() > SWEEP_ENTRIES else self._equations.matrix(self._part, self.z)
         if matrix is None:
             return super().to_dense()
         self.count(min(self.shape[-2:]))

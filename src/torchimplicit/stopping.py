@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import inverse_power_of_two
-from torchimplicit.transforms import finished, tracing
+from torchimplicit.transforms import below, reaches, tracing
 
 
 def rms(v: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def measured(v: Tensor) -> Tensor:
         unit = torch.where((unit > 0) & (unit < torch.inf), unit, 1)
         return rms(v / unit) * unit.squeeze(-1)
     norm, about = rms(v), torch.finfo(v.dtype)
-    if v.shape[-1] <= 1 or finished((norm > about.tiny**0.5 / about.eps) & (norm < torch.inf)):
+    if v.shape[-1] <= 1 or (below(norm, torch.inf) and not reaches(norm, about.tiny**0.5 / about.eps)):
         return norm
     unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
     return rms(v / unit) * unit.squeeze(-1)

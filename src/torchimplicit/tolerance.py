@@ -50,6 +50,10 @@ class Tolerance:
         """What counts as rounding error of a z that gets no better, if that is more than what was asked for."""
         return replace(self, rtol=max(self.rtol, torch.finfo(dtype).eps ** FLOOR))
 
+    def of_zero(self, dtype: torch.dtype) -> float:
+        """No smaller than the tolerance of any z that is itself no longer than twice that."""
+        return self.atol * (1 + min(1.0, 4 * max(self.rtol, ROUNDING * torch.finfo(dtype).eps)))
+
     def bound(self, z: Tensor, norm: Norm = rms) -> Tensor:
         """The largest error of a number that counts as converged, (B,); of several leaves (B, leaves)."""
         rtol = max(self.rtol, ROUNDING * torch.finfo(z.dtype).eps)
@@ -57,31 +61,19 @@ class Tolerance:
         # A z of zeros is as near as can be, whatever was asked for.
         return scale * rtol + (self.atol or torch.finfo(z.dtype).tiny)
 
-    def mean(
-        self, correction: Tensor, z: Tensor, known: Tensor | None = None, norm: Norm = rms
-    ) -> tuple[Tensor, Tensor]:
-        """The root-mean-square of a change of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each.
-
-        It is cheaper to come by than :meth:`largest`, and no larger. ``known`` is that root-mean-square, where it is known.
-        """
-        bound = self.bound(z, norm)
-        if not self.leaves:
-            return norm(correction) if known is None else known, bound
-        return self._worst([norm(part) for part in correction.split(self.leaves, -1)], bound)
-
     def largest(self, correction: Tensor, z: Tensor, norm: Norm = measured) -> tuple[Tensor, Tensor]:
         """The largest change of a number of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each."""
-        bound = self.bound(z, norm)
-        if not self.leaves:
-            return _largest(correction), bound
-        return self._worst([_largest(part) for part in correction.split(self.leaves, -1)], bound)
+        return self.worst(correction, self.bound(z, norm), largest)
 
-    @staticmethod
-    def _worst(parts: list[Tensor], bound: Tensor) -> tuple[Tensor, Tensor]:
-        sizes = torch.stack(parts, -1)
+    def worst(self, correction: Tensor, bound: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """The norm of a change of z in the leaf where it is largest beside its tolerance, given as :meth:`bound` has it, and that."""
+        if not self.leaves:
+            return norm(correction), bound
+        sizes = torch.stack([norm(part) for part in correction.split(self.leaves, -1)], -1)
         worst = (sizes / bound).argmax(-1, keepdim=True)
         return sizes.gather(-1, worst).squeeze(-1), bound.gather(-1, worst).squeeze(-1)
 
 
-def _largest(v: Tensor) -> Tensor:
-    return v.detach().abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[:-1])
+def largest(v: Tensor) -> Tensor:
+    """The largest size of a number of each row: (B, n) -> (B,)."""
+    return v.detach().abs().amax(-1) if v.shape[-1] > 1 else rms(v.detach())

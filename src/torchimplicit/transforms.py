@@ -81,6 +81,20 @@ def occurs(mask: Tensor) -> bool:
     return mask.numel() > 0 and bool(mask.view(torch.uint8).max())
 
 
+def below(v: Tensor, limit: float) -> bool:
+    """Whether every number of ``v`` is smaller than a limit; where :func:`values_hidden` never."""
+    if values_hidden():
+        return False
+    return all(x < limit for x in v.tolist()) if _few(v) else float(v.amax()) < limit
+
+
+def reaches(v: Tensor, limit: float) -> bool:
+    """Whether some number of ``v`` is no larger than a limit, or NaN; where :func:`values_hidden` always."""
+    if values_hidden():
+        return True
+    return not all(x > limit for x in v.tolist()) if _few(v) else not float(v.amin()) > limit
+
+
 def count(mask: Tensor) -> int:
     """How many entries of ``mask`` are True; −1 where :func:`values_hidden`."""
     if values_hidden():

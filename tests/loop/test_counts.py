@@ -115,28 +115,30 @@ def test_anderson_mixes_at_every_third_step_and_does_little_else() -> None:
     assert total(three) <= 150
 
 
-def test_the_loop_adds_fifteen_operations_and_a_substitution_to_a_step_of_newton_in_which_all_come_closer() -> None:
+def test_the_loop_adds_thirteen_operations_and_a_substitution_to_a_step_of_newton_in_which_all_come_closer() -> None:
     def g(z: Tensor) -> Tensor:
         return z**3 + z + z @ W.T - B
+
+    start = 0 * B + 9  # from where many steps are far from the root
 
     def solved(steps: int) -> Counter[str]:
         with Operations() as operations, torch.no_grad():
             _, info = ti.root(
-                g, 0 * B, solver="newton", batch_ndim=1, rtol=0.0, atol=0.0, max_steps=steps, on_failure="ignore"
+                g, start, solver="newton", batch_ndim=1, rtol=0.0, atol=0.0, max_steps=steps, on_failure="ignore"
             )
         assert info.steps.tolist() == [steps] * len(B)
         return operations.counts
 
     solver, equations = ti.solvers.Newton(), Equations(g, Root())
     with torch.no_grad():
-        r, state = solver.init(equations, 0 * B)
+        r, state = solver.init(equations, start)
         with Operations() as of_method:
-            solver.step(equations, 0 * B, r, state)
-    step = solved(2)
-    step.subtract(solved(1))
+            solver.step(equations, start, r, state)
+    step = solved(3)  # two steps at least: from then on the loop sees how estimates fall
+    step.subtract(solved(2))
     step.subtract(of_method.counts)
     assert step[SYNCHRONISATION] <= 3  # whether all have come closer, whether z is finite, whether something has ended
-    assert total(step) - step[SYNCHRONISATION] - step["aten.linalg_lu_solve.default"] <= 15
+    assert total(step) - step[SYNCHRONISATION] - step["aten.linalg_lu_solve.default"] <= 13
 
 
 def test_newton_factorises_once_a_step_and_not_where_it_has_converged() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.solving import LinearSettings
-from torchimplicit.adjoints.well_posed import CHANGE, FAR, ByFactors, doubt
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, largest
 from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.auto import Division
 from torchimplicit.linear.iteration import error_of
@@ -83,10 +83,10 @@ class FusedPullback:
         failed = doubtful | ~(residual <= bound)
         # A kernel takes its look always: without a decision it is one.
         tolerance = self.settings.tolerance
-        estimate = ByFactors(factors, tolerance, z, u, adjoint=True)
-        w = estimate.step(g.value)
+        w = factors.solve(g.value)
         size, allowed = tolerance.largest(w, z, rms)
         beside = Linearisation(condition, (z - w, *some)).restricted([0]).pull(u)[0]
-        regular = (size <= FAR * allowed) & (estimate.movement(-v if beside is None else beside - v) <= CHANGE)
+        change = largest(factors.solve(-v if beside is None else beside - v, adjoint=True))
+        regular = (size <= FAR * allowed) & (change <= CHANGE * largest(u))
         failed = (failed | ~((size <= doubt(tolerance, allowed)) | regular)).any()
         return residual, error_of(u, v, residual), failed, *grads

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import CHANGE, FAR, ByFactors, doubt
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, largest
 from torchimplicit.condition import Kind
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
@@ -75,13 +75,13 @@ def _by_factors(
     singular = factors.singular & asked
     if not system.base.kind.linear:
         tolerance = system.settings.tolerance
-        estimate = ByFactors(factors, tolerance, z, w, system.transpose)
-        correction = estimate.step(operator.value)
+        correction = factors.solve(operator.value)
         size, allowed = tolerance.largest(correction, z)
         off = (size > FAR * allowed) & asked
-        there = Jacobian(g, z - torch.where(correction.isfinite(), correction, 0)).apply(w, system.transpose) - b
-        changes = estimate.movement(there) > CHANGE
-        singular = singular | (changes & ~off & asked & (size > doubt(tolerance, allowed)))
+        beside = operator.moved(z - torch.where(correction.isfinite(), correction, 0)).apply(w, system.transpose)
+        change = largest(factors.solve(beside - b, system.transpose))
+        changes = ~(change <= CHANGE * largest(w)) & (size > doubt(tolerance, allowed))
+        singular = singular | (changes & ~off & asked)
         status = torch.where(off, Status.INACCURATE, status)
     status = torch.where(singular, Status.SINGULAR, status)
     return w, residual, status, torch.ones_like(status)

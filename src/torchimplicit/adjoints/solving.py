@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Estimate
+from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, LinearSolution, Look, look
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
@@ -54,7 +54,7 @@ class LinearisedSolver:
     def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any, b: Tensor, adjoint: bool) -> None:
         self.settings, self.operator, self.b, self.adjoint = settings, operator, b, adjoint
         self.named = settings.solver
-        self.inverse = None if inverse is None or self.named is not None else _Tiled(inverse, b)
+        self.inverse = inverse if self.named is None else None
         self.inverse_is_near = self.inverse is not None  # to the inverse of A
         self.direct: Any = None  # factors of A that were needed
 
@@ -138,42 +138,36 @@ class LinearisedSolver:
                 self.direct = LU().factorize(self.operator)
         return getattr(self.direct, "singular", None)
 
-    def estimate(self, z: Tensor, x: Tensor) -> Estimate | None:
-        """What the solution x says of z*; None: nothing (a tangent found iteratively)."""
-        if self.direct is None and not self.inverse_is_near:
-            limit = Auto.dense_limit if self.inverse is None else Auto.fallback_limit  # of what is in doubt already
-            if self.operator.shape[-1] <= limit:
-                self.direct = LU().factorize(self.operator)
+    def look(self, at: LinearSolution, rows: Tensor, gauge: bool) -> Look | None:
+        """What the solution says of z* in ``rows`` (B,), if that is worth a look; nothing of a tangent found iteratively. Beside a
+        ``gauge``, it says more than factors do."""
         factors = self.inverse if self.direct is None and self.inverse_is_near else self.direct
+        if factors is None or gauge:
+            rows = at.doubtful(rows, *at.error)
+            if not occurs(rows):
+                return None
+        limit = Auto.dense_limit if self.inverse is None else Auto.fallback_limit  # of what is in doubt already
+        if factors is None and self.operator.shape[-1] <= limit:
+            factors = LU().factorize(self.operator)
         if factors is not None:
-            return ByFactors(factors, self.settings.tolerance, z, x, self.adjoint)
-        if not self.adjoint:
-            return None
-        return ByAdjoint(self._again, self.settings.tolerance, z, self.b, x, self.operator.symmetric)
+            return look(at, ByFactors(factors, at), rows)
+        return look(at, ByAdjoint(self._again, at), rows) if self.adjoint else None
 
     def _again(self, b: Tensor) -> Tensor:
         return self._chosen(b, ROUGHLY).x
 
-    def earlier(self) -> Tensor | None:
-        """The solution with an earlier Jacobian, if that is what the forward solver's inverse is of."""
-        if not self.settings.inverse_is_earlier or self.inverse is None:
-            return None
-        x: Tensor = self.inverse.solve(self.b, self.adjoint)
-        return x
 
+class Tiled:
+    """An inverse of k systems that serves a multiple of k right-hand sides, all rows of the flat batch."""
 
-class _Tiled:
-    """An inverse of k systems that serves a multiple of k right-hand sides b, all rows of the flat batch."""
-
-    def __init__(self, inverse: Any, b: Tensor) -> None:
-        self.inverse, self.tiles = inverse, b.shape[0]
+    def __init__(self, inverse: Any, systems: int) -> None:
+        self.inverse, self.systems = inverse, systems
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        systems = len(self.inverse.suspicious)
-        if systems == b.shape[0]:
+        if self.systems == len(b):
             solution: Tensor = self.inverse.solve(b, adjoint)
             return solution
-        tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, systems)), adjoint)
+        tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint)
         return tiled.flatten(0, 1)
 
     @property

@@ -15,8 +15,8 @@ from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.gauge import solve_singular, unseen
 from torchimplicit.adjoints.in_graph import solve_in_graph
-from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings
-from torchimplicit.adjoints.well_posed import FAR, SLOW, Look, changes_little, doubt, doubtful, largest, look
+from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings, Tiled
+from torchimplicit.adjoints.well_posed import LinearSolution, Look
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, LinearResult
 from torchimplicit.linear.iteration import error_of
@@ -117,8 +117,9 @@ class JacobianSystem:
 
         return Condition(residual, Derivative())
 
-    def _operator(self, z: Tensor, tensors: Sequence[Tensor]) -> Jacobian:
-        return Jacobian(lambda z: self.base(z, *tensors), z)
+    def _operator(self, z: Tensor, tensors: Sequence[Tensor], linearisation: Linearisation | None = None) -> Jacobian:
+        symmetric = self.base.kind.symmetric
+        return Jacobian(lambda z: self.base(z, *tensors), z, symmetric=symmetric, linearisation=linearisation)
 
     def vmapped(
         self, size: int, dims: Sequence[int | None], w0: Tensor, tensors: Sequence[Tensor]
@@ -179,7 +180,7 @@ class JacobianSystem:
         b, z, forward, *rest = tensors
         if Status.NONFINITE in forward.tolist():
             return None
-        operator = Jacobian(self.base.at(rest[self.inverses :]), z, linearisation=linearised.restricted([0]))
+        operator = self._operator(z, rest[self.inverses :], linearised.restricted([0]))
         factors = LU(equilibrate=False).factorize(operator)
         w = factors.solve(b, self.transpose)
         product, *grads = linearised.restricted([0, *(1 + i for i in which)]).pull(-w)
@@ -193,8 +194,10 @@ class JacobianSystem:
                 return None
         if not all(min(row) > finfo.eps**0.5 * max(row) for row in pivots):
             return None
-        if not self.base.kind.linear and not self._near_enough(factors.solve(operator.value), b, z, w, rest):
-            return None
+        if not self.base.kind.linear:
+            at = self._solved(operator, b, w, rest)
+            if occurs(at.doubtful(forward == 0, *self.settings.tolerance.largest(factors.solve(operator.value), z))):
+                return None
 
         def facts(products: int = operator.products + 1) -> Facts:
             status = torch.zeros(b.shape[0], dtype=torch.int64, device=b.device)
@@ -203,20 +206,12 @@ class JacobianSystem:
         self._note(facts)
         return grads
 
-    def _near_enough(self, correction: Tensor, b: Tensor, z: Tensor, w: Tensor, rest: Sequence[Tensor]) -> bool:
-        """Whether every z is so near to its root, by Newton's correction, that there is no need to look from beside it."""
-        settings = self.settings
-        size, bound = settings.tolerance.largest(correction, z)
-        sizes, limits = size.tolist(), (FAR * bound).tolist()
-        if all(0 < s <= d for s, d in zip(sizes, doubt(settings.tolerance, bound).tolist(), strict=True)):
-            return True
-        if not all(0 < s <= limit for s, limit in zip(sizes, limits, strict=True)):
-            return False
-        if self.base.kind.near_identity and not occurs(largest(w) > SLOW * largest(b)):
-            return True
-        if not (settings.inverse_is_earlier and self.inverses):
-            return False
-        return not occurs(~changes_little(w, self._inverse(rest).solve(b, self.transpose)))
+    def _solved(self, operator: Jacobian, b: Tensor, w: Tensor, rest: Sequence[Tensor]) -> LinearSolution:
+        """A solution w, as it is looked at."""
+        settings, near_identity = self.settings, self.base.kind.near_identity
+        permitted = partial(self.base.permitted, tensors=rest[self.inverses :])
+        earlier = self._inverse(rest) if settings.inverse_is_earlier else None
+        return LinearSolution(operator, b, w, self.transpose, settings.tolerance, permitted, near_identity, earlier)
 
     def solve_linearised(
         self, tensors: Sequence[Tensor], linearisation: Linearisation | None
@@ -225,11 +220,7 @@ class JacobianSystem:
         if tracing():
             return solve_in_graph(self, Derivative(), tensors)
         b, z, forward, *rest = tensors
-
-        def g(z: Tensor) -> Tensor:
-            return self.base(z, *rest[self.inverses :])
-
-        operator = Jacobian(g, z, symmetric=self.base.kind.symmetric, linearisation=linearisation)
+        operator = self._operator(z, rest[self.inverses :], linearisation)
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         unusable = forward == Status.NONFINITE
         refused = unusable & (b != 0).any(-1) if occurs(unusable) else None
@@ -238,19 +229,14 @@ class JacobianSystem:
         solver = LinearisedSolver(self.settings, operator, self._inverse(rest), b, self.transpose)
         result = solver.solve()
         singular = solver.singular()
-        if singular is not None and occurs(singular):
+        gauge = singular is not None and occurs(singular)
+        if singular is not None and gauge:
             result, singular = self._beside_a_gauge(operator, result, singular & (b != 0).any(-1), (b, z, *rest))
         found: Look | None = None
         if not (self.base.kind.linear or solver.truncated):
-            tolerance = self.settings.tolerance
-            rows = doubtful(operator.value, z, b, result.x, tolerance, self.base.kind.near_identity)
-            rows = rows & result.converged & (forward == Status.CONVERGED)
+            rows = result.converged & (forward == 0)
             rows = rows if singular is None else rows & ~singular
-            estimate = solver.estimate(z, result.x) if occurs(rows) else None
-            if estimate is not None:
-                at = (z, b, result.x)
-                permitted = partial(self.base.permitted, tensors=rest[self.inverses :])
-                found = look(g, operator, estimate, at, self.transpose, tolerance, rows, solver.earlier(), permitted)
+            found = solver.look(self._solved(operator, b, result.x, rest), rows, gauge)
         causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
         causes += [] if singular is None else [(singular, Status.SINGULAR)]
         causes += [] if refused is None else [(refused, Status.NONFINITE)]
@@ -318,7 +304,7 @@ class JacobianSystem:
 
     def _inverse(self, rest: Sequence[Tensor]) -> Any:
         """The forward solver's inverse, if it left one, as an object with ``solve`` and ``suspicious``."""
-        return self.settings.inverse(rest[: self.inverses]) if self.inverses else None
+        return Tiled(self.settings.inverse(rest[: self.inverses]), len(rest[0])) if self.inverses else None
 
 
 def _info(facts: Callable[[], Facts], batch_shape: torch.Size) -> SolveInfo:

@@ -10,18 +10,18 @@ no more than z* does. No unit of g or z enters, nor where the root lies, and the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from torchimplicit.condition import Flat
 from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.tolerance import ROUNDING, Tolerance
-from torchimplicit.transforms import occurs
+from torchimplicit.transforms import finished, occurs
 
 DOUBTFUL = 2e-4  # of the error that the tolerance allows: from here on it is worth a look
 HIDDEN = 8  # in units of eps, relative to z: an error that is smaller is worth none
@@ -36,7 +36,9 @@ UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)  # what 
 
 def largest(x: Tensor) -> Tensor:
     """The maximum norm of each row: (B, n) -> (B,). In it no entry hides behind the others, and nothing overflows."""
-    return x.abs().amax(-1) if x.shape[-1] else x.sum(-1)
+    if x.shape[-1] <= 1:
+        return x.abs().squeeze(-1) if x.shape[-1] else x.sum(-1)
+    return x.abs().amax(-1)
 
 
 def scaled(x: Tensor) -> Tensor:
@@ -44,36 +46,87 @@ def scaled(x: Tensor) -> Tensor:
     return (x / largest(x).unsqueeze(-1)).nan_to_num()
 
 
+def only(rows: Tensor, x: Tensor) -> Tensor:
+    """x (B, n), 0 in other rows."""
+    return x if finished(rows) else torch.where(rows.unsqueeze(-1), x, 0)
+
+
+def tried(f: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
+    """f(), where what it evaluates is defined."""
+    try:
+        return f()
+    except UNDEFINED:
+        return otherwise
+
+
+def each(tolerance: Tolerance, z: Tensor) -> Tensor:
+    """The error that each number of z (B, n) may have."""
+    bound = tolerance.bound(z)
+    if not tolerance.leaves:
+        return bound.unsqueeze(-1).expand_as(z)
+    return bound.repeat_interleave(torch.tensor(tolerance.leaves, device=z.device), -1)
+
+
 def doubt(tolerance: Tolerance, allowed: Tensor) -> Tensor:
     """From what error of z on it is worth a look, where so much is ``allowed``: a small part of that, unless rounding may be more."""
     eps = torch.finfo(allowed.dtype).eps
-    rounding = (allowed - tolerance.atol).clamp(min=0) * (HIDDEN * eps / max(tolerance.rtol, ROUNDING * eps))
-    return rounding.maximum(DOUBTFUL * allowed)
+    hidden = HIDDEN * eps / max(tolerance.rtol, ROUNDING * eps)
+    part = DOUBTFUL * allowed
+    return part if hidden <= DOUBTFUL else part.maximum(hidden * (allowed - tolerance.atol))
 
 
-def doubtful(g: Tensor, z: Tensor, b: Tensor, x: Tensor, tolerance: Tolerance, near_identity: bool) -> Tensor:
-    """Systems (B,) whose z may be off by a part of what it may be: ‖J⁻¹‖, as seen from J x = b, times the residual g at z.
+@dataclass(frozen=True)
+class LinearSolution:
+    """A linear system J x = b, or Jᵀ x = b for the ``adjoint``, in the Jacobian J of a condition g at z, and its solution x.
 
-    A residual of exactly 0 says nothing of z but that its rounding is hidden, see :func:`look`. Where J is the identity less a
-    contraction, one that amplifies little is as regular as can be.
+    permitted : (z, a step from it) -> the step that may be taken in its place (:meth:`torchimplicit.condition.Kind.permitted`).
+    near_identity : whether J is the identity less what may be a contraction.
+    earlier : the inverse of the Jacobian at a z that was farther from the root, where there is one.
     """
-    amplification = largest(x) / largest(b)
-    error = amplification * largest(g)
-    bound = tolerance.bound(z)
-    bound = bound.amin(-1) if tolerance.leaves else bound
-    found = ((error < torch.inf) & (error > doubt(tolerance, bound))) | (g == 0).all(-1)
-    return found & ((amplification > SLOW) | (error > FAR * bound)) if near_identity else found
+
+    jacobian: Jacobian
+    b: Tensor
+    x: Tensor
+    adjoint: bool
+    tolerance: Tolerance
+    permitted: Callable[[Tensor, Tensor], Tensor]
+    near_identity: bool
+    earlier: Any
+
+    @cached_property
+    def amplification(self) -> Tensor:
+        """‖J⁻¹‖, as seen from x: (B,)."""
+        return largest(self.x) / largest(self.b)
+
+    @property
+    def error(self) -> tuple[Tensor, Tensor]:
+        """What z may be off by, as that tells, and what it is allowed to be: (B,) each."""
+        allowed = self.tolerance.bound(self.jacobian.z)
+        return self.amplification * largest(self.jacobian.value), allowed.amin(-1) if self.tolerance.leaves else allowed
+
+    def doubtful(self, rows: Tensor, size: Tensor, allowed: Tensor) -> Tensor:
+        """Those of ``rows`` (B,) that are worth a look where z is off by ``size``: it may be a part of what it is allowed to be, or
+        0, where rounding hides what it is; and x may change with that. It does not where J is the identity less a contraction and
+        amplifies little, nor where an earlier J, of a z that was farther away, gives nearly the same x. (Quite the same says
+        nothing: z has not moved.)"""
+        rows = rows & ((size > doubt(self.tolerance, allowed)) | (size == 0))
+        if not occurs(rows):
+            return rows
+        far = size > FAR * allowed
+        if self.near_identity:
+            rows = rows & (far | (self.amplification > SLOW))
+        if self.earlier is not None:
+            change = largest(self.earlier.solve(self.b, self.adjoint) - self.x) / largest(self.x)
+            rows = rows & (far | ~((change > HIDDEN * torch.finfo(change.dtype).eps) & (change <= STEADY)))
+        return rows
 
 
 class Estimate(Protocol):
     """What a residual of g says of z, and one of the linear system J x = b of its solution."""
 
-    def excess(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
-        """By how many tolerances z is off, (B,), where the residual is r; less what a known step of z explains."""
-        ...
-
-    def step(self, r: Tensor) -> Tensor:
-        """What z (B, n) is off by."""
+    def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What z (B, n) is off by, where the residual is r; how much that is, less a ``known`` step of z, and how much is allowed:
+        (B,) each."""
         ...
 
     def weakest(self) -> Tensor:
@@ -88,23 +141,18 @@ class Estimate(Protocol):
 class ByFactors:
     """From factors of J, or an approximate inverse: ``solve(b, adjoint)``."""
 
-    def __init__(self, factors: Any, tolerance: Tolerance, z: Tensor, x: Tensor, adjoint: bool) -> None:
-        self.factors, self.tolerance, self.z, self.x, self.adjoint = factors, tolerance, z, x, adjoint
+    def __init__(self, factors: Any, at: LinearSolution) -> None:
+        self.factors, self.at = factors, at
 
-    def excess(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
-        w = self.step(r)
-        size, bound = self.tolerance.largest(w if explained is None else w - explained, self.z)
-        return size / bound
-
-    def step(self, r: Tensor) -> Tensor:
+    def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         w: Tensor = self.factors.solve(r, False)
-        return w
+        return w, *self.at.tolerance.largest(w if known is None else w - known, self.at.jacobian.z)
 
     def weakest(self) -> Tensor:
-        return scaled(self.step(scaled(self.x)) if self.adjoint else self.x)
+        return scaled(self.factors.solve(scaled(self.at.x), False) if self.at.adjoint else self.at.x)
 
     def movement(self, residual: Tensor) -> Tensor:
-        return largest(self.factors.solve(residual, self.adjoint)) / largest(self.x)
+        return largest(self.factors.solve(residual, self.at.adjoint)) / largest(self.at.x)
 
 
 class ByAdjoint:
@@ -114,22 +162,20 @@ class ByAdjoint:
     is symmetric, w and u both tend to that of its smallest eigenvalue. ``again`` solves Jᵀu = r roughly.
     """
 
-    def __init__(
-        self, again: Callable[[Tensor], Tensor], tolerance: Tolerance, z: Tensor, v: Tensor, u: Tensor, symmetric: bool
-    ) -> None:
-        self.again, self.v, self.u, self.symmetric = again, v, u, symmetric
-        self.seen = (each(tolerance, z) * v.abs()).sum(-1)  # by the loss, of the error that z may have
+    def __init__(self, again: Callable[[Tensor], Tensor], at: LinearSolution) -> None:
+        self.again, self.v, self.u, self.symmetric = again, at.b, at.x, at.jacobian.symmetric
+        self.seen = self.v.abs().sum(-1)  # by the loss, of an error of 1 in every number
+        self.allowed = (each(at.tolerance, at.jacobian.z) * self.v.abs()).sum(-1) / self.seen
 
-    def excess(self, r: Tensor, explained: Tensor | None = None) -> Tensor:
+    def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         error = (self.u * r).sum(-1)
-        return (error if explained is None else error - (self.v * explained).sum(-1)).abs() / self.seen
-
-    def step(self, r: Tensor) -> Tensor:
         direction = self.u if self.symmetric else r
-        w = direction * ((self.u * r).sum(-1) / (self.v * direction).sum(-1)).unsqueeze(-1)
+        w = direction * (error / (self.v * direction).sum(-1)).unsqueeze(-1)
         # v may be blind to the guessed direction
         most = r.shape[-1] ** 0.5 * largest(self.u) / largest(self.v) * largest(r)
-        return w * (most / largest(w)).clamp(max=1).unsqueeze(-1)
+        w = w * (most / largest(w)).clamp(max=1).unsqueeze(-1)
+        error = error if known is None else error - (self.v * known).sum(-1)
+        return w, error.abs() / self.seen, self.allowed
 
     def weakest(self) -> Tensor:
         return scaled(self.u)
@@ -137,21 +183,6 @@ class ByAdjoint:
     def movement(self, residual: Tensor) -> Tensor:
         change = largest(residual) / largest(self.v)
         return largest(self.again(residual)) / largest(self.u) if occurs(change > HINT) else change
-
-
-def each(tolerance: Tolerance, z: Tensor) -> Tensor:
-    """The error that each number of z (B, n) may have."""
-    bound = tolerance.bound(z)
-    if not tolerance.leaves:
-        return bound.unsqueeze(-1).expand_as(z)
-    return bound.repeat_interleave(torch.tensor(tolerance.leaves, device=z.device), -1)
-
-
-def changes_little(x: Tensor, earlier: Tensor) -> Tensor:
-    """Systems (B,) whose solution x of J x = b was nearly the same with the Jacobian of an ``earlier`` z, farther from the root. One
-    that was the same to rounding says nothing: z has not moved."""
-    change = largest(earlier - x) / largest(x)
-    return (change > HIDDEN * torch.finfo(x.dtype).eps) & (change <= STEADY)
 
 
 class Look(NamedTuple):
@@ -164,81 +195,56 @@ class Look(NamedTuple):
     evaluations: int
 
 
-def look(
-    g: Flat,
-    jacobian: Jacobian,
-    estimate: Estimate,
-    at: tuple[Tensor, Tensor, Tensor],
-    adjoint: bool,
-    tolerance: Tolerance,
-    rows: Tensor,
-    earlier: Tensor | None,
-    permitted: Callable[[Tensor, Tensor], Tensor],
-) -> Look:
-    """Look at some ``rows`` (B,) from beside z, with one evaluation of g and one product. Where g is undefined, only z is judged.
-
-    at : z, and b and x with J x = b, or Jᵀ x = b for the ``adjoint``.
-    earlier : the solution with the Jacobian of a z that was farther from the root, where there is one: then nothing need be evaluated.
-    permitted : (z, a step from it) -> the step that may be taken in its place (:meth:`torchimplicit.condition.Kind.permitted`).
-    """
-    z, b, x = at
-    w = estimate.step(jacobian.value)
-    excess = estimate.excess(jacobian.value)
-    size, allowed = tolerance.largest(w, z)
-    exact = rows & (jacobian.value == 0).all(-1)
-    rows = rows & (exact | (size > doubt(tolerance, allowed)))
-    if earlier is not None:
-        rows = rows & ~(changes_little(x, earlier) & (excess <= FAR))
-    no = torch.zeros_like(rows)
+def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Look | None:
+    """Look at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
+    Where g is undefined, only z is judged."""
+    z, value, eps = at.jacobian.z, at.jacobian.value, torch.finfo(at.b.dtype).eps
+    w, *seen = estimate.error(value)
+    size, allowed = at.tolerance.largest(w, z)  # also what a loss does not see
+    rows = at.doubtful(rows, size, allowed)
     if not occurs(rows):
-        return Look(no, no, excess, 0)
-    # z is known to its rounding only, and where a residual is 0, what rounding hides may be √eps of a double root.
-    hidden = torch.where(exact, torch.finfo(z.dtype).eps ** 0.5, HIDDEN * torch.finfo(z.dtype).eps).unsqueeze(-1)
-    w = w + hidden * each(replace(tolerance, rtol=1.0, atol=0.0), z) * estimate.weakest()
-    rows = rows & w.isfinite().all(-1)
-    beside = z + permitted(z, -torch.where(rows.unsqueeze(-1), w, 0))
-    residual = _product(g, beside, x, adjoint) - b
-    known = rows & residual.isfinite().all(-1)
-    singular = known & (estimate.movement(torch.where(known.unsqueeze(-1), residual, 0)) > CHANGE)
+        return None
+    excess = seen[0] / seen[1]
+    sizes = each(Tolerance(1.0, 0.0, at.tolerance.leaves), z)
+    # z is known to its rounding only, and where a residual is 0, what that hides may be √eps of a double root.
+    w = w + torch.where(size == 0, eps**0.5, HIDDEN * eps).unsqueeze(-1) * sizes * estimate.weakest()
+    rows = rows & (largest(w) < torch.inf)
+    beside = z + at.permitted(z, -only(rows, w))
+    residual = tried(lambda: at.jacobian.moved(beside).apply(at.x, at.adjoint) - at.b, torch.full_like(z, torch.nan))
+    known = rows & (largest(residual) < torch.inf)
+    singular = known & (estimate.movement(only(known, residual)) > CHANGE)
     off = rows & (excess > FAR)
     evaluations = 1
     if occurs(off):
         evaluations += 1
-        step = permitted(z, each(replace(tolerance, rtol=0.0, atol=0.0), z) * unpatterned(z))
-        off = off & ~(excess <= FAR * _rounding(g, jacobian.value, estimate, z, step))
-    loose = singular & ~off & (w.abs() > LOOSE * each(replace(tolerance, rtol=1.0, atol=0.0), z)).any(-1)
-    if occurs(loose):
+        step = at.permitted(z, ROUNDING * eps * sizes * unpatterned(z))
+        off = off & ~(excess <= FAR * _rounding(at, estimate, step))
+    singular = singular & ~off
+    if occurs(singular) and occurs(loose := singular & (w.abs() > LOOSE * sizes).any(-1)):
         evaluations += 2
-        off = off | (loose & ~_persists(g, beside, b, adjoint, permitted))
+        off = off | (loose & ~_persists(at, beside))
     return Look(off, singular & ~off, excess, evaluations)
 
 
-def _persists(g: Flat, z: Tensor, b: Tensor, adjoint: bool, permitted: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _persists(at: LinearSolution, z: Tensor) -> Tensor:
     """Systems (B,) where Newton's step from z changes the solution of J x = b as much as the step that has led to z did."""
-    if z.shape[-1] > Auto.fallback_limit:
-        return torch.zeros_like(z[..., 0], dtype=torch.bool)
-    try:
-        jacobian = Jacobian(g, z)
+
+    def persists() -> Tensor:
+        jacobian = at.jacobian.moved(z)
         factors = LU().factorize(jacobian)
-    except UNDEFINED:
-        return torch.zeros_like(z[..., 0], dtype=torch.bool)
-    x = factors.solve(b, adjoint)
-    residual = _product(g, z + permitted(z, -factors.solve(jacobian.value)), x, adjoint) - b
-    return ~(largest(factors.solve(residual, adjoint)) <= CHANGE * largest(x))
+        x = factors.solve(at.b, at.adjoint)
+        further = jacobian.moved(z + at.permitted(z, -factors.solve(jacobian.value)))
+        change = factors.solve(further.apply(x, at.adjoint) - at.b, at.adjoint)
+        return ~(largest(change) <= CHANGE * largest(x))
+
+    no = torch.zeros_like(z[..., 0], dtype=torch.bool)
+    return no if z.shape[-1] > Auto.fallback_limit else tried(persists, no)
 
 
-def _product(g: Flat, z: Tensor, x: Tensor, adjoint: bool) -> Tensor:
-    """J(z) x, or Jᵀx; NaN where g is undefined."""
-    try:
-        return Jacobian(g, z).apply(x, adjoint)
-    except UNDEFINED:
-        return torch.full_like(z, torch.nan)
-
-
-def _rounding(g: Flat, value: Tensor, estimate: Estimate, z: Tensor, step: Tensor) -> Tensor:
+def _rounding(at: LinearSolution, estimate: Estimate, step: Tensor) -> Tensor:
     """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
-    try:
-        change = g(z + step) - value
-    except UNDEFINED:
-        return torch.zeros_like(z[..., 0])
-    return estimate.excess(change, step)
+    z, value = at.jacobian.z, at.jacobian.value
+    _, size, allowed = estimate.error(
+        tried(lambda: at.jacobian.g(z + step) - value, torch.full_like(z, torch.nan)), step
+    )
+    return size / allowed

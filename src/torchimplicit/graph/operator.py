@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch._higher_order_ops.base_hop import BaseHOP
-
 from torchimplicit.graph.explicit import Call
+from torchimplicit.graph.private import BaseHOP
 
 
 class _SolveOperator(BaseHOP):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 try:
-    from torch._higher_order_ops.base_hop import BaseHOP
+    from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
     from torch._higher_order_ops.utils import materialize_as_graph
     from torch._higher_order_ops.while_loop import while_loop_op
     from torch.fx.experimental.proxy_tensor import get_proxy_mode

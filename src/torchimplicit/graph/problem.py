@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.condition import Condition, Flat
+from torchimplicit.condition import Condition
 from torchimplicit.graph.explicit import Call
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported

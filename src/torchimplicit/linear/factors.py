@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns, unpatterned
-from torchimplicit.transforms import finished
+from torchimplicit.transforms import finished, reaches
 
 
 class Factors(ABC):
@@ -69,9 +69,20 @@ class Factors(ABC):
             pivots = self.pivots().abs()
             if pivots.shape[-1] == 1:  # a number is as regular as its inverse is finite
                 return ~(1 / pivots).isfinite().squeeze(-1) | ~pivots.isfinite().squeeze(-1)
-            smallest, largest = pivots.aminmax(dim=-1) if pivots.shape[-1] else (pivots.sum(-1) + 1, pivots.sum(-1) + 1)
-            # NaN is greater than nothing, and nothing is greater than Inf.
-            return ~(smallest > torch.finfo(smallest.dtype).eps ** 0.5 * largest)
+            return ~(self._evenness > torch.finfo(pivots.dtype).eps ** 0.5)
+
+    @cached_property
+    def _evenness(self) -> Tensor:
+        """The smallest pivot in parts of the largest; 0 or NaN where one is not finite."""
+        pivots = self.pivots().abs()
+        smallest, largest = pivots.aminmax(dim=-1) if pivots.shape[-1] else (pivots.sum(-1) + 1, pivots.sum(-1) + 1)
+        return smallest / largest
+
+    @property
+    def some_suspicious(self) -> bool:
+        """Whether a matrix is, of several unknowns each; inside a functorch transform always."""
+        with torch.no_grad():
+            return reaches(self._evenness, torch.finfo(self._evenness.dtype).eps ** 0.5)
 
     @cached_property
     def singular(self) -> Tensor:

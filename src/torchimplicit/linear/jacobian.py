@@ -19,7 +19,7 @@ SWEEP_ENTRIES = 2**24  # of the cotangents in one batched sweep: bounds the memo
 
 class _Moved(Operands):
     def __init__(self, jacobian: Jacobian, of_g: Operands | None) -> None:
-        super().__init__((jacobian._z,), outer=of_g)
+        super().__init__((jacobian.z,), outer=of_g)
         self.jacobian = jacobian
 
     def _name(self, names: Sequence[Any]) -> None:
@@ -31,7 +31,7 @@ class Jacobian(LinearOperator):
     """∂g/∂z at z, for g: (*batch_shape, n) -> (*batch_shape, m) whose rows are independent of each other.
 
     Attributes:
-        value: g(z).
+        g, z, value: the function, the point, and g(z).
         products: how many products were taken so far (a dense matrix counts one for each row).
 
     With grad mode on, all products can be differentiated again. A ``linearisation`` of g in z that is already at hand is
@@ -48,7 +48,7 @@ class Jacobian(LinearOperator):
         value: Tensor | None = None,
         of_g: Operands | None = None,
     ) -> None:
-        self._g, self._z, self._given, self._of_g = g, z, linearisation, of_g
+        self.g, self.z, self._given, self._of_g = g, z, linearisation, of_g
         self.value = self._linearisation.value if value is None else value
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
@@ -56,7 +56,11 @@ class Jacobian(LinearOperator):
 
     @cached_property
     def _linearisation(self) -> Linearisation:
-        return Linearisation(self._g, (self._z,)) if self._given is None else self._given
+        return Linearisation(self.g, (self.z,)) if self._given is None else self._given
+
+    def moved(self, z: Tensor) -> Jacobian:
+        """That of the same function at another z."""
+        return Jacobian(self.g, z, symmetric=self.symmetric)
 
     @property
     def operands(self) -> Operands:
@@ -65,7 +69,7 @@ class Jacobian(LinearOperator):
 
     def move(self, z: Tensor) -> None:
         """Linearise anew at z, which is the same under another name."""
-        self._z, self._given = z, None
+        self.z, self._given = z, None
         self.__dict__.pop("_linearisation", None)
 
     def count(self, products: int) -> None:
@@ -86,8 +90,8 @@ class Jacobian(LinearOperator):
         """(*batch_shape, m, n): sweeps of one-hot vectors give one row, or one column where these are fewer, of every matrix
         of the batch at a time."""
         m, n = self.shape[-2:]
-        if not m * self._z.numel():
-            return self._z.new_zeros(self.shape)
+        if not m * self.z.numel():
+            return self.z.new_zeros(self.shape)
         if n < m:
             return self._swept(n, self._linearisation.push_batch, lambda w: self._linearisation.push((w,))).movedim(
                 0, -1
@@ -111,4 +115,4 @@ class Jacobian(LinearOperator):
 
     def _pull(self, y: Tensor) -> Tensor:
         (x,) = self._linearisation.pull(y)
-        return torch.zeros_like(self._z) if x is None else x
+        return torch.zeros_like(self.z) if x is None else x

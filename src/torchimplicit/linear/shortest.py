@@ -50,7 +50,7 @@ def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tenso
     same there is rounding: that of the function, which may be much more than eps.
     """
     factors = solver.factorize(Dense(A))
-    if A.shape[-1] == 1 or values_hidden() or not occurs(factors.suspicious):
+    if A.shape[-1] == 1 or values_hidden() or not factors.some_suspicious:
         return Inverse(factors.tensors)
     with torch.no_grad():
         inverse, rows = _pseudo_inverses(A.detach(), b.detach(), factors.suspicious.nonzero().squeeze(-1), again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
-from torchimplicit.stopping import rms
 from torchimplicit.transforms import finished, tracing
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
@@ -76,7 +76,7 @@ class Anderson:
         r = equations.residual(z)
         none = torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
         mixing = none if self.plain_below else None
-        state = AndersonState(rms(r.detach()), None, None, mixing, k=start_of_count(z))
+        state = AndersonState(length(r.detach()), None, None, mixing, k=start_of_count(z))
         if tracing():  # all that it will ever remember
             window = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
             nothing = torch.full_like(state.norm, torch.nan)
@@ -93,7 +93,7 @@ class Anderson:
         mixes_now = isinstance(always, Tensor) or always or eager is not None
         if dr is None or dp is None or not mixes_now:
             z_new, r_new = plain, equations.residual(plain)
-            norm = rms(r_new.detach())
+            norm = length(r_new.detach())
             eager = _led_away(eager, None, norm, before)
         else:
             m = dr.shape[1] if isinstance(k, Tensor) else min(k, dr.shape[1])
@@ -108,7 +108,7 @@ class Anderson:
             shift = (-gamma @ dp[:, :m]).squeeze(1)
             z_new = plain + shift
             r_new = equations.residual(z_new)
-            norm = rms(r_new.detach())
+            norm = length(r_new.detach())
             if not finished(norm <= before):
                 if mixes is not None:
                     eager = _led_away(eager, mixes, norm, before)
@@ -119,7 +119,6 @@ class Anderson:
                 else:
                     z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
-        mixed_before = mixing
         if mixing is not None:
             mixing = mixing | ~(norm < self.plain_below * before)
             mixing = None if finished(mixing) else mixing
@@ -139,12 +138,11 @@ class Anderson:
         if forgets is not None:
             dr, dp = (torch.where(forgets.unsqueeze(-1), 0, window) for window in (dr, dp))
         with torch.no_grad():
-            seen = growth(self.damping * before if shift is None else rms(z_new - z), rms(change))
+            seen = growth(self.damping * before if shift is None else length(z_new - z), length(change))
             if forgets is not None:
-                seen = torch.where(forgets.squeeze(-1), torch.nan, seen)
+                seen = torch.where(forgets.squeeze(-1), torch.inf, seen)
             if gain is not None:
-                older = gain if mixed_before is None else torch.where(mixed_before, gain, 0)
-                seen = seen.fmax(FADING * older) if forgets is None else torch.maximum(seen, (FADING * older).nan_to_num())
+                seen = seen.fmax(FADING * gain)
         return z_new, r_new, AndersonState(norm, norm / before, seen, mixing, eager, dr, dp, k + 1)
 
     def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:
@@ -159,7 +157,7 @@ class Anderson:
 
     def _led_astray(self, before: Tensor, z_new: Tensor, norm: Tensor) -> Tensor:
         """Systems (B,) whose residual has become larger."""
-        floor = torch.finfo(norm.dtype).eps ** 0.75 * rms(z_new.detach())  # below it the residual is rounding error
+        floor = torch.finfo(norm.dtype).eps ** 0.75 * length(z_new.detach())  # below it the residual is rounding error
         return ~(norm <= before.maximum(floor))
 
     def _safeguarded(
@@ -170,7 +168,7 @@ class Anderson:
         if finished(~suspects):
             return z_new, r_new, norm
         r_plain = equations.residual(plain)
-        norm_plain = rms(r_plain.detach())
+        norm_plain = length(r_plain.detach())
         worse = suspects & ~(norm <= norm_plain)
         rows = worse.unsqueeze(-1)
         return (
@@ -178,6 +176,9 @@ class Anderson:
             torch.where(rows, r_plain, r_new),
             torch.where(worse, norm_plain, norm),
         )
+
+
+length = partial(torch.linalg.vector_norm, dim=-1)
 
 
 def _led_away(eager: Tensor | None, mixes: Tensor | None, norm: Tensor, before: Tensor) -> Tensor | None:

@@ -15,7 +15,6 @@ from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
-from torchimplicit.stopping import rms
 from torchimplicit.transforms import tracing
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
@@ -103,11 +102,12 @@ class Broyden:
         used = None if isinstance(k, Tensor) else k  # the rest is zero
         y = p_new - p
         with torch.no_grad():
-            seen = growth(rms(s), rms(y))
+            length = torch.linalg.vector_norm(s, dim=-1)
+            seen = growth(length, torch.linalg.vector_norm(y, dim=-1))
             gain = seen if gain is None else seen.fmax(FADING * gain)
         Hy = _apply(u[:, :used], v[:, :used], y)
         divisor = dot(s, Hy).unsqueeze(-1)
-        size = (torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(Hy, dim=-1)).unsqueeze(-1)
+        size = (length * torch.linalg.vector_norm(Hy, dim=-1)).unsqueeze(-1)
         usable = (divisor.abs() > torch.finfo(z.dtype).eps * size) & size.isfinite()
         update = torch.where(usable, (s - Hy) / torch.where(usable, divisor, 1), 0)
         v_new = torch.where(usable, _apply(v[:, :used], u[:, :used], s), 0)  # (I + Σ v uᵀ) s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from torchimplicit.solvers.equations import Estimate
 from torchimplicit.solvers.gathering import take
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms, rounding
-from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import count, finished, occurs, values_hidden
+from torchimplicit.tolerance import Tolerance, largest
+from torchimplicit.transforms import below, count, finished, occurs, reaches, tracing, values_hidden
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -52,9 +53,10 @@ class Course:
     z, r, norm : the iterate, the residual there and its norm. Of systems that have ended they may go on, unheeded.
     start : the norm at the start.
     best_z, best : the best iterate and its norm.
-    size, unit : of the correction at z, in tolerances, infinite as long as none is known; and the tolerance there.
+    estimate : what the method knows of the error at z, if anything.
+    size, unit : of the correction there, in tolerances, infinite as long as none is known; and the tolerance there.
     before : its size before the last step that moved z.
-    contraction, complete : what the method says of how sizes fall.
+    here : the estimated error at z, as far as somebody has asked.
     error, bound : the estimated error of systems that have ended, and the one that counts as converged.
     mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
@@ -71,22 +73,22 @@ class Course:
     start: Tensor
     best_z: Tensor
     best: Tensor
-    size: Tensor
-    unit: Tensor
-    before: Tensor
-    contraction: Tensor | float | None
-    complete: bool
-    error: Tensor
-    bound: Tensor
     mark: Tensor
-    stuck: Tensor | int
     lowest: Tensor | None
     allowed: Tensor | None
     running: Tensor
     left: int
     status: Tensor
     steps: Tensor
-    noted: bool
+    error: Tensor
+    bound: Tensor
+    unit: Tensor
+    estimate: Estimate | None = None
+    here: Tensor | None = None
+    size: Tensor | float = torch.inf
+    before: Tensor | float = torch.inf
+    stuck: Tensor | int = 0
+    noted: bool = False
 
     @staticmethod
     def at(
@@ -101,77 +103,45 @@ class Course:
     ) -> Course:
         """At the start, where some may have ended already: where the residual is 0, or the method knows its error."""
         norm = measured(r.detach())
-        infinite, unknown = torch.full_like(norm, torch.inf), torch.full_like(norm, torch.nan)
+        start = torch.full_like(norm, torch.inf) if may_grow else norm
+        running = torch.ones_like(norm, dtype=torch.bool)
+        none, unknown = torch.zeros_like(norm, dtype=torch.int64), torch.full_like(norm, torch.nan)
         course = Course(
-            stopping=stopping,
-            patience=patience,
-            z=z,
-            r=r,
-            norm=norm,
-            start=infinite if may_grow else norm,
-            best_z=z,
-            best=norm,
-            size=infinite,
-            unit=unknown,
-            before=infinite,
-            contraction=None,
-            complete=False,
-            error=unknown,
-            bound=unknown,
-            mark=norm,
-            stuck=0,
-            lowest=lowest,
-            allowed=allowed,
-            running=torch.ones_like(norm, dtype=torch.bool),
-            left=-1 if values_hidden() else norm.shape[0],
-            status=torch.zeros_like(norm, dtype=torch.int64),
-            steps=torch.zeros_like(norm, dtype=torch.int64),
-            noted=False,
+            *(stopping, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
+            *(none, none, unknown, unknown, unknown),
         )
-        done = course.arrived(estimate, z, norm)
-        if not finished(norm != 0):
+        done = course.arrived(estimate, stopping.tolerance.bound(z))
+        if allowed is not None:
+            course.end(allowed <= 0, None, 0)
+        if reaches(norm, 0) or not below(norm, torch.inf):
             exact = (r.detach() == 0).all(-1)
             done = exact if done is None else done | exact
-            course.error = torch.where(exact, 0, course.error)
+            course.here = torch.where(exact, 0, course._error_here())
+            course.end(course.running & ~norm.isfinite(), torch.full_like(none, Status.NONFINITE), 0)
         if done is not None and not stopping.at_least_one:
-            course.running = ~done
-        if not all_finite(norm):
-            finite = norm.isfinite()
-            course.status, course.noted = torch.where(finite, course.status, Status.NONFINITE), True
-            course.running = course.running & finite
-        if allowed is not None:
-            course.running = course.running & (allowed > 0)
-            course.status = torch.where(allowed > 0, course.status, Status.CONVERGED)
-        course.left = count(course.running)
+            course.end(course.running & done, None, 0)
         return course
 
     @property
-    def _none_ended(self) -> bool:
-        return self.left >= 0 and self.left == len(self.running)
+    def _some_ended(self) -> bool:
+        return self.left < 0 or self.left != len(self.running)
 
     def follow(
         self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
     ) -> tuple[Tensor | None, Verdict]:
         """Go on to z with its residual r, where the error is estimated; which systems end there (None: none of them), and how."""
-        norm = rms(r.detach())
-        none_ended = self._none_ended
-        closer = norm < PROGRESS * self.mark
-        if finished(closer if none_ended else closer | ~self.running) and all_finite(z.detach()):
-            return self._all_closer(z, r, norm, estimate, none_ended, gain), None
-        return self._judged(z, r, estimate, merit, gain)
-
-    def _all_closer(
-        self, z: Tensor, r: Tensor, norm: Tensor, estimate: Estimate | None, none_ended: bool, gain: Gain
-    ) -> Tensor | None:
-        """The common case: every system that runs has come closer. Those that have ended go on unmasked."""
+        norm, bound = rms(r.detach()), self.stopping.tolerance.bound(z.detach())
+        fall = norm / self.mark
+        some_ended = self._some_ended
+        closer = below(torch.where(self.running, fall, 0) if some_ended else fall, PROGRESS)
+        if not (closer and below(bound, torch.inf)):  # infinite where z is
+            return self._judged(z, r, estimate, merit, gain)
+        # The common case: every system that runs has come closer. Those that have ended go on unmasked.
         self.z, self.r, self.norm = z, r, norm
-        if none_ended:
-            self.best_z, self.best = z, norm
-        else:
-            self.best_z = where(self.running, z, self.best_z)
-            self.best = torch.where(self.running, norm, self.best)
+        self.best_z = where(self.running, z, self.best_z) if some_ended else z
+        self.best = torch.where(self.running, norm, self.best) if some_ended else norm
         self.mark, self.stuck = self.best, 0
-        return self.arrived(estimate, z, norm, gain, all_moved=True)
+        return self.arrived(estimate, bound, gain, all_moved=True), None
 
     def _judged(
         self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
@@ -183,7 +153,7 @@ class Course:
         if not finished(moves):
             z, r, norm = where(moves, z, self.z), where(moves, r, self.r), torch.where(moves, norm, self.norm)
         self.z, self.r, self.norm = z, r, norm
-        arrived = self.arrived(estimate, z, norm, gain)
+        arrived = self.arrived(estimate, self.stopping.tolerance.bound(z.detach()), gain)
         done = torch.zeros_like(moves) if arrived is None else moves & arrived
         closer = norm < self.best
         progress = norm < PROGRESS * self.mark
@@ -204,82 +174,101 @@ class Course:
         return ends, torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
 
     def arrived(
-        self, estimate: Estimate | None, z: Tensor, norm: Tensor, gain: Gain | None = None, all_moved: bool = False
+        self, estimate: Estimate | None, bound: Tensor, gain: Gain | None = None, all_moved: bool = False
     ) -> Tensor | None:
         """The running systems (B,) whose error at z, as it is estimated there, is no larger than the tolerance; None: none of them."""
+        self.estimate, self.here = estimate, None
         if estimate is None:
             return None
-        tolerance, z = self.stopping.tolerance, z.detach()
-        correction, self.contraction, scale, self.complete = estimate
-        mean, bound = tolerance.mean(correction, z, norm if correction is self.r else None)
-        size = mean / bound if isinstance(scale, float) and scale == 1 else scale * mean / bound
-        unit_before = self.unit
+        tolerance, strictness, unit_before = self.stopping.tolerance, self.stopping.strictness, self.unit
+        known = estimate.correction is self.r and not tolerance.leaves
+        mean, self.unit = (self.norm, bound) if known else tolerance.worst(estimate.correction, bound, rms)
+        size = _times(estimate.scale, mean) / self.unit
         # A step that was refused shows nothing.
-        self.before = self.size if all_moved else torch.where(size != self.size, self.size, self.before)
-        self.size, self.unit = size, bound
-        near = ~(size > 1 / self.stopping.strictness)
-        if not self._none_ended:
-            near = near & self.running
-        if not values_hidden() and not occurs(near):
+        moved = all_moved or isinstance(self.size, float)
+        self.before = self.size if moved else torch.where(size != self.size, self.size, self.before)
+        self.size = size
+        ended = self._some_ended
+        sizes = torch.where(self.running, size, torch.inf) if ended else size
+        if not reaches(sizes, 1 / strictness):
             return None
-        extreme = not finished((mean > 0) & (bound < torch.inf))  # squares may have vanished or overflowed
+        z = self.z.detach()
+        extreme = reaches(sizes, 0 if z.shape[-1] > 1 else -torch.inf)  # squares may have vanished or overflowed
         if extreme:
-            mean, self.unit = tolerance.mean(correction, z, norm=measured)
-            self.size = scale * mean / self.unit
-        largest, bound = (mean, self.unit) if z.shape[-1] == 1 else tolerance.largest(correction, z)
-        error = largest = largest if isinstance(scale, float) and scale == 1 else scale * largest
-        if not self.complete:
-            theta = self._theta()
-            error = largest / (1 - theta).clamp(min=0)
-            slow = near & ~(theta < SLOW)
-            if gain is not None and not values_hidden() and occurs(slow):
-                slow = slow & (largest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
-                error = torch.where(slow, largest * gain(z, correction), error) if occurs(slow) else error
-        elif isinstance(self.contraction, Tensor):
-            error = largest / (1 - self.contraction).clamp(min=0)
-        # Nothing is known after a leap; and a correction as long as z, small for atol alone, has to be seen to become smaller.
-        if not finished((bound <= LEAP * unit_before) & (bound > 2 * tolerance.atol)):
-            leapt = (bound > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
-            alone = (largest > measured(z) / 2) & ~((self.size < self.before) & (self.before < torch.inf))
-            error = torch.where(leapt | alone, torch.inf, error)
+            bound = tolerance.bound(z, measured)
+            mean, self.unit = tolerance.worst(estimate.correction, bound, measured)
+            self.size = _times(estimate.scale, mean) / self.unit
+        error, longest = self._error(z, bound, gain, sizes <= 1 / strictness)
         if extreme:
             error = torch.where((self.r.detach() == 0).all(-1), 0, error)
-        self.error, self.bound = torch.where(near, error, self.error), torch.where(near, bound, self.bound)
-        return near & (error < torch.inf) & (error * self.stopping.strictness <= bound)
+            error = torch.where(self.unit < torch.inf, error, torch.nan)
+        done = (error if strictness == 1 else error * strictness) <= self.unit
+        if ended:
+            done = done & self.running
+        if occurs(done):
+            if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
+                leapt = (self.unit > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
+                error, done = torch.where(leapt, torch.inf, error), done & ~leapt
+            # As long as z, a correction that is small for atol alone has to be seen to become smaller.
+            if reaches(self.unit, tolerance.of_zero(z.dtype)) and occurs(alone := longest > measured(z) / 2):
+                alone = alone & ~((self.size < self.before) & (self.before < torch.inf))
+                error, done = torch.where(alone, torch.inf, error), done & ~alone
+        self.here = error
+        return done
 
-    def _theta(self) -> Tensor:
-        """By what factor the correction becomes smaller: NaN where nothing is known of it."""
-        prior = torch.nan if self.contraction is None else self.contraction
-        if self.complete:
-            return torch.as_tensor(prior, dtype=self.size.dtype, device=self.size.device)
-        return torch.where(self.before < torch.inf, self.size / self.before, prior)
+    def _error(
+        self, z: Tensor, bound: Tensor, gain: Gain | None = None, near: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The estimated error at z, and the largest number of the correction there."""
+        assert self.estimate is not None
+        correction, contraction, scale, complete = self.estimate
+        longest, self.unit = self.stopping.tolerance.worst(correction, bound, largest)
+        longest = _times(scale, longest)
+        theta = contraction if complete or isinstance(self.before, float) else self.size / self.before
+        if tracing() and not complete and isinstance(self.before, Tensor):
+            prior = torch.nan if contraction is None else contraction
+            theta = torch.where(self.before < torch.inf, self.size / self.before, prior)
+        if isinstance(theta, float) and theta == 0:
+            return longest, longest
+        theta = torch.as_tensor(torch.nan if theta is None else theta, dtype=z.dtype, device=z.device)
+        error = longest / (1 - theta).clamp(min=0)
+        if gain is None or near is None or complete or values_hidden():
+            return error, longest
+        if below(torch.where(near, theta, 0), SLOW):
+            return error, longest
+        slow = near & ~(theta < SLOW) & (longest <= HIDDEN * torch.finfo(z.dtype).eps * rms(z))
+        return torch.where(slow, longest * gain(z, correction), error) if occurs(slow) else error, longest
+
+    def _error_here(self) -> Tensor:
+        """The estimated error at z, NaN where nothing is known of it."""
+        if self.here is None and self.estimate is not None:
+            z = self.z.detach()
+            self.here = self._error(z, self.stopping.tolerance.bound(z))[0]
+        return torch.full_like(self.norm, torch.nan) if self.here is None else self.here
 
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
         if estimate is None or not occurs(stuck):
             return torch.zeros_like(stuck)
         z = self.z.detach()
-        largest, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
-        largest = estimate.scale * largest
-        near = stuck & (largest <= bound)
+        error, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
+        error = estimate.scale * error
+        near = stuck & (error <= bound)
         if not occurs(near):
             return near
-        if self.complete or values_hidden():
-            error = largest
-        else:
-            error = largest * gain(z, estimate.correction)
-        self.error = torch.where(near, error, self.error)
+        if not (estimate.complete or values_hidden()):
+            error = error * gain(z, estimate.correction)
+        self.here = torch.where(near, error, self._error_here())
         return near & (error <= bound)
 
     def heed(self, said: Tensor, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
         """Those that end, with those of which the method itself says so."""
         ended = self.running & (said != Status.RUNNING)
-        if ends is None:
-            return ended, torch.where(ended, said, Status.CONVERGED)
-        ended = ended & ~ends
-        if verdict is None and not occurs(ended):
-            return ends, None
-        return ends | ended, torch.where(ended, said, Status.CONVERGED if verdict is None else verdict)
+        ended = ended if ends is None else ended & ~ends
+        if not occurs(ended):
+            return ends, verdict
+        verdict = torch.where(ended, said, Status.CONVERGED if verdict is None else verdict)
+        return ended if ends is None else ends | ended, verdict
 
     def out_of_steps(self, taken: int | Tensor, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
         """Those that end, with those that may take no more steps."""
@@ -289,18 +278,22 @@ class Course:
         verdict = torch.where(ends, Status.CONVERGED if verdict is None else verdict, Status.MAX_STEPS)
         return ends | (self.running & (taken >= self.allowed)), verdict
 
-    def end(self, ends: Tensor, verdict: Verdict, taken: int | Tensor) -> None:
-        """Some systems end here, after so many steps; each ends once."""
+    def end(self, ends: Tensor | None, verdict: Verdict, taken: int | Tensor) -> bool:
+        """Some systems end here, after so many steps; each ends once. Whether there are any."""
+        ended = 0 if ends is None else count(ends)
+        if ends is None or not ended:
+            return False
         if verdict is not None:
             self.status, self.noted = torch.where(ends, verdict, self.status), True
-            failed = ends & (verdict != Status.CONVERGED)
-            error = self.size * self.unit / (1 - self._theta()).clamp(min=0)
-            self.error, self.bound = torch.where(failed, error, self.error), torch.where(failed, self.unit, self.bound)
+        error, all_at_once = self._error_here(), ended >= 0 and ended == len(ends)
+        self.error = error if all_at_once else torch.where(ends, error, self.error)
+        self.bound = self.unit if all_at_once else torch.where(ends, self.unit, self.bound)
         self.steps = torch.where(ends, taken, self.steps)
         self.running = self.running & ~ends
-        self.left = count(self.running)
+        self.left -= ended if self.left >= 0 else 0  # -1 inside a functorch transform: not known
+        return True
 
-    def end_all(self, status: Status, taken: int) -> None:
+    def end_all(self, status: Status, taken: int | Tensor) -> None:
         """All that are left end here, after so many steps."""
         if self.left:
             self.end(self.running, torch.where(self.running, status, self.status), taken)
@@ -312,9 +305,13 @@ class Course:
 
     def of_rows(self, rows: Tensor) -> Course:
         """That of some systems. Their residuals are for the solver to give."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        del tensors["r"]
-        return replace(self, **take(rows, tensors))
+        known: dict[str, Any] = {
+            f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor) and f.name != "r"
+        }
+        different = {id(tensor): tensor for tensor in known.values()}  # where all have come closer, many are the same
+        taken = dict(zip(different, take(rows, tuple(different.values())), strict=True))
+        parts: dict[str, Any] = {name: taken[id(tensor)] for name, tensor in known.items()}
+        return replace(self, estimate=None, **parts)
 
 
 def all_finite(v: Tensor) -> bool:
@@ -325,3 +322,7 @@ def all_finite(v: Tensor) -> bool:
 def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """The new rows (B, n) of some systems, and the old ones of the others."""
     return torch.where(rows.unsqueeze(-1), new, old)
+
+
+def _times(scale: Tensor | float, size: Tensor) -> Tensor:
+    return size if isinstance(scale, float) and scale == 1 else scale * size

@@ -17,7 +17,7 @@ from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import finished, values_hidden, occurs
+from torchimplicit.transforms import finished, occurs, values_hidden
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
 DIAGNOSE_LIMIT = 64

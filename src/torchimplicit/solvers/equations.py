@@ -46,9 +46,8 @@ def growth(dz: Tensor, dr: Tensor) -> Tensor:
 
 
 def whole(gain: Tensor, r: Tensor) -> Estimate:
-    """All that a residual stands for: so many times, (B,), itself; nothing where it is 0."""
-    largest = torch.finfo(gain.dtype).max
-    return Estimate(r, 0.0, gain.nan_to_num(nan=largest, posinf=largest), complete=True)
+    """All that a residual stands for: so many times, (B,), itself."""
+    return Estimate(r, 0.0, gain, complete=True)
 
 
 class Solver(Protocol):

@@ -19,7 +19,7 @@ from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
 from torchimplicit.status import Status, all_converged
 from torchimplicit.stopping import measured
-from torchimplicit.transforms import count, finished, occurs, tracing, values_hidden
+from torchimplicit.transforms import finished, occurs, tracing, values_hidden
 
 STRICTER = 10  # times, at least, where the estimates of a method were too small,
 STRICTEST = 1e12  # and at most, all times together
@@ -118,9 +118,8 @@ def solve(
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
-        if ends is not None and count(ends):
-            course.end(ends, verdict, taken)
-            if not (keep_trace or watch) and gathering.worthwhile(course.left, len(course.running)):
+        if course.end(ends, verdict, taken) and not (keep_trace or watch):
+            if gathering.worthwhile(course.left, len(course.running)):
                 rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
                 course = course.of_rows(rows)
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
@@ -135,6 +134,9 @@ def solve(
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
+    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    if not equations.kind.minimised:
+        return found
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
     if bounds is not None:
         best_z = at_bounds(equations, best_z, *bounds)
@@ -145,9 +147,8 @@ def solve(
         equations, best_z.detach(), status, error, stopping.tolerance, hessian, bounds
     )
     best_z = best_z if polish is None else best_z - polish
-    if inverse_of is _no_inverse:
-        inverse = [*of_hessian]
-    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    inverse = [*of_hessian] if inverse_of is _no_inverse else inverse
+    found = replace(found, z=best_z, status=status, error=error, inverse=tuple(inverse))
     if advance is None and not values_hidden() and occurs(excess) and stopping.strictness < STRICTEST:
         stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
         rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
@@ -172,12 +173,11 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
         course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None)
         at_start = equations.evaluations, equations.products
         in_a_step = 0, 0
-        contraction, complete = course.contraction, course.complete
 
         def step(carried: _Carried) -> _Carried:
-            nonlocal in_a_step, contraction, complete
+            nonlocal in_a_step
             of_course, memory, taken = carried
-            course = _course_of(solver, stopping, of_course)
+            course = Course(stopping, solver.patience, left=-1, noted=True, **of_course)
             state = memory
             if restarts:
                 _, state = solver.restart(equations, course.z, memory)
@@ -187,16 +187,14 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
             if verdict_of is not None:
                 ends, verdict = course.heed(verdict_of(state), ends, verdict)
             ends, verdict = course.out_of_steps(taken, ends, verdict)
-            if ends is not None:
-                course.end(ends, verdict, taken)
-            contraction, complete = course.contraction, course.complete
+            course.end(ends, verdict, taken)
+            course.end(course.running & (taken >= stopping.max_steps), course.status + Status.MAX_STEPS, taken)
             in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
             equations.evaluations, equations.products = at_start
             return _tensors_of(course), solver.memory(state) if restarts else state, taken
 
         def going(carried: _Carried) -> Tensor:
-            of_course, _, taken = carried
-            return of_course["running"].any() & (taken < stopping.max_steps)
+            return carried[0]["running"].any()
 
         memory = solver.memory(state) if restarts else state
         carried = _tensors_of(course), memory, course.steps.new_zeros(())
@@ -205,32 +203,35 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
                 carried = repeat(going, step, carried, operands)
             except StructureChanged:  # what a method remembers is of another structure from the first step on
                 carried = repeat(going, step, step(carried), operands)
+        else:
+            course.end_all(Status.MAX_STEPS, 0)
+            carried = _tensors_of(course), memory, carried[2]
         of_course, _, taken = carried
-        course = _course_of(solver, stopping, of_course)
-        course.contraction, course.complete = (None, False) if isinstance(contraction, Tensor) else (contraction, complete)
-        course.end(course.running, torch.where(course.running, Status.MAX_STEPS, course.status), taken)
         equations.evaluations = equations.evaluations + in_a_step[0] * taken
         equations.products = equations.products + in_a_step[1] * taken
-    z, best, status, steps, error, bound = course.results
+    z, best, status, steps, error, bound = (of_course[name] for name in _RESULTS)
     bounds = equations.bounds(z) if equations.kind.bounded else None
     if bounds is not None:
         z = at_bounds(equations, z, *bounds)
-    status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
-    return Found(z if polish is None else z - polish, status, steps, best, error, bound)
+    if equations.kind.minimised:
+        status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
+        z = z if polish is None else z - polish
+    return Found(z, status, steps, best, error, bound)
 
 
 _Carried = tuple[dict[str, Any], Any, Tensor]
-_PLAIN = ("stopping", "patience", "contraction", "complete", "left", "noted")  # of a course; the rest are tensors
+_RESULTS = ("best_z", "best", "status", "steps", "error", "bound")
+_PLAIN = ("stopping", "patience", "estimate", "here", "left", "noted")  # of a course; the rest are tensors, or there are none
 
 
 def _tensors_of(course: Course) -> dict[str, Any]:
     found = {f.name: getattr(course, f.name) for f in fields(course) if f.name not in _PLAIN}
-    found["stuck"] = torch.as_tensor(course.stuck, device=course.steps.device).expand_as(course.steps)
+    for name in ("size", "before"):
+        if not isinstance(found[name], Tensor):
+            found[name] = torch.full_like(course.norm, found[name])
+    if not isinstance(course.stuck, Tensor):
+        found["stuck"] = torch.zeros_like(course.steps)
     return found
-
-
-def _course_of(solver: Solver, stopping: Stopping, tensors: dict[str, Any]) -> Course:
-    return Course(stopping, solver.patience, contraction=None, complete=False, left=-1, noted=True, **tensors)
 
 
 def _unseen(z: Tensor, correction: Tensor) -> Tensor:
@@ -269,8 +270,9 @@ def _exactly(
     for taken in range(1, exactly + 1):
         z, r, state = step(z, r, state)
         norm = measured(r.detach())
+        course.z, course.r, course.norm = z, r, norm
         with torch.no_grad():
-            arrived = course.arrived(estimate(z, r, state), z, norm)
+            arrived = course.arrived(estimate(z, r, state), stopping.tolerance.bound(z.detach()))
             done = torch.zeros_like(course.running) if arrived is None else arrived
         if trace:
             trace.append(norm)
