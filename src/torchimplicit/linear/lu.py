@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.linear import written_out
 from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
-from torchimplicit.transforms import values_hidden
+from torchimplicit.transforms import tracing, values_hidden
 
 
 class LUFactors(Factors):
@@ -21,6 +22,8 @@ class LUFactors(Factors):
         LU, pivots, *_ = self.tensors
         if LU.shape[-1] == 1:
             return b / (LU.mH if adjoint else LU)
+        if tracing() and LU.shape[-1] <= written_out.LARGEST:
+            return written_out.solve(LU, pivots, b, adjoint)
         return torch.linalg.lu_solve(LU, pivots, b, adjoint=adjoint)
 
     def pivots(self) -> Tensor:
@@ -61,6 +64,8 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
     """
     if F.shape[-1] == 1:
         return F, torch.ones((), dtype=torch.int32, device=F.device).expand(F.shape[:-1])
+    if tracing() and F.shape[-1] <= written_out.LARGEST:
+        return written_out.factor(F)
     threads = torch.get_num_threads()
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)
