@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,11 +13,8 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.capture import Captured, capture
-from torchimplicit.compiled import CompiledEquations
 from torchimplicit.condition import Condition, Flat, Kind
-from torchimplicit.graphs import FlatGraph, NoGraph, graph_of
 from torchimplicit.hoisting import Hoisted
-from torchimplicit.names import name
 from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.products import Linearisation
 from torchimplicit.randomness import Frozen
@@ -30,7 +26,7 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
 from torchimplicit.solvers.search import Inside, Search
 from torchimplicit.state import Layout
-from torchimplicit.status import OnFailure, Status, report, users_frame
+from torchimplicit.status import OnFailure, Status, report
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import values_hidden
 
@@ -43,7 +39,7 @@ class Problem:
 
     flatten : (layout, name of the function) -> what flattens the function's output to (B, ·), raising where it does not fit z.
     batched : which leaves of args carry the batch dimension, where that is known.
-    compile : whether the evaluations of the solve are compiled.
+    known : the solution, where it was found already.
     """
 
     kind: Kind
@@ -59,7 +55,7 @@ class Problem:
     record: Record
     autocast: Autocast
     batched: tuple[bool, ...] | None = None
-    compile: bool = False
+    known: Solution | None = None
 
     @cached_property
     def output(self) -> Callable[[Any], Tensor]:
@@ -135,18 +131,14 @@ class Problem:
 
     def equations(self, z: Tensor) -> Equations:
         """What a search from z may ask about the problem, in plain code."""
-        if self.compile and not self.autocast.enabled:
-            try:
-                return CompiledEquations(self._graph(z), self.function)
-            except NoGraph as error:
-                note = f"compile=True has no effect: torch.compile cannot read {name(self.fn)} as one graph ({error})."
-                warnings.warn(note, stacklevel=users_frame())
         return Equations(self.hoisted(), self.kind, self.part if self.batched is not None else None)
 
     def find(
         self, z0: Tensor, equations: Equations, inside: Inside | None = None
     ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
         """The solution, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
+        if self.known is not None:
+            return self.layout.flatten(self.known.value).detach(), Facts.of(self.known.info), ()
         if cache_may_lack_graphs():
             self.function(z0)
         self.watch(equations)
@@ -160,17 +152,6 @@ class Problem:
         """Notice from the first evaluation on whether the function gives two answers for one z."""
         if not isinstance(self.fn, Frozen):
             equations.watch(self.layout.device)
-
-    def _graph(self, z: Tensor) -> FlatGraph:
-        # Of a function that draws random numbers no kernel is made.
-        fn = self.fn.fn if isinstance(self.fn, Frozen) else self.fn
-        graph, tensors = graph_of(fn, self.layout.argument(z), self.args)
-
-        def function(z: Tensor, *tensors: Tensor) -> Tensor:
-            return self.value(graph(self.layout.argument(z), tensors))
-
-        key = type(self.kind), self.flatten, self.layout, self.has_aux
-        return FlatGraph(graph, tensors, function, self.kind, self.tolerance, key)
 
     def noted(self, found: Found, equations: Equations) -> Facts:
         """The facts of a search that has ended; its trace is kept and its failures are reported."""
@@ -190,9 +171,8 @@ class Problem:
                 self.on_failure,
                 equations.remark,
             )
-        return Facts.counted(
-            found.status, found.steps, found.residual, found.error, equations.evaluations, equations.products
-        )
+        counts = found.counts or (equations.evaluations, equations.products)
+        return Facts.counted(found.status, found.steps, found.residual, found.error, *counts)
 
     def solution(self, z: Tensor, facts: Facts, aux: Any = None) -> Solution:
         """z (B, n) and the facts as the user sees them."""

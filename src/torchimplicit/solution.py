@@ -183,11 +183,22 @@ class Facts(NamedTuple):
 
     @staticmethod
     def counted(
-        status: Tensor, steps: Tensor, residual: Tensor, error: Tensor, evaluations: int | Tensor, products: int | Tensor
+        status: Tensor,
+        steps: Tensor,
+        residual: Tensor,
+        error: Tensor,
+        evaluations: int | Tensor,
+        products: int | Tensor,
     ) -> Facts:
         """With the counts as tensors."""
         counts = (n if isinstance(n, Tensor) else status.new_full((), n) for n in (evaluations, products))
         return Facts(status, steps, residual, error, *counts)
+
+    @staticmethod
+    def of(info: SolveInfo) -> Facts:
+        """Those of a solution, flat again."""
+        systems = (part.reshape(-1) for part in (info.status, info.steps, info.residual, info.error))
+        return Facts(*systems, info.evaluations, info.products)
 
     def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
         """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""

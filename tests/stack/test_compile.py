@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchimplicit.solvers.fused import TOGETHER
 
 import torchimplicit as ti
-from torchimplicit.solvers.fused import TOGETHER
 
 from .layers import N, assert_same, batch, gradients, layer
 

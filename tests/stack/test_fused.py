@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-import torchimplicit as ti
 from torchimplicit.graphs import NoGraph, graph_of
 from torchimplicit.solvers.fused import solve_fused
+
+import torchimplicit as ti
 
 N = 3
 

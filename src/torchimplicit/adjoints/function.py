@@ -61,12 +61,6 @@ class System(Protocol):
         """The system of ``size`` times as many equations, with its start and tensors."""
         ...
 
-    def pulled(
-        self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
-    ) -> list[Tensor | None] | None:
-        """−uᵀ ∂g/∂x for which of the tensors x, with (∂g/∂z)ᵀ u = v, all at once; None where that is done in parts."""
-        ...
-
     def linear(
         self,
         transpose: bool,
@@ -154,9 +148,6 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     which = [i - 2 for i in wanted]
     if system.own_operator and not torch.is_grad_enabled() and not values_hidden():
-        grads = system.pulled(v, z, inverse, tensors, which)
-        if grads is not None:
-            return tuple(grads)
         linearised = system.linearised
         if not all_converged(status):
             linearised = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.function import facts_of, solve_system
-from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.solving import LinearSettings
 from torchimplicit.adjoints.systems import ConditionSystem, Solved
 from torchimplicit.condition import Condition
@@ -63,15 +62,6 @@ class Implicit:
         equations = problem.equations(z0)
         z, facts, inverse = problem.find(z0, equations)
         if not torch.is_grad_enabled():
-            return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
-        graph = equations.solved_as
-        if graph is not None:
-            condition = Condition(graph.function, problem.kind)
-            system = self._system(problem, condition, _Solved(z, facts, inverse))
-            if self.linear_solver is None:
-                settings = replace(system.settings, inverse_is_earlier=False)  # kernels leave that at the root
-                system = replace(system, settings=settings, fused=FusedPullback(graph, settings))
-            z = solve_system(system, z, graph.tensors)[0]
             return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
         captured, condition, out, linearised = problem.capture(z)
         aux = detached(out[1]) if problem.has_aux else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,9 @@ def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]
     b = torch.where(unusable.unsqueeze(-1), 0, b)
     n, named = z.shape[-1], system.settings.solver
     small = isinstance(z.shape[0], int) and z.numel() * n <= ENTRIES
-    if isinstance(named, DirectSolver) or (named is None and (small or not system.base.kind.near_identity and n <= DENSE)):
+    if isinstance(named, DirectSolver) or (
+        named is None and (small or (not system.base.kind.near_identity and n <= DENSE))
+    ):
         how = _by_factors
     else:
         how = _by_steps if named is None and system.base.kind.near_identity else _by_products

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.function import in_some
-from torchimplicit.adjoints.fused import FusedPullback
 from torchimplicit.adjoints.gauge import solve_singular, unseen
 from torchimplicit.adjoints.in_graph import solve_in_graph
 from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings, Tiled
@@ -42,7 +41,6 @@ class ConditionSystem:
     """The user's condition, and the way its root is found.
 
     find : (condition, z0, tensors) -> root, facts and inverse: the forward solve.
-    fused : the products of the backward as one kernel, where every system has converged in kernels.
     linearised : the condition linearised at the root, in z and in all tensors, where the forward solve has left that behind.
     """
 
@@ -52,19 +50,7 @@ class ConditionSystem:
     settings: LinearSettings
     batch_shape: torch.Size
     record: Record
-    fused: FusedPullback | None = None
     linearised: Linearisation | None = None
-
-    def pulled(
-        self, v: Tensor, z: Tensor, inverse: Sequence[Tensor], tensors: Sequence[Tensor], which: Sequence[int]
-    ) -> list[Tensor | None] | None:
-        """The products of the backward for which of the tensors, where one kernel gives them."""
-        found = None if self.fused is None else self.fused(v, z, inverse, tensors, which)
-        if found is None:
-            return None
-        grads, facts = found
-        self.record.backward = partial(_info, lambda: facts, self.batch_shape)
-        return grads
 
     def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         return self.find(self.condition, z0, tensors)
@@ -72,7 +58,7 @@ class ConditionSystem:
     def vmapped(
         self, size: int, dims: Sequence[int | None], z0: Tensor, tensors: Sequence[Tensor]
     ) -> tuple[ConditionSystem, Tensor, list[Tensor]]:
-        larger = replace(self, condition=self.condition.vmapped(size, dims), fused=None, linearised=None)
+        larger = replace(self, condition=self.condition.vmapped(size, dims), linearised=None)
         return larger, z0.flatten(0, 1), list(tensors)
 
     def linear(
@@ -140,9 +126,6 @@ class JacobianSystem:
         inverse = [tiles(t, d) for t, d in zip(tensors[3:last], dims[3:last], strict=True)]
         larger = replace(self, base=self.base.vmapped(size, dims[last:]))
         return larger, w0.flatten(0, 1), [*at, *inverse, *tensors[last:]]
-
-    def pulled(self, *_: Any) -> None:
-        """Never at once."""
 
     def linear(
         self,

@@ -9,7 +9,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 FACTS = 6  # numbers of a solution: status, steps, residual, error, evaluations, products
-PLAIN = ("placeholder", "call_function", "call_method")  # what a graph without modules or contexts of its own is made of
+PLAIN = (
+    "placeholder",
+    "call_function",
+    "call_method",
+)  # what a graph without modules or contexts of its own is made of
 
 
 class Call:
@@ -92,7 +96,18 @@ def _writes(node: Node) -> bool:
     return name.endswith("_") or name in ("setitem",) or "inplace" in node.kwargs or name in _RANDOM or pure is None
 
 
-_RANDOM = ("dropout", "rand", "randn", "rand_like", "randn_like", "bernoulli", "multinomial", "normal", "randint", "randperm")
+_RANDOM = (
+    "dropout",
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "randint",
+    "randperm",
+)
 
 
 class Explicit:

@@ -54,9 +54,7 @@ class Operands:
             self.outer._name(names)
 
 
-def repeat(
-    going: Callable[[State], Tensor], body: Callable[[State], State], state: State, operands: Operands
-) -> State:
+def repeat(going: Callable[[State], Tensor], body: Callable[[State], State], state: State, operands: Operands) -> State:
     """``while going(state): state = body(state)`` as one operator of the graph.
 
     The state is a pytree, whose tensors keep their shapes and dtypes; what else it holds stays the same.

@@ -7,7 +7,6 @@ as ``while_loop``, its derivative as that of the :class:`~torchimplicit.adjoints
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torchimplicit.graph.explicit import Call
@@ -18,10 +17,10 @@ class _SolveOperator(BaseHOP):
     def __init__(self) -> None:
         super().__init__("torchimplicit_solve")
 
-    def __call__(self, function: Callable[..., Any], *operands: Any, **spec: Any) -> Any:
+    def __call__(self, subgraph: Any, *operands: Any, **spec: Any) -> Any:
         from torchimplicit.graph.region import solve
 
-        return solve(Call(function, operands, spec["unknowns"]), spec)
+        return solve(Call(subgraph, operands, spec["unknowns"]), spec)
 
 
 solve_operator = _SolveOperator()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.condition import Condition
-from torchimplicit.graph.explicit import Call
+from torchimplicit.graph.explicit import Call, Explicit
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
 from torchimplicit.problem import Problem
@@ -39,7 +39,9 @@ def _at(layout: Layout, z: Tensor) -> Layout:
     else:
         parts = 2 if layout.dtype.is_complex else 1
         events = [_sizes(layout.shapes[0][len(batch) :], z.shape[1] // parts)]
-    return replace(layout, shapes=tuple((*batch, *event) for event in events), batch_shape=batch)
+    shapes: Any = tuple((*batch, *event) for event in events)
+    like_a_size: Any = batch
+    return replace(layout, shapes=shapes, batch_shape=like_a_size)
 
 
 def _sizes(shape: Sequence[Any], total: Any) -> tuple[Any, ...]:
@@ -52,7 +54,12 @@ def _sizes(shape: Sequence[Any], total: Any) -> tuple[Any, ...]:
 
 
 class TracedProblem(Problem):
-    """Nothing need be recorded to know what the function depends on."""
+    """Nothing need be recorded to know what the function depends on.
+
+    fn : the user's function, as :class:`torchimplicit.graph.explicit.Explicit`.
+    """
+
+    fn: Explicit
 
     def of_all(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """The flat value of the function at z (B, n)."""
@@ -88,7 +95,13 @@ class TracedProblem(Problem):
         z, facts, inverse = super().find(z0, equations, inside)
         if tracing():
             z = reported(
-                z, facts.status, facts.error, self.tolerance.largest(z, z)[1], facts.steps, self.kind.name, self.on_failure
+                z,
+                facts.status,
+                facts.error,
+                self.tolerance.largest(z, z)[1],
+                facts.steps,
+                self.kind.name,
+                self.on_failure,
             )
         return z, facts, inverse
 

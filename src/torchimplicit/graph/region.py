@@ -70,9 +70,7 @@ def _constant(option: Any, names: tuple[str, ...]) -> bool:
     if type(option).__name__.lower() not in names:
         return False
     parts = [getattr(option, name) for name in option.__dataclass_fields__]
-    return all(
-        part is None or isinstance(part, (bool, int, float, str)) or _constant(part, LINEAR) for part in parts
-    )
+    return all(part is None or isinstance(part, (bool, int, float, str)) or _constant(part, LINEAR) for part in parts)
 
 
 LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking", "geometry")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import Dense
-from torchimplicit.transforms import values_hidden, occurs
+from torchimplicit.transforms import occurs, values_hidden
 
 NULL = 8  # in units of √n eps: a singular value that is smaller, beside the largest one, is zero
 NOISE = 10  # and so is a small one that is no larger than so many times what it changes by from one point to the next

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from torchimplicit.transforms import inside_functorch, tracing
 
-
 Count = int | Tensor  # of steps: a tensor while a graph is made
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint
+from torchimplicit.entry import entry_point
 from torchimplicit.parameters import check_count
 from torchimplicit.problems.branch import follow
 from torchimplicit.problems.curve import Curve
@@ -23,7 +24,6 @@ from torchimplicit.state import Layout, describe
 from torchimplicit.status import OnFailure, check_policy, tell
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_functorch
-from torchimplicit.uncompiled import uncompiled
 
 
 class Branch(NamedTuple):
@@ -47,7 +47,7 @@ class Continuation(NamedTuple):
     branch: Branch
 
 
-@uncompiled
+@entry_point
 def continuation(
     g: Callable[..., Any],
     z0: Any,

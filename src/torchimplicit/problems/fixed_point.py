@@ -9,13 +9,13 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind
+from torchimplicit.entry import entry_point
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.status import OnFailure
-from torchimplicit.uncompiled import uncompiled
 
 
 class FixedPoint(Kind):
@@ -28,7 +28,7 @@ class FixedPoint(Kind):
         return z - f(z)
 
 
-@uncompiled
+@entry_point
 def fixed_point(
     f: Callable[..., Any],
     z0: Any,

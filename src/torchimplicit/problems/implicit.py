@@ -15,6 +15,7 @@ from torchimplicit.adjoints import Adjoint, Implicit, Unrolled
 from torchimplicit.autocast import Autocast
 from torchimplicit.capture import Arguments
 from torchimplicit.condition import Vmap
+from torchimplicit.entry import entry_point
 from torchimplicit.linear import LU
 from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.answer import judged, tolerance_of_answers
@@ -30,7 +31,6 @@ from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
 from torchimplicit.transforms import inside_transform, outside_transforms
-from torchimplicit.uncompiled import uncompiled
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
 
@@ -138,7 +138,7 @@ def implicit(
         if not callable(solve):
             raise TypeError(f"the solver must be a function of (*args); got {describe(solve)}.")
 
-        @uncompiled
+        @entry_point
         @wraps(solve)
         def solved(*args: Any, **kwargs: Any) -> Any:
             def box(*args: Any) -> Any:

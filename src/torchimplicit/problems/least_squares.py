@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind, defined
+from torchimplicit.entry import entry_point
 from torchimplicit.problems.bounds import Bounded, WithLimits, within
 from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
@@ -18,7 +19,6 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_vector
 from torchimplicit.status import OnFailure
-from torchimplicit.uncompiled import uncompiled
 
 
 class LeastSquares(Kind):
@@ -37,7 +37,7 @@ class LeastSquares(Kind):
         return f(z)
 
 
-@uncompiled
+@entry_point
 def least_squares(
     r: Callable[..., Any],
     z0: Any,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.autocast import Autocast
 from torchimplicit.condition import Kind
+from torchimplicit.entry import entry_point
 from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, error_of
@@ -26,7 +27,6 @@ from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, Status, check_policy, linear_status
 from torchimplicit.stopping import check_steps
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.uncompiled import uncompiled
 
 
 class Linear(Kind):
@@ -144,7 +144,7 @@ class _Complex:
         return self.factors.suspicious
 
 
-@uncompiled
+@entry_point
 def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Flat, Kind, defined
+from torchimplicit.entry import entry_point
 from torchimplicit.problems.bounds import Bounded, Output, WithLimits, within
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.products import Linearisation
@@ -18,7 +19,6 @@ from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import per_system_scalar
 from torchimplicit.status import OnFailure
-from torchimplicit.uncompiled import uncompiled
 
 
 class Minimum(Kind):
@@ -42,7 +42,7 @@ class Minimum(Kind):
         return f(z)
 
 
-@uncompiled
+@entry_point
 def minimize(
     phi: Callable[..., Any],
     z0: Any,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.entry import entry_point
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.losses import with_loss
@@ -17,10 +18,9 @@ from torchimplicit.problems.root import root
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import Solution
 from torchimplicit.state import Layout, per_system_vector
-from torchimplicit.uncompiled import uncompiled
 
 
-@uncompiled
+@entry_point
 def multi_start(
     solve: Callable[..., Solution],
     fn: Callable[..., Any],

@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.autocast import Autocast, full_precision
 from torchimplicit.condition import Kind
-from torchimplicit.half_precision import half_precision_of, may_be_half
-from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.graph.problem import TracedProblem
+from torchimplicit.half_precision import half_precision_of, may_be_half
+from torchimplicit.parametrised import cache_may_lack_graphs
 from torchimplicit.problem import Problem
 from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.recording import paused
@@ -55,7 +55,7 @@ def pose_and_solve(
     has_aux: bool,
     trace: bool,
     callback: Callback | None,
-    compile: bool,
+    compile: bool | Solution,
 ) -> Solution:
     """Check what was passed, choose the solver, and hand the problem to its adjoint."""
     if not callable(fn):
@@ -96,7 +96,7 @@ def pose_and_solve(
         Record(kind.name),
         Autocast.now(layout.device.type),
         rows,
-        compile,
+        compile if isinstance(compile, Solution) else None,
     )
     if rtol is None:
         problem = _as_precise_as_the_function(problem, start)

@@ -8,13 +8,13 @@ from typing import Any
 
 from torchimplicit.adjoints import Adjoint
 from torchimplicit.condition import Kind
+from torchimplicit.entry import entry_point
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
 from torchimplicit.state import same_as_z
 from torchimplicit.status import OnFailure
-from torchimplicit.uncompiled import uncompiled
 
 
 class Root(Kind):
@@ -29,7 +29,7 @@ NOT_SQUARE = (
 as_many_as_unknowns = partial(same_as_z, hint=NOT_SQUARE)
 
 
-@uncompiled
+@entry_point
 def root(
     g: Callable[..., Any],
     z0: Any,

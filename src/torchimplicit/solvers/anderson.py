@@ -112,7 +112,9 @@ class Anderson:
             if not finished(norm <= before):
                 if mixes is not None:
                     eager = _led_away(eager, mixes, norm, before)
-                if tracing():  # a second evaluation would be made at every step: those stay, and mix from new differences
+                if (
+                    tracing()
+                ):  # a second evaluation would be made at every step: those stay, and mix from new differences
                     forgets = (self._led_astray(before, z_new, norm) & (shift != 0).any(-1)).unsqueeze(-1)
                     z_new, r_new = torch.where(forgets, z, z_new), torch.where(forgets, r, r_new)
                     norm = torch.where(forgets.squeeze(-1), before, norm)

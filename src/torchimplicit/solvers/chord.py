@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.shortest import Inverse
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct, inverse_at, kept
@@ -29,7 +28,7 @@ class Chord:
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.1.
     """
 
-    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
+    linear_solver: Any = None  # LU without scaling
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
     inverse_is_earlier: ClassVar[bool] = True

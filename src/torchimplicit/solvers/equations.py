@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graph.loop import Operands
-from torchimplicit.graphs import FlatGraph
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.products import Linearisation
 from torchimplicit.randomness import Watched
@@ -96,7 +95,7 @@ class Equations:
     kind : what of it must vanish.
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
     remark : what users should know of the function if the solve fails: what it has raised last at a trial point, say.
-    solved_as : the function as a graph of explicit tensors, if the solution was found by kernels of whole steps (``compile=True``).
+    operands : the tensors that the function uses, while a graph is made of a solve.
     """
 
     def __init__(
@@ -114,7 +113,6 @@ class Equations:
         self._evaluations = 0
         self.products = 0
         self.remark = ""
-        self.solved_as: FlatGraph | None = None
 
     def watch(self, device: torch.device) -> None:
         """From now on it is noticed whether the function gives two answers for one z."""

@@ -33,6 +33,7 @@ class Found:
         second look at a minimum; or none.
     tried : the methods that ran, where there were several.
     solved_by : which of them has solved each system; -1 where none.
+    counts : of evaluations and products, where they are not known before the graph runs that is being made.
     """
 
     z: Tensor
@@ -45,6 +46,7 @@ class Found:
     trace: Tensor | None = None
     tried: tuple[str, ...] = ()
     solved_by: Tensor | None = None
+    counts: tuple[Tensor, Tensor] | None = None
 
 
 Watch = Callable[[int, Tensor, Tensor], None]
@@ -158,18 +160,17 @@ def solve(
     return found
 
 
-def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
+def _in_graph(solver: Any, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
     """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
-    estimate: Any = solver.estimate
     restarts = hasattr(solver, "restart")
     operands = equations.operands
     assert operands is not None
     with torch.no_grad():
         r, state = solver.init(equations, z)
         lowest = None if merit is None else merit(state)
-        first = estimate(z, r, state)
+        first = solver.estimate(z, r, state)
         course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None)
         at_start = equations.evaluations, equations.products
         in_a_step = 0, 0
@@ -183,7 +184,7 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
                 _, state = solver.restart(equations, course.z, memory)
             z, r, state = solver.step(equations, course.z, course.r, state)
             taken = taken + 1
-            ends, verdict = course.follow(z, r, estimate(z, r, state), merit and partial(merit, state), _unseen)
+            ends, verdict = course.follow(z, r, solver.estimate(z, r, state), merit and partial(merit, state), _unseen)
             if verdict_of is not None:
                 ends, verdict = course.heed(verdict_of(state), ends, verdict)
             ends, verdict = course.out_of_steps(taken, ends, verdict)
@@ -207,8 +208,8 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
             course.end_all(Status.MAX_STEPS, 0)
             carried = _tensors_of(course), memory, carried[2]
         of_course, _, taken = carried
-        equations.evaluations = equations.evaluations + in_a_step[0] * taken
-        equations.products = equations.products + in_a_step[1] * taken
+        evaluations = equations.evaluations + in_a_step[0] * taken
+        products = equations.products + in_a_step[1] * taken
     z, best, status, steps, error, bound = (of_course[name] for name in _RESULTS)
     bounds = equations.bounds(z) if equations.kind.bounded else None
     if bounds is not None:
@@ -216,12 +217,19 @@ def _in_graph(solver: Solver, equations: Equations, z: Tensor, stopping: Stoppin
     if equations.kind.minimised:
         status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
-    return Found(z, status, steps, best, error, bound)
+    return Found(z, status, steps, best, error, bound, counts=(evaluations, products))
 
 
 _Carried = tuple[dict[str, Any], Any, Tensor]
 _RESULTS = ("best_z", "best", "status", "steps", "error", "bound")
-_PLAIN = ("stopping", "patience", "estimate", "here", "left", "noted")  # of a course; the rest are tensors, or there are none
+_PLAIN = (
+    "stopping",
+    "patience",
+    "estimate",
+    "here",
+    "left",
+    "noted",
+)  # of a course; the rest are tensors, or there are none
 
 
 def _tensors_of(course: Course) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Newton:
     damping: float = 1.0
     every: int = 1
     line_search: Backtracking | None = None
-    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
+    linear_solver: Any = None  # LU without scaling
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
     inverse_is_earlier: ClassVar[bool] = True

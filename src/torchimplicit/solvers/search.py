@@ -14,9 +14,8 @@ from torchimplicit.linear.cholesky import CholeskyFactors
 from torchimplicit.solvers.blocks import solve_in_blocks
 from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations, Solver
-from torchimplicit.solvers.fused import solve_fused
 from torchimplicit.solvers.loop import Advance, Found, Watch, solve
-from torchimplicit.solvers.polyalgorithm import Polyalgorithm, by_first, solve_in_stages
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm, solve_in_stages
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ class Iterate:
     watch: Watch | None = None
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
-        if self.watch is None and not self.trace:
-            found = solve_fused(self._first, equations, z0, stopping)
-            if found is not None:
-                return by_first(found, self.solver.stages) if isinstance(self.solver, Polyalgorithm) else found
         if isinstance(self.solver, Polyalgorithm):
             return solve_in_stages(self.solver.stages, equations, z0, stopping, self.watch, self.trace)
         if equations.part is not None and self.watch is None and not self.trace:

@@ -1,0 +1,43 @@
+"""An entry point as torch.compile sees it: part of the graph where that can be, left alone where not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def entry_point(fn: F) -> F:
+    """In code that torch.compile reads, one operator of the graph (:mod:`torchimplicit.graph.region`), or, where that cannot be, a
+    call of the function in plain code. With ``compile=True`` the solution is found by a graph of ours.
+
+    Dynamo, which takes twice as long to import as all else of torch, is imported only where somebody compiles.
+    """
+    plain: Any = None
+
+    @wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal plain
+        if torch.compiler.is_dynamo_compiling():
+            from torchimplicit.graph.region import read, refusal
+
+            reason = refusal(fn.__name__, **kwargs)
+            if reason is None:
+                return read(fn.__name__, *args, **kwargs)
+            torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
+        elif kwargs.get("compile", False) is True:
+            from torchimplicit.graph.compiled import search
+
+            kwargs["compile"] = search(call, *args, **{**kwargs, "compile": False}) or False
+        if "torch._dynamo" not in sys.modules:
+            return fn(*args, **kwargs)
+        if plain is None:
+            plain = torch.compiler.disable(fn)
+        return plain(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
