@@ -197,8 +197,10 @@ class Facts(NamedTuple):
     @staticmethod
     def of(info: SolveInfo) -> Facts:
         """Those of a solution, flat again."""
-        systems = (part.reshape(-1) for part in (info.status, info.steps, info.residual, info.error))
-        return Facts(*systems, info.evaluations, info.products)
+        status, steps, residual, error = (
+            part.reshape(-1) for part in (info.status, info.steps, info.residual, info.error)
+        )
+        return Facts(status, steps, residual, error, info.evaluations, info.products)
 
     def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
         """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""

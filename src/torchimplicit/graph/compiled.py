@@ -28,7 +28,8 @@ def search(entry: Callable[..., Solution], fn: Any, z0: Any, args: Any = (), **o
     if inside_transform():
         return None
     if not AVAILABLE:
-        return _no_effect(f"PyTorch {torch.__version__} cannot have a loop around a function in a graph")
+        _no_effect(f"PyTorch {torch.__version__} cannot have a loop around a function in a graph")
+        return None
     key = code_of(fn)
     if key not in _searches:
         _searches[key] = torch.compile(_own_code(_search), fullgraph=True)
@@ -36,7 +37,8 @@ def search(entry: Callable[..., Solution], fn: Any, z0: Any, args: Any = (), **o
         with torch.no_grad():
             return _searches[key](entry, fn, z0, args, options)
     except torch._dynamo.exc.TorchDynamoException as error:
-        return _no_effect(f"torch.compile cannot read {name(fn)} as one graph ({_reason(error)})")
+        _no_effect(f"torch.compile cannot read {name(fn)} as one graph ({_reason(error)})")
+        return None
 
 
 def _search(entry: Callable[..., Solution], fn: Any, z0: Any, args: Any, options: dict[str, Any]) -> Solution:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.graph.explicit import Call
-from torchimplicit.graph.private import while_loop
 from torchimplicit.transforms import finished, tracing
 
 MEMORY = torch.contiguous_format
@@ -59,6 +58,8 @@ def repeat(going: Callable[[State], Tensor], body: Callable[[State], State], sta
 
     The state is a pytree, whose tensors keep their shapes and dtypes; what else it holds stays the same.
     """
+    from torchimplicit.graph.private import while_loop  # Dynamo takes long to import
+
     leaves, tree = pytree.tree_flatten(state)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 

@@ -28,11 +28,12 @@ def while_loop(
     """
     if get_proxy_mode() is None:
         return carried
-    parts = []
+    parts: list[Any] = []
     for part in (condition, body):
         graph = materialize_as_graph(part, (*carried, *others))
         graph.graph.eliminate_dead_code()
         graph.recompile()
         parts.append(graph)
-    results: Sequence[Tensor] = while_loop_op(*parts, tuple(carried), tuple(others))
+    loop: Any = while_loop_op
+    results: Sequence[Tensor] = loop(*parts, tuple(carried), tuple(others))
     return results

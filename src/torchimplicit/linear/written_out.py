@@ -3,6 +3,8 @@ being made, in which it becomes part of the kernels around it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def solve(LU: Tensor, pivots: Tensor, b: Tensor, adjoint: bool) -> Tensor:
     return torch.stack(_permuted(x, pivots, reversed(range(n))), -2)
 
 
-def _permuted(x: list[Tensor], pivots: Tensor, order: range | reversed[int]) -> list[Tensor]:
+def _permuted(x: list[Tensor], pivots: Tensor, order: Iterable[int]) -> list[Tensor]:
     x = list(x)
     for k in order:
         for i in range(k + 1, len(x)):

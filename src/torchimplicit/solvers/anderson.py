@@ -98,7 +98,7 @@ class Anderson:
         else:
             m = dr.shape[1] if isinstance(k, Tensor) else min(k, dr.shape[1])
             gamma = mixture(dr[:, :m], r, self.regularisation)
-            # Those that do not take a plain step, as if none did.
+            mixes: Tensor | None  # those that do not take a plain step, as if none did
             if isinstance(always, Tensor):
                 mixes = torch.where(always, True if mixing is None else mixing, False if eager is None else eager)
             else:
