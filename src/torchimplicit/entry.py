@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from torchimplicit.graph.explicit import Explicit
+from torchimplicit.transforms import tracing
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,6 +33,11 @@ def entry_point(fn: F) -> F:
             if reason is None:
                 return read(fn.__name__, *args, **kwargs)
             torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
+        elif tracing() and args and not isinstance(args[0], Explicit):
+            from torchimplicit.graph.private import read_by_dynamo
+            from torchimplicit.graph.region import read
+
+            return read_by_dynamo(read, fn.__name__, *args, **kwargs)
         elif kwargs.get("compile", False) is True:
             from torchimplicit.graph.compiled import search
 

@@ -1,49 +1,74 @@
-"""LU of many small matrices side by side equals LAPACK's of each."""
-
-from __future__ import annotations
+"""LU of small matrices for graphs: what LAPACK gives."""
 
 import pytest
 import torch
+from torch import Tensor
 
-from torchimplicit.linear.small_lu import factor_and_solve, solve_transposed
+from torchimplicit.linear import small_lu, written_out
+
+WRITTEN_OUT = [(n, dtype) for n in (1, 2, 3, 4) for dtype in (torch.float64, torch.float32)]
 
 
-@pytest.mark.parametrize("n", [2, 5, pytest.param(16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_factors_and_solutions_are_those_of_lapack(n: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    A = torch.randn(n, 101, n, dtype=dtype).movedim(1, 0)  # rows far apart, and a number that no vector divides
-    b = torch.randn(101, n, dtype=dtype)
-    expected = torch.linalg.lu_factor(A)
-    LU = A.clone(memory_format=torch.preserve_format)
-    assert not LU.is_contiguous()
-    pivots, x = factor_and_solve(LU, b)
-    assert torch.equal(pivots, expected[1])
-    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-10}
-    torch.testing.assert_close(LU, expected[0], **tolerance)
+def systems(n: int, dtype: torch.dtype, batch: int = 70) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(n)
+    A = torch.randn(batch, n, n, dtype=dtype)
+    A[0, 0, 0] = 0.0  # no pivot where it stands
+    return A, torch.randn(batch, n, dtype=dtype)
+
+
+def backward_error(A: Tensor, x: Tensor, b: Tensor) -> Tensor:
     size = torch.linalg.matrix_norm(A) * torch.linalg.vector_norm(x, dim=-1)
-    backward_error = torch.linalg.vector_norm((A @ x.unsqueeze(-1)).squeeze(-1) - b, dim=-1) / size
-    assert backward_error.max() < 4 * n * torch.finfo(dtype).eps
-    y = solve_transposed(LU, pivots, b)
-    size = torch.linalg.matrix_norm(A) * torch.linalg.vector_norm(y, dim=-1)
-    backward_error = torch.linalg.vector_norm((A.mT @ y.unsqueeze(-1)).squeeze(-1) - b, dim=-1) / size
-    assert backward_error.max() < 4 * n * torch.finfo(dtype).eps
+    return torch.linalg.vector_norm((A @ x.unsqueeze(-1)).squeeze(-1) - b, dim=-1) / size
+
+
+@pytest.mark.parametrize(("n", "dtype"), WRITTEN_OUT)
+def test_written_out_factors_and_solutions_are_those_of_lapack(n: int, dtype: torch.dtype) -> None:
+    A, b = systems(n, dtype, batch=5 if n == 1 else 70)
+    A = A + 1 if n == 1 else A
+    LU, pivots = written_out.factor(A)
+    expected, rows = torch.linalg.lu_factor(A)
+    torch.testing.assert_close(LU, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(pivots, rows)
+    for adjoint in (False, True):
+        x = written_out.solve(LU, pivots, b.unsqueeze(-1), adjoint).squeeze(-1)
+        assert backward_error(A.mT if adjoint else A, x, b).max() < 4 * n * torch.finfo(dtype).eps
+
+
+def test_a_complex_system_is_solved_and_its_conjugate_transpose() -> None:
+    torch.manual_seed(0)
+    A, b = torch.randn(9, 3, 3, dtype=torch.complex128), torch.randn(9, 3, 2, dtype=torch.complex128)
+    LU, pivots = written_out.factor(A)
+    torch.testing.assert_close(A @ written_out.solve(LU, pivots, b, False), b)
+    torch.testing.assert_close(A.mH @ written_out.solve(LU, pivots, b, True), b)
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_many_small_matrices_are_factorised_as_by_lapack(n: int) -> None:
+    A, b = systems(n, torch.float64)
+    before = A.clone()
+    LU, pivots = small_lu.factor(A)
+    expected, rows = torch.linalg.lu_factor(A)
+    assert torch.equal(A, before)
+    torch.testing.assert_close(LU, expected)
+    assert torch.equal(pivots, rows)
+    for transposed in (False, True):
+        x = small_lu.solve(LU, pivots, b, transposed)
+        assert backward_error(A.mT if transposed else A, x, b).max() < 4 * n * torch.finfo(A.dtype).eps
 
 
 def test_a_singular_matrix_leaves_its_neighbours_alone() -> None:
-    torch.manual_seed(0)
-    A, b = torch.randn(70, 3, 3, dtype=torch.float64), torch.randn(70, 3, dtype=torch.float64)
+    A, b = systems(5, torch.float64)
     A[3], A[5, 0, 0] = 0, torch.nan
-    _, x = factor_and_solve(A.clone(), b)
+    LU, pivots = small_lu.factor(A)
+    x = small_lu.solve(LU, pivots, b, False)
     others = [i for i in range(70) if i not in (3, 5)]
     assert not x[[3, 5]].isfinite().any(-1).any()
     torch.testing.assert_close(x[others], torch.linalg.solve(A[others], b[others]))
 
 
-def test_a_zero_on_the_diagonal_is_pivoted() -> None:
-    A = torch.tensor([[0.0, 2.0], [3.0, 0.0]], dtype=torch.float64).repeat(64, 1, 1)
-    b = torch.tensor([4.0, 9.0], dtype=torch.float64).repeat(64, 1)
-    pivots, x = factor_and_solve(A, b)
-    assert (pivots == torch.tensor([2, 2])).all()
-    assert (x == torch.tensor([3.0, 2.0])).all()
-    assert (solve_transposed(A, pivots, b) == torch.tensor([4.5, 4 / 3], dtype=torch.float64)).all()
+def test_what_the_code_is_not_for_is_left_to_lapack() -> None:
+    A = torch.eye(4).expand(100, 4, 4)
+    assert small_lu.worthwhile(A)
+    assert not small_lu.worthwhile(A[:8])
+    assert not small_lu.worthwhile(A.to(torch.complex64))
+    assert not small_lu.worthwhile(torch.eye(20).expand(100, 20, 20))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.fx import traceback
 
 try:
     from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
-    from torch._higher_order_ops.utils import materialize_as_graph
+    from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
     from torch._higher_order_ops.while_loop import while_loop_op
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -35,5 +37,32 @@ def while_loop(
         graph.recompile()
         parts.append(graph)
     loop: Any = while_loop_op
-    results: Sequence[Tensor] = loop(*parts, tuple(carried), tuple(others))
+    with _modules_by_name():
+        results: Sequence[Tensor] = loop(*parts, tuple(carried), tuple(others))
     return results
+
+
+@contextmanager
+def _modules_by_name() -> Iterator[None]:
+    """The modules around a loop by the names of their classes: torch.export saves no classes inside one."""
+    stack = traceback.current_meta.get("nn_module_stack", {})
+    named = {
+        key: (path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}")
+        for key, (path, kind) in stack.items()
+    }
+    if stack:
+        traceback.current_meta["nn_module_stack"] = named
+    try:
+        yield
+    finally:
+        if stack:
+            traceback.current_meta["nn_module_stack"] = stack
+
+
+def read_by_dynamo(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``fn``, read by Dynamo where torch.export has not done that: it runs the code itself, on tensors without values."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return _hop_compile_and_call(call, args, kwargs)

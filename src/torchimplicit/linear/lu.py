@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import written_out
+from torchimplicit.linear import small_lu, written_out
 from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
 from torchimplicit.transforms import tracing, values_hidden
 
@@ -24,6 +24,8 @@ class LUFactors(Factors):
             return b / (LU.mH if adjoint else LU)
         if tracing() and LU.shape[-1] <= written_out.LARGEST:
             return written_out.solve(LU, pivots, b, adjoint)
+        if tracing() and b.shape[-1] == 1 and small_lu.worthwhile(LU):
+            return small_lu.solve(LU, pivots, b.squeeze(-1), adjoint).unsqueeze(-1)
         return torch.linalg.lu_solve(LU, pivots, b, adjoint=adjoint)
 
     def pivots(self) -> Tensor:
@@ -66,6 +68,8 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
         return F, torch.ones((), dtype=torch.int32, device=F.device).expand(F.shape[:-1])
     if tracing() and F.shape[-1] <= written_out.LARGEST:
         return written_out.factor(F)
+    if tracing() and small_lu.worthwhile(F):
+        return small_lu.factor(F)
     threads = torch.get_num_threads()
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)

@@ -74,8 +74,8 @@ static void solve_transposed(Block& s) {{
     for (int k = N - 1; k >= 0; k--) for (int i = N - 1; i > k; i--) swap_where(s.row[k] == T(i), s.x[i], s.x[k]);
 }}
 
-extern "C" void kernel(T* A, const T* b, int32_t* pivots, T* x,
-                       const int64_t batch, const int64_t s0, const int64_t s1, const int64_t s2, const int64_t transposed) {{
+extern "C" void kernel(T* A, int32_t* pivots, T* x, const int64_t batch,
+                       const int64_t s0, const int64_t s1, const int64_t s2, const int64_t task) {{  // 0: factor, 1: solve, 2: transposed
     #pragma omp parallel for if (batch * N * N > 16384)
     for (int64_t first = 0; first < batch; first += V) {{
         Block s;
@@ -83,20 +83,15 @@ extern "C" void kernel(T* A, const T* b, int32_t* pivots, T* x,
             int64_t system = std::min<int64_t>(first + v, batch - 1);  // the last block is filled up with the last one
             for (int i = 0; i < N; i++) {{
                 for (int j = 0; j < N; j++) s.a[i][j][v] = A[system * s0 + i * s1 + j * s2];
-                s.x[i][v] = b[system * N + i];
-                if (transposed) s.row[i][v] = T(pivots[system * N + i] - 1);
+                if (task == 0) continue;
+                s.x[i][v] = x[system * N + i];
+                s.row[i][v] = T(pivots[system * N + i] - 1);
             }}
         }}
-        if (transposed) {{
-            solve_transposed(s);
-        }} else {{
-            factor(s);
-            solve(s);
-        }}
+        if (task == 0) factor(s); else if (task == 1) solve(s); else solve_transposed(s);
         for (int v = 0; v < V && first + v < batch; v++) for (int i = 0; i < N; i++) {{
             int64_t at = (first + v) * N + i;
-            x[at] = s.x[i][v];
-            if (transposed) continue;
+            if (task != 0) {{ x[at] = s.x[i][v]; continue; }}
             pivots[at] = int32_t(s.row[i][v]) + 1;
             for (int j = 0; j < N; j++) A[(first + v) * s0 + i * s1 + j * s2] = s.a[i][j][v];
         }}
@@ -105,42 +100,43 @@ extern "C" void kernel(T* A, const T* b, int32_t* pivots, T* x,
 """
 
 
-def worthwhile(b: Tensor) -> bool:
-    """Whether the systems with right-hand sides (B, n) are so many and so small, and of a kind that the code is for (which is
-    written for GCC and Clang)."""
+def worthwhile(A: Tensor) -> bool:
+    """Whether the matrices (B, n, n) are so many and so small, and of a kind that the code is for (which is written for GCC and
+    Clang)."""
     return (
         sys.platform != "win32"
-        and b.device.type == "cpu"
-        and b.dtype in _NAMES
-        and b.shape[0] >= FEWEST
-        and 1 < b.shape[-1] <= LARGEST
+        and A.device.type == "cpu"
+        and A.dtype in _NAMES
+        and A.ndim == 3
+        and 1 < A.shape[-1] <= LARGEST
+        and A.shape[0] >= FEWEST
     )
 
 
-@torch.library.custom_op("torchimplicit::factor_and_solve", mutates_args=("A",))
-def factor_and_solve(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(pivots, x) with A x = b, for A (B, n, n), which its LU factors replace, and b (B, n): as of ``torch.linalg.lu_factor``."""
-    x = torch.empty(b.shape, dtype=b.dtype)
-    pivots = torch.empty(b.shape, dtype=torch.int32)
-    _built(A.dtype, A.shape[-1])(A, b.contiguous(), pivots, x, len(A), *A.stride(), 0)
-    return pivots, x
+@torch.library.custom_op("torchimplicit::factor", mutates_args=())
+def factor(A: Tensor) -> tuple[Tensor, Tensor]:
+    """(LU, pivots) of A (B, n, n), as of ``torch.linalg.lu_factor``."""
+    LU = A.clone(memory_format=torch.contiguous_format)
+    pivots = torch.empty(A.shape[:-1], dtype=torch.int32)
+    _built(A.dtype, A.shape[-1])(LU, pivots, LU, len(LU), *LU.stride(), 0)
+    return LU, pivots
 
 
-@factor_and_solve.register_fake
-def _(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return b.new_empty(b.shape, dtype=torch.int32), b.new_empty(b.shape)
+@factor.register_fake
+def _(A: Tensor) -> tuple[Tensor, Tensor]:
+    return A.new_empty(A.shape), A.new_empty(A.shape[:-1], dtype=torch.int32)
 
 
-@torch.library.custom_op("torchimplicit::solve_transposed", mutates_args=())
-def solve_transposed(LU: Tensor, pivots: Tensor, b: Tensor) -> Tensor:
-    """x with Aᵀ x = b from the factors of A."""
-    x = torch.empty(b.shape, dtype=b.dtype)
-    _built(LU.dtype, LU.shape[-1])(LU, b.contiguous(), pivots.contiguous(), x, len(LU), *LU.stride(), 1)
+@torch.library.custom_op("torchimplicit::solve_by_factors", mutates_args=())
+def solve(LU: Tensor, pivots: Tensor, b: Tensor, transposed: bool) -> Tensor:
+    """x (B, n) with A x = b, or Aᵀ x = b, from the factors of A."""
+    x = b.clone(memory_format=torch.contiguous_format)
+    _built(LU.dtype, LU.shape[-1])(LU, pivots.contiguous(), x, len(LU), *LU.stride(), 1 + transposed)
     return x
 
 
-@solve_transposed.register_fake
-def _(LU: Tensor, pivots: Tensor, b: Tensor) -> Tensor:
+@solve.register_fake
+def _(LU: Tensor, pivots: Tensor, b: Tensor, transposed: bool) -> Tensor:
     return b.new_empty(b.shape)
 
 
@@ -150,6 +146,6 @@ def _built(dtype: torch.dtype, n: int) -> Callable[..., Any]:
 
     scalar = _NAMES[dtype]
     source = _SOURCE.format(scalar=scalar, n=n, lanes=BYTES // dtype.itemsize)
-    signature = [f"{scalar}*", f"const {scalar}*", "int32_t*", f"{scalar}*", *["const int64_t"] * 5]
+    signature = [f"{scalar}*", "int32_t*", f"{scalar}*", *["const int64_t"] * 5]
     built: Any = AsyncCompile().cpp_pybinding(signature, source)
     return built.result() if hasattr(built, "result") else built

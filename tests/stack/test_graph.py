@@ -1,0 +1,317 @@
+"""A solve inside torch.compile is part of the graph: the same values, gradients and statuses as in plain code, or a refusal by name."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import torchimplicit as ti
+from torchimplicit.graph.private import AVAILABLE
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
+
+D = torch.float64
+A = torch.tensor([[1.2, 0.3], [-0.2, 0.9]], dtype=D)
+T = torch.linspace(0, 1, 20, dtype=D)
+
+Model = Callable[..., Any]
+
+
+def root(x: Tensor, **options: Any) -> Any:
+    return ti.root(lambda z: A @ z + 0.1 * z**3 - x, torch.zeros(2, dtype=D), **options)
+
+
+def numbers(x: Tensor, **options: Any) -> Any:
+    return ti.root(lambda z: z**3 + z - x, torch.ones(2, dtype=D), batch_ndim=1, **options)
+
+
+def fixed_point(x: Tensor, **options: Any) -> Any:
+    return ti.fixed_point(lambda z: torch.tanh(0.4 * A @ z + x), torch.zeros(2, dtype=D), **options)
+
+
+def minimum(x: Tensor, **options: Any) -> Any:
+    phi = lambda z: ((z - x) ** 4).sum() + (z**2).sum() + z.prod() / 10  # noqa: E731
+    return ti.minimize(phi, torch.zeros(2, dtype=D), **options)
+
+
+def fit(x: Tensor, **options: Any) -> Any:
+    def r(z: Tensor) -> Tensor:
+        return z[0] * torch.exp(-z[1] * T) - x[0] * torch.exp(-x[1] * T) - 0.01 * torch.sin(9 * T)
+
+    return ti.least_squares(r, torch.ones(2, dtype=D), **options)
+
+
+def gradient(model: Model) -> tuple[Tensor, Any, Tensor]:
+    x = torch.tensor([0.7, 1.3], dtype=D, requires_grad=True)
+    z, info = model(x)
+    (grad,) = torch.autograd.grad((z * torch.tensor([1.0, 2.0], dtype=D)).sum(), x)
+    return z.detach(), info, grad
+
+
+def compiled(model: Model, **options: Any) -> Model:
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, **{"backend": "aot_eager", **options})
+
+
+MATRIX = {
+    root: (None, "newton", "chord", "broyden", "newton_krylov", "dogleg", "anderson", "picard"),
+    numbers: (None, "chandrupatla", "bisection", "itp"),
+    fixed_point: (None, "newton", "broyden", "picard"),
+    minimum: (None, "bfgs", "lbfgs"),
+    fit: (None, "gauss_newton", "levenberg_marquardt"),
+}
+FAST = {(root, None), (fixed_point, None), (minimum, None)}
+CASES = [
+    pytest.param(problem, solver, marks=() if (problem, solver) in FAST else pytest.mark.slow)
+    for problem, solvers in MATRIX.items()
+    for solver in solvers
+]
+
+
+@pytest.mark.parametrize(("problem", "solver"), CASES)
+def test_values_gradients_statuses_and_steps_are_those_of_plain_code(problem: Model, solver: str | None) -> None:
+    def model(x: Tensor) -> Any:
+        return problem(x, solver=solver, rtol=1e-10)
+
+    z, info, grad = gradient(model)
+    z_graph, info_graph, grad_graph = gradient(compiled(model))
+    torch.testing.assert_close(z_graph, z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad_graph, grad, rtol=1e-8, atol=1e-8)
+    assert torch.equal(info_graph.status, info.status)
+    assert torch.equal(info_graph.steps, info.steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [root, fixed_point, minimum, fit])
+def test_the_same_by_the_default_backend(problem: Model) -> None:
+    z, _, grad = gradient(problem)
+    z_graph, info, grad_graph = gradient(compiled(problem, backend="inductor"))
+    assert info.converged.all()
+    torch.testing.assert_close(z_graph, z)
+    torch.testing.assert_close(grad_graph, grad, rtol=1e-6, atol=1e-7)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer, self.norm = nn.Linear(8, 8), nn.Linear(3, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.outer(x)
+        z, self.info = ti.fixed_point(
+            lambda z: self.norm(torch.tanh(0.3 * self.inner(z) + u)), torch.zeros(len(x), 8), batch_ndim=1, rtol=1e-5
+        )
+        return z
+
+
+def test_one_graph_serves_batches_of_any_size_and_a_closure_keeps_its_gradients() -> None:
+    layer, counter = Layer(), CompileCounterWithBackend("aot_eager")
+    model = compiled(layer, backend=counter, dynamic=True)
+    for batch in (7, 64, 3):
+        x = torch.randn(batch, 3)
+        expected = torch.autograd.grad(layer(x).square().sum(), layer.parameters())
+        steps = layer.info.steps
+        found = torch.autograd.grad(model(x).square().sum(), layer.parameters())
+        assert torch.equal(layer.info.steps, steps)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+def test_a_start_that_the_function_uses_too_is_no_unknown_there() -> None:
+    x = torch.tensor([0.7, 1.3], dtype=D)
+    model = lambda x: ti.fixed_point(lambda z: torch.cos(z) / 2 + x, x)[0]  # noqa: E731
+    torch.testing.assert_close(compiled(model)(x), model(x))
+
+
+def test_pytrees_complex_numbers_and_aux_come_back() -> None:
+    def model(x: Tensor) -> Any:
+        def g(z: Any) -> Any:
+            return (z["a"] ** 3 + z["a"] - x, {"b": z["b"]})[0], z["b"] - z["a"].sum()
+
+        start = {"a": torch.zeros(2, dtype=D), "b": torch.zeros(1, dtype=D)}
+        pair, _ = ti.root(lambda z: dict(zip("ab", g(z), strict=True)), start)
+        w, info = ti.fixed_point(lambda w: (torch.cos(w) / 2 + x, w * 2), torch.zeros(2, dtype=torch.complex128), has_aux=True)
+        return pair["a"], pair["b"], w, info.aux
+
+    x = torch.tensor([0.7, 1.3], dtype=D)
+    for a, b in zip(compiled(model)(x), model(x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+DIVERGES = {"max_steps": 5, "solver": "picard"}
+
+
+def diverging(x: Tensor, **options: Any) -> Tensor:
+    z: Tensor = ti.fixed_point(lambda z: 2 * z + x, torch.ones(2, dtype=D), **DIVERGES, **options)[0]
+    return z
+
+
+def test_failures_are_reported_when_the_graph_runs() -> None:
+    x = torch.zeros(2, dtype=D)
+    with pytest.warns(ti.ConvergenceWarning, match="fixed point was not found"):
+        compiled(diverging)(x)
+    with pytest.raises(ti.ConvergenceError, match="fixed point was not found"):
+        compiled(lambda x: diverging(x, on_failure="raise"))(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ti.ConvergenceWarning)
+        assert compiled(lambda x: diverging(x, on_failure="nan"))(x).isnan().all()
+
+
+REFUSED = {
+    "callback=": lambda x: root(x, callback=print),
+    "trace=True": lambda x: root(x, trace=True),
+    "frozen": lambda x: root(x, randomness="frozen"),
+    "pseudo": lambda x: root(x, solver=ti.solvers.Polyalgorithm((ti.solvers.Newton(),))),
+    "every": lambda x: root(x, solver=ti.solvers.Newton(every=2)),
+    "Unrolled": lambda x: root(x, adjoint=ti.Unrolled()),
+    "transform": lambda x: torch.func.grad(lambda x: root(x)[0].sum())(x),
+}
+
+
+@pytest.mark.parametrize("why", [why for why in REFUSED if why != "pseudo"])
+def test_what_cannot_be_in_a_graph_is_refused_by_name(why: str) -> None:
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=why):
+        compiled(REFUSED[why])(torch.ones(2, dtype=D))
+
+
+def test_without_fullgraph_it_breaks_the_graph_and_is_solved_in_plain_code() -> None:
+    seen: list[int] = []
+    model = lambda x: 2 * root(2 * x, callback=lambda step, *_: seen.append(step))[0]  # noqa: E731
+    x = torch.ones(2, dtype=D)
+    expected = model(x)
+    assert seen
+    seen.clear()
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), expected)
+    assert seen
+
+
+def test_random_numbers_are_refused() -> None:
+    model = lambda x: ti.root(lambda z: torch.dropout(z, 0.5, True) - x, torch.zeros(2, dtype=D))[0]  # noqa: E731
+    with pytest.raises(RuntimeError, match="random numbers"):
+        compiled(model)(torch.ones(2, dtype=D))
+
+
+def test_dropout_that_drops_nothing_is_no_random_number() -> None:
+    attention = nn.MultiheadAttention(4, 2, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 3, 4)
+
+    def model(x: Tensor) -> Tensor:
+        f = lambda z: 0.1 * attention(z, z, z, need_weights=False)[0] + x  # noqa: E731
+        z: Tensor = ti.fixed_point(f, torch.zeros_like(x), batch_ndim=1)[0]
+        return z
+
+    torch.testing.assert_close(compiled(model)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.tensor([0.7, 1.3], dtype=D, requires_grad=True)
+    (grad,) = torch.autograd.grad(compiled(lambda x: root(x)[0].sum())(x), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward|does not require grad"):
+        torch.autograd.grad(grad.sum(), x)
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.3 * self.linear(z) + self.norm(x))
+
+
+def test_a_layer_under_autocast_is_in_the_graph_and_keeps_its_info() -> None:
+    layer, x = ti.nn.FixedPoint(Cell()), torch.randn(4, 3)
+
+    def model(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z: Tensor = layer(x)
+            return z
+
+    expected, info = model(x), layer.last_info
+    found = compiled(model)(x)
+    assert info is not None
+    assert layer.last_info is not None
+    assert layer.last_info is not info
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    assert torch.equal(layer.last_info.status, info.status)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_model_is_saved_and_runs_with_other_batch_sizes(strict: bool) -> None:
+    layer, x = ti.nn.FixedPoint(Cell()).eval(), torch.randn(4, 3)
+    sizes = {"args": ({0: torch.export.Dim("batch", min=2, max=512)},)}
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,), dynamic_shapes=sizes, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for batch in (2, 9):
+        x = torch.randn(batch, 3)
+        torch.testing.assert_close(loaded(x), layer(x))
+
+
+@pytest.mark.slow
+def test_a_training_step_is_one_graph_and_trains_as_plain_code_does() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 3), torch.randint(0, 2, (32,))
+
+    def trained(compile: bool) -> list[float]:
+        torch._dynamo.reset()
+        layer = Layer()
+        model = nn.Sequential(layer, nn.Linear(8, 2))
+        torch.manual_seed(2)
+        nn.init.normal_(model[1].weight, std=0.3)
+        step = torch.compile(model, fullgraph=True) if compile else model
+        optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
+        for _ in range(8):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = nn.functional.cross_entropy(step(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        return losses
+
+    plain = trained(compile=False)
+    assert plain[-1] < plain[0]
+    assert trained(compile=True) == pytest.approx(plain, rel=2e-2)
+
+
+@pytest.mark.slow
+def test_compile_finds_the_solution_by_a_graph_and_stays_exact_to_every_order() -> None:
+    W = torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=D)
+
+    def solution(x: Tensor, compile: bool) -> Tensor:
+        z: Tensor = ti.root(lambda z: z + torch.tanh(W @ z) - x, torch.zeros(2, dtype=D), rtol=1e-10, compile=compile)[0]
+        return z
+
+    x = torch.tensor([0.3, 0.4], dtype=D, requires_grad=True)
+    torch.testing.assert_close(solution(x, True), solution(x, False))
+    for transform in (torch.func.jacrev, torch.func.hessian):
+        found, expected = (transform(lambda x, c=c: solution(x, c))(x.detach()) for c in (True, False))
+        torch.testing.assert_close(found, expected)
+    (first,) = torch.autograd.grad(solution(x, True).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    (first,) = torch.autograd.grad(solution(x, False).sum(), x, create_graph=True)
+    torch.testing.assert_close(second, torch.autograd.grad(first.sum(), x)[0])
+
+
+def test_compile_says_what_it_cannot_read_and_solves_in_plain_code() -> None:
+    torch._dynamo.reset()
+    g = lambda z: z - 1 if z.sum() < 9 else z  # noqa: E731
+    with pytest.warns(UserWarning, match="compile=True has no effect.*data-dependent"):
+        z, _ = ti.root(g, torch.zeros(2, dtype=D), compile=True)
+    torch.testing.assert_close(z, torch.ones(2, dtype=D))
