@@ -139,7 +139,9 @@ def test_pytrees_complex_numbers_and_aux_come_back() -> None:
 
         start = {"a": torch.zeros(2, dtype=D), "b": torch.zeros(1, dtype=D)}
         pair, _ = ti.root(lambda z: dict(zip("ab", g(z), strict=True)), start)
-        w, info = ti.fixed_point(lambda w: (torch.cos(w) / 2 + x, w * 2), torch.zeros(2, dtype=torch.complex128), has_aux=True)
+        w, info = ti.fixed_point(
+            lambda w: (torch.cos(w) / 2 + x, w * 2), torch.zeros(2, dtype=torch.complex128), has_aux=True
+        )
         return pair["a"], pair["b"], w, info.aux
 
     x = torch.tensor([0.7, 1.3], dtype=D)
@@ -215,8 +217,8 @@ def test_dropout_that_drops_nothing_is_no_random_number() -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     x = torch.tensor([0.7, 1.3], dtype=D, requires_grad=True)
-    (grad,) = torch.autograd.grad(compiled(lambda x: root(x)[0].sum())(x), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward|does not require grad"):
+    (grad,) = torch.autograd.grad(compiled(lambda x: root(x)[0])(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
         torch.autograd.grad(grad.sum(), x)
 
 
@@ -295,7 +297,9 @@ def test_compile_finds_the_solution_by_a_graph_and_stays_exact_to_every_order() 
     W = torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=D)
 
     def solution(x: Tensor, compile: bool) -> Tensor:
-        z: Tensor = ti.root(lambda z: z + torch.tanh(W @ z) - x, torch.zeros(2, dtype=D), rtol=1e-10, compile=compile)[0]
+        z: Tensor = ti.root(lambda z: z + torch.tanh(W @ z) - x, torch.zeros(2, dtype=D), rtol=1e-10, compile=compile)[
+            0
+        ]
         return z
 
     x = torch.tensor([0.3, 0.4], dtype=D, requires_grad=True)

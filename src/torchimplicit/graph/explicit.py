@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
@@ -50,12 +51,17 @@ class Call:
             if any(arg in unknown for arg in node.all_input_nodes):
                 unknown.add(node)
         done = [node for node in self.nodes if node not in unknown and node.op != "placeholder"]
+        values = self._inputs(self.tensors)
+        self._evaluated(done, values, ())
+        used = {arg for node in unknown for arg in node.all_input_nodes} | set(self.outputs)
+        for node in reversed(done):  # a loop takes tensors and sizes: what else there is costs nothing
+            if node in used and not isinstance(values[node], (Tensor, int, torch.SymInt)):
+                unknown.add(node)
+                used.update(node.all_input_nodes)
         rest.nodes = [node for node in self.nodes if node in unknown]
-        used = {arg for node in rest.nodes for arg in node.all_input_nodes} | set(self.outputs)
-        border = [node for node in done if node in used]
-        found = self._evaluated(done, self._inputs(self.tensors), border)
-        rest.known = dict(zip(border, found, strict=True))
-        return found, rest
+        border = [node for node in done if node in used and node not in unknown]
+        rest.known = {node: values[node] for node in border}
+        return list(rest.known.values()), rest
 
     def _inputs(self, tensors: Sequence[Any]) -> dict[Node, Any]:
         full: list[Any] = list(tensors)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchimplicit.condition import Condition
 from torchimplicit.graph.explicit import Call, Explicit
 from torchimplicit.graph.loop import Operands
+from torchimplicit.graph.randomness import random_numbers_refused
 from torchimplicit.graph.reports import reported
 from torchimplicit.problem import Problem
 from torchimplicit.products import Linearisation
@@ -79,6 +80,8 @@ class TracedProblem(Problem):
         """Whose tensors may be named anew, as the body of a loop in the graph wants it. What does not depend on z is computed once."""
         with torch.no_grad(), self.autocast.restored():
             known, rest = self.fn.call.hoisted()
+        with random_numbers_refused(self.kind.name), torch.no_grad():
+            self.of_all(z, *self.args)
         operands = Operands((*self.args, *known), rest)
 
         def function(z: Tensor) -> Tensor:

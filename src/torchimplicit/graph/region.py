@@ -60,6 +60,8 @@ def refusal(entry: str, **options: Any) -> str | None:
         return f"solver={solver!r} is not among {', '.join(IN_GRAPH)}"
     if solver is not None and not isinstance(solver, str) and not _constant(solver, CLASSES):
         return f"the solver {type(solver).__name__} is not one of those of torchimplicit that can, with plain numbers"
+    if getattr(solver, "every", 1) != 1:
+        return "with every= > 1 a step is not like the one before"
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
         return f"adjoint={type(adjoint).__name__}: only Implicit can, with a direct or a Krylov solver"
     return None
