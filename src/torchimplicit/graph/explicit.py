@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -33,35 +34,42 @@ class Call:
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         self.outputs = list(output.args[0])[unknowns + FACTS :]
         self.nodes = _needed(module, self.outputs)
+        self.numbers = self._numbers(operands)
         self.known: dict[Node, Any] = {}
 
     def __call__(self, *tensors: Tensor) -> list[Any]:
         """What the function returns, flat: its value, then aux."""
-        values = self._inputs(tensors) | self.known
+        values = self._inputs(tensors) | self.numbers | self.known
         return self._evaluated(self.nodes, values, self.outputs)
 
     def hoisted(self) -> tuple[list[Any], Call]:
         """What does not depend on the unknowns, computed once, and the call of the rest, which takes it as ``known``."""
-        rest = Call(self.module, (), self.unknowns)
-        rest.places, rest.sizes = self.places, self.sizes
+        rest = copy(self)
         unknown = {node for k, node in enumerate(self._tensor_inputs) if k < self.unknowns}
         if any(node.op not in PLAIN or _writes(node) for node in self.nodes):
+            rest.known = {}
             return [], rest
         for node in self.nodes:
             if any(arg in unknown for arg in node.all_input_nodes):
                 unknown.add(node)
         done = [node for node in self.nodes if node not in unknown and node.op != "placeholder"]
-        values = self._inputs(self.tensors)
+        values = self._inputs(self.tensors) | self.numbers
         self._evaluated(done, values, ())
         used = {arg for node in unknown for arg in node.all_input_nodes} | set(self.outputs)
         for node in reversed(done):  # a loop takes tensors and sizes: what else there is costs nothing
-            if node in used and not isinstance(values[node], (Tensor, int, torch.SymInt)):
+            if node in used and node not in self.numbers and not isinstance(values[node], (Tensor, int, torch.SymInt)):
                 unknown.add(node)
                 used.update(node.all_input_nodes)
         rest.nodes = [node for node in self.nodes if node in unknown]
-        border = [node for node in done if node in used and node not in unknown]
+        border = [node for node in done if node in used and node not in unknown and node not in self.numbers]
         rest.known = {node: values[node] for node in border}
         return list(rest.known.values()), rest
+
+    def _numbers(self, operands: Sequence[Any]) -> dict[Node, float]:
+        """Plain numbers that Dynamo passes as tensors, so that they may change from call to call: here each is a constant."""
+        given = dict(zip(self.inputs, operands, strict=True))
+        items = [node for node in self.nodes if node.op == "call_method" and node.target == "item"]
+        return {node: float(given[node.args[0]].item()) for node in items if node.args[0] in given}
 
     def _inputs(self, tensors: Sequence[Any]) -> dict[Node, Any]:
         full: list[Any] = list(tensors)

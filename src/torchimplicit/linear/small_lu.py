@@ -75,7 +75,8 @@ static void solve_transposed(Block& s) {{
 }}
 
 extern "C" void kernel(T* A, int32_t* pivots, T* x, const int64_t batch,
-                       const int64_t s0, const int64_t s1, const int64_t s2, const int64_t task) {{  // 0: factor, 1: solve, 2: transposed
+                       const int64_t s0, const int64_t s1, const int64_t s2, const int64_t task) {{
+    // task 0: factor, 1: solve, 2: solve transposed
     #pragma omp parallel for if (batch * N * N > 16384)
     for (int64_t first = 0; first < batch; first += V) {{
         Block s;
