@@ -144,6 +144,10 @@ def described(option: Any) -> Any:
 
 
 def _made(description: Any) -> Any:
+    if isinstance(description, torch.SymFloat):  # for Dynamo a number may change; for a solve it is part of what is asked
+        return float(description)
+    if isinstance(description, torch.SymInt):
+        return int(description)
     if not isinstance(description, tuple):
         return description
     name, *parts = description
