@@ -221,6 +221,9 @@ class Course:
         longest, self.unit = self.stopping.tolerance.worst(correction, bound, largest)
         longest = _times(scale, longest)
         theta = contraction if complete or isinstance(self.before, float) else self.size / self.before
+        if not complete and isinstance(self.before, Tensor) and not below(self.before, torch.inf):
+            never_moved = self.before == torch.inf
+            theta = torch.where(never_moved, torch.nan if contraction is None else contraction, self.size / self.before)
         if isinstance(theta, float) and theta == 0:
             return longest, longest
         theta = torch.as_tensor(torch.nan if theta is None else theta, dtype=z.dtype, device=z.device)
