@@ -15,7 +15,7 @@ from torchimplicit.solvers.gathering import take
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms, rounding
 from torchimplicit.tolerance import Tolerance, largest
-from torchimplicit.transforms import below, count, finished, occurs, reaches, tracing, values_hidden
+from torchimplicit.transforms import below, count, finished, occurs, reaches, values_hidden
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -225,9 +225,9 @@ class Course:
         longest, self.unit = self.stopping.tolerance.worst(correction, bound, largest)
         longest = _times(scale, longest)
         theta = contraction if complete or isinstance(self.before, float) else self.size / self.before
-        if tracing() and not complete and isinstance(self.before, Tensor):
-            prior = torch.nan if contraction is None else contraction
-            theta = torch.where(self.before < torch.inf, self.size / self.before, prior)
+        if not complete and isinstance(self.before, Tensor) and not below(self.before, torch.inf):
+            never_moved = self.before == torch.inf
+            theta = torch.where(never_moved, torch.nan if contraction is None else contraction, self.size / self.before)
         if isinstance(theta, float) and theta == 0:
             return longest, longest
         theta = torch.as_tensor(torch.nan if theta is None else theta, dtype=z.dtype, device=z.device)
