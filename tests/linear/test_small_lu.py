@@ -34,6 +34,14 @@ def test_written_out_factors_and_solutions_are_those_of_lapack(n: int, dtype: to
         assert backward_error(A.mT if adjoint else A, x, b).max() < 4 * n * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_definite_system_is_solved_without_pivots(n: int) -> None:
+    A, b = systems(n, torch.float64)
+    A = A @ A.mT + 0.1 * torch.eye(n, dtype=A.dtype)
+    x = written_out.solve_definite(A, b.unsqueeze(-1)).squeeze(-1)
+    assert backward_error(A, x, b).max() < 100 * torch.finfo(A.dtype).eps
+
+
 def test_a_complex_system_is_solved_and_its_conjugate_transpose() -> None:
     torch.manual_seed(0)
     A, b = torch.randn(9, 3, 3, dtype=torch.complex128), torch.randn(9, 3, 2, dtype=torch.complex128)

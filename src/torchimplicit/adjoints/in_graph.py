@@ -73,7 +73,9 @@ def _by_factors(
     status = torch.where(residual <= limit, Status.CONVERGED, Status.STAGNATED)
     status = torch.where(w.isfinite().all(-1) & residual.isfinite(), status, Status.NONFINITE)
     asked = (b != 0).any(-1)
-    singular = factors.singular & asked
+    pivots = factors.pivots().abs()
+    floor = 8 * z.shape[-1] ** 0.5 * torch.finfo(z.dtype).eps
+    singular = ~((pivots > floor * pivots.amax(-1, keepdim=True)) & pivots.isfinite()).all(-1) & asked
     if not system.base.kind.linear:
         tolerance = system.settings.tolerance
         correction = factors.solve(operator.value)

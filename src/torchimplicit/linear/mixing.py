@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.linear import written_out
+from torchimplicit.transforms import tracing
+
 
 def mixture(dr: Tensor, r: Tensor, eps: float | None = None) -> Tensor:
     """γ, (..., 1, m), which minimises ‖r − ΔRᵀ γ‖² + ε ‖ΔR‖² ‖γ‖² for m differences of residuals (..., m, n).
@@ -20,5 +23,6 @@ def mixture(dr: Tensor, r: Tensor, eps: float | None = None) -> Tensor:
     gram = (gram.mT * scale * scale.mT).nan_to_num(0, 0, 0)
     gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(usable, eps, 1))
     rhs = scale * (r.unsqueeze(-2) @ dr.mH).mT  # as dr @ r it takes ten times longer
-    gamma = scale * torch.linalg.solve_ex(gram, rhs)[0]
+    solution = written_out.solve_definite(gram, rhs) if tracing() else torch.linalg.solve_ex(gram, rhs)[0]
+    gamma = scale * solution
     return gamma.nan_to_num(0, 0, 0).mT  # rows in one piece, for a product with others is taken row by row

@@ -65,3 +65,14 @@ def _permuted(x: list[Tensor], pivots: Tensor, order: Iterable[int]) -> list[Ten
             here = pivots[..., k, None] == i + 1
             x[i], x[k] = torch.where(here, x[k], x[i]), torch.where(here, x[i], x[k])
     return x
+
+
+def solve_definite(A: Tensor, b: Tensor) -> Tensor:
+    """x with A x = b for symmetric positive definite A (..., n, n) and columns b (..., n, k): by Gauss and Jordan, without pivots."""
+    n = A.shape[-1]
+    whole = torch.cat([A, b], -1)
+    rows = torch.arange(n, device=A.device).unsqueeze(-1)
+    for k in range(n):
+        row = whole[..., k : k + 1, :] / whole[..., k : k + 1, k : k + 1]
+        whole = torch.where(rows == k, row, whole - whole[..., :, k : k + 1] * row)
+    return whole[..., n:]
