@@ -35,7 +35,6 @@ IN_GRAPH = (
     "newton",
     "newton_krylov",
     "picard",
-    "pseudo_transient",
     "trust_newton",
 )  # the solvers that can be
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
@@ -144,7 +143,9 @@ def described(option: Any) -> Any:
 
 
 def _made(description: Any) -> Any:
-    if isinstance(description, torch.SymFloat):  # for Dynamo a number may change; for a solve it is part of what is asked
+    if isinstance(
+        description, torch.SymFloat
+    ):  # for Dynamo a number may change; for a solve it is part of what is asked
         return float(description)
     if isinstance(description, torch.SymInt):
         return int(description)

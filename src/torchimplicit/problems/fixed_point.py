@@ -70,8 +70,8 @@ def fixed_point(
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
         callback: called as ``callback(step, z, residual)`` before the first and after every step.
-        compile: evaluate the residual and its dense Jacobian in the solve as kernels of ``torch.compile``; the first
-            call takes some seconds. What is differentiated is the function itself.
+        compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes some ten seconds. What is
+            differentiated is the function itself.
 
     Returns:
         ``Solution(value, info)``: z*, like z0, and a :class:`torchimplicit.SolveInfo`.

@@ -88,9 +88,8 @@ def minimize(
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
         callback: called as ``callback(step, z, residual)`` before the first and after every step.
-        compile: solve with kernels that ``torch.compile`` makes of the function, where it can read it as one graph: of whole
-            steps, and of the backward, for Newton's method; else of the residual and its dense Jacobian. The first call with
-            new shapes takes some seconds.
+        compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes some ten seconds. What is
+            differentiated is the function itself.
 
     Returns:
         ``Solution(value, info)``: z*, like z0, and a :class:`torchimplicit.SolveInfo`.
