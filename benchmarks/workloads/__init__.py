@@ -10,6 +10,7 @@ from benchmarks.workloads import (
     memory,
     one_root,
     slow_cell,
+    small_cell,
     tanh_roots,
 )
 
@@ -19,6 +20,7 @@ WORKLOADS: dict[str, Workload] = {
         implicit_explicit.workload,
         cell.workload,
         slow_cell.workload,
+        small_cell.workload,
         tanh_roots.small_roots,
         tanh_roots.roots64,
         tanh_roots.roots256,

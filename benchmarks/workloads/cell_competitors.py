@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from benchmarks.compiled import NOTE, in_graph
 from benchmarks.workload import Workload
 from benchmarks.workloads.patient import patient
 
@@ -170,6 +171,10 @@ def compete(workload: Workload, rms: float) -> None:
     @workload.torch("torchimplicit")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
         return torchimplicit(p)
+
+    @workload.torch("torchimplicit, compiled", note=NOTE)
+    def _(p: dict[str, Any]) -> Callable[[], Any]:
+        return in_graph(torchimplicit(p))
 
     @workload.torch("torchimplicit, picard")
     def _(p: dict[str, Any]) -> Callable[[], Any]:

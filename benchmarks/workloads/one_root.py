@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compiled import NOTE, in_graph
 from benchmarks.workload import Workload
 from benchmarks.workloads.tanh_roots import TOLERANCE, analytic_jacobian, g_jax, newton_by_hand, reference
 
@@ -21,10 +22,10 @@ def _torchimplicit(p: dict[str, Any], captures: bool, compile: bool) -> Callable
     def g(z: Any, W: Any, b: Any) -> Any:
         return z - torch.tanh(W @ z + b)
 
-    options: dict[str, Any] = {"rtol": 0.0, "atol": TOLERANCE, "compile": compile}
+    options: dict[str, Any] = {"rtol": 0.0, "atol": TOLERANCE}
     if captures:
-        return lambda: ti.root(lambda z: z - torch.tanh(W @ z + b), z0, **options).value
-    return lambda: ti.root(g, z0, (W, b), **options).value
+        return in_graph(lambda: ti.root(lambda z: z - torch.tanh(W @ z + b), z0, **options).value, compile)
+    return in_graph(lambda: ti.root(g, z0, (W, b), **options).value, compile)
 
 
 def make(unknowns: int) -> Workload:
@@ -53,13 +54,11 @@ arithmetic takes no time; this is what a call costs.
     def _(p: dict[str, Any]) -> Callable[[], Any]:
         return _torchimplicit(p, captures=True, compile=False)
 
-    @workload.torch("torchimplicit, compiled", note="W and b in `args`, `compile=True`")
+    @workload.torch("torchimplicit, compiled", note=f"W and b in `args`, {NOTE}")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
         return _torchimplicit(p, captures=False, compile=True)
 
-    @workload.torch(
-        "torchimplicit, compiled, captures", note="W and b captured by a lambda, new at each call, `compile=True`"
-    )
+    @workload.torch("torchimplicit, compiled, captures", note=f"W and b captured by a lambda, {NOTE}")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
         return _torchimplicit(p, captures=True, compile=True)
 

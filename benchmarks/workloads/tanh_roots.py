@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compiled import NOTE, in_graph
 from benchmarks.workload import Arrays, Reference, Workload
 from benchmarks.workloads.patient import patient
 
@@ -42,7 +43,7 @@ def reference(arrays: Arrays) -> Reference:
     )
 
 
-def torchimplicit(p: dict[str, Any], solver: Any = None, **options: Any) -> Callable[[], Any]:
+def torchimplicit(p: dict[str, Any], solver: Any = None, compile: bool = False, **options: Any) -> Callable[[], Any]:
     import torch
 
     import torchimplicit as ti
@@ -53,7 +54,7 @@ def torchimplicit(p: dict[str, Any], solver: Any = None, **options: Any) -> Call
         return z - torch.tanh(z @ W.T + b)
 
     options = {"batch_ndim": 1, "batched": (False, True), "rtol": 0.0, "atol": TOLERANCE, **options}
-    return lambda: ti.root(g, z0, (p["W"], p["b"]), solver=solver, **options).value
+    return in_graph(lambda: ti.root(g, z0, (p["W"], p["b"]), solver=solver, **options).value, compile)
 
 
 def forced(p: dict[str, Any], method: str, steps: int) -> Callable[[], Any]:
@@ -213,9 +214,9 @@ from zero to {TOLERANCE:.0e}; gradients in W and in all b_i.
     def _(p: dict[str, Any]) -> Callable[[], Any]:
         return torchimplicit(p, "chord")
 
-    @workload.torch("torchimplicit, compiled", note="`compile=True`")
+    @workload.torch("torchimplicit, compiled", note=NOTE)
     def _(p: dict[str, Any]) -> Callable[[], Any]:
-        return torchimplicit(p, compile=True)
+        return torchimplicit(p, "newton", compile=True)
 
     @workload.torch("torch by hand", note="Newton in a batched loop with the Jacobian written out")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
