@@ -1,4 +1,4 @@
-"""One rank of the data-parallel test: python ddp_worker.py RANK FOLDER."""
+"""One rank of the data-parallel test: python ddp_worker.py RANK FOLDER [compiled]."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 SCALES = (0.01, 2.0)
 
 
-def main(rank: int, folder: str) -> None:
+def main(rank: int, folder: str, compiled: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     module = layer("picard")
-    parallel = DistributedDataParallel(module)
+    step = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    parallel = DistributedDataParallel(step)
     x = batch(seed=1) * SCALES[rank]
     for _ in range(2):  # the second step would find parameters that were not reduced in the first
         parallel.zero_grad()
@@ -27,4 +28,4 @@ def main(rank: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], compiled=sys.argv[3:] == ["compiled"])

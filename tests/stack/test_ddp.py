@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from .layers import assert_same, batch, gradients, layer
@@ -14,18 +15,19 @@ from .layers import assert_same, batch, gradients, layer
 SCALES = (0.01, 2.0)  # of each rank's inputs, as in the worker
 
 
-def test_two_ranks_average_the_gradients_of_their_own_solves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], pytest.param(["compiled"], marks=pytest.mark.slow)], ids=["plain", "compiled"])
+def test_two_ranks_average_the_gradients_of_their_own_solves(tmp_path: Path, how: list[str]) -> None:
     worker = Path(__file__).with_name("ddp_worker.py")
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE
+            [sys.executable, str(worker), str(rank), str(tmp_path), *how], env=environment, stderr=subprocess.PIPE
         )
         for rank in range(2)
     ]
     try:
         for process in ranks:
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=300 if how else 60)
             assert process.returncode == 0, errors.decode()
     finally:
         for process in ranks:  # one that has failed leaves the other waiting

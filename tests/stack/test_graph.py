@@ -60,11 +60,17 @@ def compiled(model: Model, **options: Any) -> Model:
     return torch.compile(model, fullgraph=True, **{"backend": "aot_eager", **options})
 
 
+def minima(x: Tensor, **options: Any) -> Any:
+    phi = lambda z: ((z - x.outer(x)) ** 4 + z**2).sum(-1)  # noqa: E731
+    return ti.minimize(phi, torch.zeros(2, 2, dtype=D), batch_ndim=1, **options)
+
+
 MATRIX = {
     root: (None, "newton", "chord", "broyden", "newton_krylov", "dogleg", "anderson", "picard"),
     numbers: (None, "chandrupatla", "bisection", "itp"),
     fixed_point: (None, "newton", "broyden", "picard"),
     minimum: (None, "bfgs", "lbfgs"),
+    minima: (None,),
     fit: (None, "gauss_newton", "levenberg_marquardt"),
 }
 FAST = {(root, None), (fixed_point, None), (minimum, None)}

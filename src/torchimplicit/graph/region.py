@@ -17,9 +17,7 @@ from torchimplicit.transforms import inside_transform
 
 ENTRIES = ("root", "fixed_point", "minimize", "least_squares")
 LIKE_Z = ("root", "fixed_point")  # whose function returns what z is
-
-
-IN_GRAPH = (
+IN_GRAPH = (  # the solvers that can be
     "anderson",
     "auto",
     "bfgs",
@@ -36,8 +34,9 @@ IN_GRAPH = (
     "newton_krylov",
     "picard",
     "trust_newton",
-)  # the solvers that can be
+)
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
+LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking", "geometry")  # what they, and an adjoint, may hold
 
 
 def refusal(entry: str, **options: Any) -> str | None:
@@ -74,14 +73,15 @@ def _constant(option: Any, names: tuple[str, ...]) -> bool:
     return all(part is None or isinstance(part, (bool, int, float, str)) or _constant(part, LINEAR) for part in parts)
 
 
-LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking", "geometry")
-
-
 _inside_transform = torch.compiler.assume_constant_result(inside_transform)
 
 
 def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), **options: Any) -> Solution:
-    """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses."""
+    """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses.
+
+    Dynamo takes the shapes of what an operator returns from its function. So the function returns first what the solve will, in
+    shape, and then what it is there for.
+    """
     leaves, tree = pytree.tree_flatten(z0)
     leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
     batch_ndim = options.get("batch_ndim", 0)
@@ -98,7 +98,7 @@ def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), 
         values, structure = pytree.tree_flatten(out)
         if like_z and structure != tree:
             raise TypeError(f"{entry}: the function must return what z is, {tree}; it returned {structure}.")
-        if not like_z:
+        if entry == "least_squares":
             values = [value.reshape(*value.shape[:batch_ndim], -1) for value in values]
             values = [torch.cat(values, -1)]
         first = leaves[0]
@@ -143,9 +143,7 @@ def described(option: Any) -> Any:
 
 
 def _made(description: Any) -> Any:
-    if isinstance(
-        description, torch.SymFloat
-    ):  # for Dynamo a number may change; for a solve it is part of what is asked
+    if isinstance(description, torch.SymFloat):  # Dynamo lets numbers change; for a solve they are part of the question
         return float(description)
     if isinstance(description, torch.SymInt):
         return int(description)
