@@ -15,13 +15,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import torchimplicit as ti
 from torchimplicit.graph.private import AVAILABLE
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
-
 D = torch.float64
 A = torch.tensor([[1.2, 0.3], [-0.2, 0.9]], dtype=D)
 T = torch.linspace(0, 1, 20, dtype=D)
 
 Model = Callable[..., Any]
+
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
 
 
 def root(x: Tensor, **options: Any) -> Any:
@@ -205,6 +206,19 @@ def test_without_fullgraph_it_breaks_the_graph_and_is_solved_in_plain_code() -> 
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), expected)
     assert seen
+
+
+def test_a_function_that_is_no_graph_is_solved_in_plain_code_where_the_graph_may_break() -> None:
+    def model(x: Tensor) -> Tensor:
+        z: Tensor = ti.root(lambda z: z**3 + z - x if z.sum() < 9 else z, torch.zeros(2, dtype=D))[0]
+        return 2 * z
+
+    x = torch.tensor([0.7, 1.3], dtype=D, requires_grad=True)
+    torch._dynamo.reset()
+    found = torch.compile(model, backend="aot_eager")(x)
+    torch.testing.assert_close(found, model(x))
+    (grad,), (expected,) = (torch.autograd.grad(z.sum(), x) for z in (found, model(x)))
+    torch.testing.assert_close(grad, expected)
 
 
 def test_random_numbers_are_refused() -> None:

@@ -25,3 +25,9 @@ def test_neither_the_import_nor_a_solve_imports_dynamo_or_anything_but_torch(cod
     new = modules_after(code) - own
     assert "torch._dynamo" not in new
     assert not {"numpy", "scipy", "sympy", "matplotlib"} & {name.partition(".")[0] for name in new}
+
+
+def test_the_torch_of_the_environment_has_what_a_graph_needs() -> None:
+    from torchimplicit.graph.private import AVAILABLE
+
+    assert AVAILABLE or torch.__version__ < "2.13", "a private name in graph/private.py has moved"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, largest
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, each, largest
 from torchimplicit.condition import Kind
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
@@ -47,6 +47,11 @@ def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]
     else:
         how = _by_steps if named is None and system.base.kind.near_identity else _by_products
     w, residual, status, steps = how(system, kind, b, z, of_g)
+    if how is not _by_factors and system.transpose and not system.base.kind.linear:
+        # The error of z as the loss sees it, v·w = u·g, is one that it has.
+        seen = (w * system.base(z, *of_g)).sum(-1).abs()
+        off = seen > FAR * (each(system.settings.tolerance, z) * b.abs()).sum(-1)
+        status = torch.where(off & (status == Status.CONVERGED), Status.INACCURATE, status)
     status = torch.where(unusable & (tensors[0] != 0).any(-1), Status.NONFINITE, status)
     limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
     if system.settings.on_failure == "nan":

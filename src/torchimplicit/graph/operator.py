@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.fx import GraphModule
+
 from torchimplicit.graph.explicit import Call
 from torchimplicit.graph.private import BaseHOP
 
@@ -18,8 +20,10 @@ class _SolveOperator(BaseHOP):
         super().__init__("torchimplicit_solve")
 
     def __call__(self, subgraph: Any, *operands: Any, **spec: Any) -> Any:
-        from torchimplicit.graph.region import solve
+        from torchimplicit.graph.region import solve, solve_plainly
 
+        if not isinstance(subgraph, GraphModule):  # Dynamo could not read it, and has left this call to plain code
+            return solve_plainly(subgraph, operands, spec)
         return solve(Call(subgraph, operands, spec["unknowns"]), spec)
 
 

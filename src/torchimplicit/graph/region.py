@@ -162,15 +162,40 @@ def _made(description: Any) -> Any:
 
 
 @torch.compiler.disable
-def solve(call: Call, spec: dict[str, Any]) -> tuple[Any, ...]:
-    """What the operator does: the entry point itself, for a function of explicit tensors."""
+def solve_plainly(function: Callable[..., Any], leaves: Sequence[Tensor], spec: dict[str, Any]) -> tuple[Any, Any]:
+    """What the operator does where its function is no graph."""
+    options = {name: _made(value) for name, value in spec["options"]}
+    first = spec["unknowns"] + FACTS
+
+    def fn(z: Any) -> Any:
+        results, aux = function(*([z] if isinstance(z, Tensor) else z))
+        values = results[first:]
+        out = list(values) if spec["entry"] in LIKE_Z and not isinstance(z, Tensor) else values[0]
+        return (out, aux) if options.get("has_aux", False) else out
+
+    z0: Any = leaves[0] if len(leaves) == 1 else list(leaves)
+    z, info = _entry(spec)(fn, z0, **options)
+    return (*pytree.tree_leaves(z), *_facts(info)), info.aux
+
+
+def _entry(spec: dict[str, Any]) -> Callable[..., Solution]:
     import torchimplicit
 
+    entry: Callable[..., Solution] = getattr(torchimplicit, spec["entry"])
+    return entry
+
+
+def _facts(info: SolveInfo) -> tuple[Tensor, ...]:
+    return info.status, info.steps, info.residual, info.error, info.evaluations, info.products
+
+
+@torch.compiler.disable
+def solve(call: Call, spec: dict[str, Any]) -> tuple[Any, ...]:
+    """What the operator does: the entry point itself, for a function of explicit tensors."""
     entry, unknowns = spec["entry"], spec["unknowns"]
     options = {name: _made(value) for name, value in spec["options"]}
     leaves, tensors = call.tensors[:unknowns], call.tensors[unknowns:]
     fn = Explicit(call, options.get("has_aux", False), entry in LIKE_Z)
     z0: Any = leaves[0] if unknowns == 1 else leaves
-    z, info = getattr(torchimplicit, entry)(fn, z0, tuple(tensors), **options)
-    facts = (info.status, info.steps, info.residual, info.error, info.evaluations, info.products)
-    return (*pytree.tree_leaves(z), *facts, *[None] * fn.values, *(info.aux or ()))
+    z, info = _entry(spec)(fn, z0, tuple(tensors), **options)
+    return (*pytree.tree_leaves(z), *_facts(info), *[None] * fn.values, *(info.aux or ()))
