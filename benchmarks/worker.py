@@ -57,7 +57,7 @@ def main(workload_name: str, competitor_name: str, reference_path: str) -> None:
             else:
                 answer = {
                     "peak": peak_bytes(run.value_and_gradient),
-                    "kept": kept_bytes(run.record, run.inputs) if run.record else None,
+                    "kept": _kept(run),
                 }
         except ImportError as error:
             answer = {"absent": _reason(error)}
@@ -74,6 +74,15 @@ def _first(run: Run, reference_path: str) -> dict[str, Any]:
     reference: Reference = pickle.loads(Path(reference_path).read_bytes())
     value_error, gradient_error = errors(value, gradients, reference)
     return {"first": first, "value_error": value_error, "gradient_error": gradient_error}
+
+
+def _kept(run: Run) -> int | None:
+    try:
+        return None if run.record is None else kept_bytes(run.record, run.inputs)
+    except RuntimeError as error:
+        if "torch.compile" in str(error):  # a compiled function does not run while its operators are watched
+            return None
+        raise
 
 
 def _time(run: Callable[[], Any]) -> float:
