@@ -38,10 +38,11 @@ ROOT = {
         "in args, or call .eval() on the module."
     ),
     "SADDLE": (
-        "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
-        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is "
-        "stationary itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the "
-        "default, or 'lbfgs')."
+        "the gradient vanishes, but this is no minimum: a saddle point or a maximum, where the Hessian has a negative eigenvalue, or "
+        "an inflection, beyond which the objective goes on falling. Likely causes: (a) a solver of equations, such as 'newton', that "
+        "goes to the nearest stationary point; (b) a start that is stationary itself, or from which the way down leads to this "
+        "point. Start nearer to the minimum, or elsewhere; of the solvers 'trust_newton', the default, is the one that sees its way "
+        "down from a saddle point."
     ),
     "LOCAL_MINIMUM": (
         "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "

@@ -20,6 +20,10 @@ from torchimplicit.transforms import below, count, finished, inside_functorch, o
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
 LEAP = 100  # times as large as before: a z of which nothing is known yet
+MULTIPLE = 0.2  # contraction of Newton's corrections at a multiple root: at least a half, but for rounding
+FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
+FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away,
+FARTHEST = 2  # and has run off if it is eps to minus this
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -61,6 +65,7 @@ class Course:
     mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
     allowed : how many steps each may take, where that differs.
+    first : the size of z at the start, or one, whichever tells more, of such a method.
     running, left : those that have not ended, and their number.
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
     """
@@ -89,6 +94,7 @@ class Course:
     before: Tensor | float = torch.inf
     stuck: Tensor | int = 0
     noted: bool = False
+    first: Tensor | None = None
 
     @staticmethod
     def at(
@@ -110,6 +116,8 @@ class Course:
             *(stopping, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
             *(none, none, unknown, unknown, unknown),
         )
+        if lowest is not None:
+            course.first = 1 + rms(z.detach())
         done = course.arrived(estimate, stopping.tolerance.bound(z))
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
@@ -163,10 +171,13 @@ class Course:
         self.stuck = torch.where(progress, 0, self.stuck + 1)
         stuck = self.running & (self.stuck >= self.patience)
         grown = norm > self.start / torch.finfo(norm.dtype).eps
-        ends = done | (self.running & (stuck | grown | ~valid))
+        away = grown
+        if self.first is not None:  # downhill from a plateau the gradient may grow as much
+            away = rms(z.detach()) > self.first / torch.finfo(norm.dtype).eps ** FARTHEST
+        ends = done | (self.running & (stuck | away | ~valid))
         if occurs(ends & ~done):
             done = done | self._at_the_floor(estimate, stuck & valid & ~done, gain)
-        verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
+        verdict = torch.where(grown | away, Status.DIVERGED, Status.STAGNATED)
         return ends, torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
 
     def arrived(
@@ -205,12 +216,23 @@ class Course:
             if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
                 leapt = (self.unit > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
                 error, done = torch.where(leapt, torch.inf, error), done & ~leapt
+            if self.first is not None and occurs(runs := self._runs_off(z)):
+                error, done = torch.where(runs, torch.inf, error), done & ~runs
             # As long as z, a correction that is small for atol alone has to be seen to become smaller.
             if reaches(self.unit, tolerance.of_zero(z.dtype)) and occurs(alone := longest > measured(z) / 2):
                 alone = alone & ~((self.size < self.before) & (self.before < torch.inf))
                 error, done = torch.where(alone, torch.inf, error), done & ~alone
         self.here = error
         return done
+
+    def _runs_off(self, z: Tensor) -> Tensor:
+        """The systems (B,) of a method that goes downhill whose z is far away, where anything is small beside it, and whose gradient
+        has not come down from what it was at the start: they have not arrived."""
+        eps = torch.finfo(z.dtype).eps
+        level = eps**FALLEN * self.start
+        if self.first is None or below(self.norm / level, 1):
+            return torch.zeros_like(self.running)
+        return (self.norm > level) & (rms(z) > self.first / eps**FAR)
 
     def _error(
         self, z: Tensor, bound: Tensor, gain: Gain | None = None, near: Tensor | None = None
@@ -242,6 +264,16 @@ class Course:
             self.here = self._error(z, self.stopping.tolerance.bound(z))[0]
         return torch.full_like(self.norm, torch.nan) if self.here is None else self.here
 
+    def slow(self, best_z: Tensor) -> Tensor | None:
+        """Where corrections that should vanish faster and faster became smaller by a factor, as Newton's do at a multiple root, (B,);
+        None where nothing is known of it, or best_z are not the z that they were of."""
+        about = self.estimate
+        if inside_functorch() or about is None or about.complete or about.contraction != 0 or best_z is not self.best_z:
+            return None
+        if isinstance(self.size, float) or isinstance(self.before, float):
+            return None
+        return (self.size > MULTIPLE * self.before) & (self.before < torch.inf)
+
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
         if estimate is None or not occurs(stuck):
@@ -249,7 +281,7 @@ class Course:
         z = self.z.detach()
         error, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
         error = estimate.scale * error
-        near = stuck & (error <= bound)
+        near = stuck & (error <= bound) & ~self._runs_off(z)
         if not occurs(near):
             return near
         if not (estimate.complete or inside_functorch()):

@@ -16,7 +16,7 @@ from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.status import Status
 from torchimplicit.stopping import measured, rms
-from torchimplicit.tolerance import Tolerance
+from torchimplicit.tolerance import ROUNDING, Tolerance
 from torchimplicit.transforms import finished, inside_functorch, occurs
 
 # The largest n for which a failed solve is asked whether its Jacobian was singular, and a minimum whether it is one.
@@ -25,6 +25,7 @@ DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the bat
 COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
 NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
+PASSED = 100  # times the slope at an inflection: one beside it that is no rounding error
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
 
@@ -134,6 +135,20 @@ def _of_free(gradient: Tensor, hessian: Tensor, held: Tensor) -> tuple[Tensor, T
     return torch.where(held, 0, gradient), hessian + torch.diag_embed(diagonal)
 
 
+def _passed(equations: Equations, z: Tensor, gradient: Tensor, correction: Tensor, distance: Tensor) -> Tensor:
+    """Whether the objective goes on falling beyond z, (B,), on the line along which Newton's method has come: its slope at a distance
+    is of the same sign on both sides, and not that of z itself, which may be rounding."""
+    longest = correction.abs().amax(-1, keepdim=True)
+    d = correction / torch.where(longest > 0, longest, 1)
+    moves = distance.unsqueeze(-1) * d
+    beside = [equations.attempt(equations.residual, there) for there in (z - moves, z + moves)]
+    if beside[0] is None or beside[1] is None:
+        return torch.zeros_like(distance, dtype=torch.bool)
+    before, after, here = ((slope * d).sum(-1) for slope in (beside[0], beside[1], gradient))
+    least = before.abs().minimum(after.abs())
+    return (before * after.sign() > 0) & (least > PASSED * here.abs()) & least.isfinite()
+
+
 class Minima(NamedTuple):
     """What the Hessians say of stationary points.
 
@@ -161,12 +176,16 @@ def second_order(
     tolerance: Tolerance,
     known: tuple[Tensor, Tensor] | None = None,
     bounds: tuple[Tensor, Tensor] | None = None,
+    start: tuple[Tensor, Tensor] | None = None,
+    slow: Tensor | None = None,
 ) -> Minima:
     """A second look at the stationary points z of an objective, up to n = 64: is the Hessian positive semidefinite, and is the error,
     as Newton's correction with it has it, no larger than the tolerance?
 
     Cholesky's factorisation of a Hessian with a clearly negative eigenvalue fails, even shifted by √eps of its norm. What has stagnated
     is looked at too: a method without the Hessian may not see that it has arrived. ``known`` : the gradient and the Hessian at z.
+    ``start`` : z and the gradient where the solve began. ``slow`` : where Newton's corrections became smaller as those do at a
+    stationary point of higher order, which may be an inflection: those are looked at from both sides.
     """
     batch, n = z.shape
     none = torch.zeros_like(error)
@@ -191,7 +210,9 @@ def second_order(
         definite = factorised & clearly_definite(L, d.unsqueeze(-1) * hessian * d.unsqueeze(-2))
         doubtful = found & ~factorised
         if not finished(~doubtful):
-            size = torch.linalg.matrix_norm(hessian)
+            unit = hessian.abs().amax((-2, -1))  # squares of what is small may vanish
+            unit = torch.where(unit > 0, unit, 1)
+            size = torch.linalg.matrix_norm(hessian / unit[:, None, None]) * unit
             finite = doubtful & size.isfinite()
             shift = torch.where(finite & (size > 0), torch.finfo(size.dtype).eps ** 0.5 * size, 1)
             shifted = torch.where(finite[:, None, None], hessian, 0) + torch.diag_embed(
@@ -201,7 +222,9 @@ def second_order(
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
         correction, inside = factors.solve(gradient), torch.ones_like(found)
         if not finished(definite):
-            correction = torch.where(definite.unsqueeze(-1), correction, least_norm(hessian, gradient))
+            shortest, ran_off = least_norm(hessian, gradient, z, start)
+            correction = torch.where(definite.unsqueeze(-1), correction, shortest)
+            status = torch.where(doubtful & ran_off, Status.DIVERGED, status)
         if bounds is not None:
             # Where it leads beyond a bound, something is not yet held that will be: z is off by that much at least.
             ahead = z - correction
@@ -213,6 +236,15 @@ def second_order(
         far = seen & (newton > DOUBT * bound) & (status == Status.CONVERGED)
         status = torch.where(far, Status.STAGNATED, status)
         excess = torch.where(far, newton / bound, 0)
+        if bounds is None and slow is not None and occurs(slow := slow & seen & (status == Status.CONVERGED)):
+            passed = _passed(
+                equations,
+                z,
+                gradient,
+                correction,
+                bound / max(tolerance.rtol, ROUNDING * torch.finfo(z.dtype).eps) ** 0.5,
+            )
+            status = torch.where(slow & passed, Status.SADDLE, status)
         if bounds is not None or not polished:
             factors_of_condition = factors.tensors if bounds is None else ()
             return Minima(status, torch.where(seen, newton, error), excess, None, factors_of_condition)

@@ -60,13 +60,14 @@ def solve(
     keep_trace: bool = False,
     advance: Advance | None = None,
     allowed: Tensor | None = None,
+    began: tuple[Tensor, Tensor] | None = None,
 ) -> Found:
     """Run ``solver`` from z, (B, n), until every system has a status.
 
     What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on.
     Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
     ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
-    allowed none is left alone, and counts as converged.
+    allowed none is left alone, and counts as converged. ``began`` : z, and the residual, where a solve began that this one continues.
     """
     if hasattr(solver, "starting_point"):
         z = solver.starting_point(z)
@@ -75,6 +76,7 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
+    began = began or (z.detach(), r.detach())
     estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
@@ -141,7 +143,15 @@ def solve(
     known = advance is None and best_z is course.z and bounds is None
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
     status, error, excess, polish, of_hessian = second_order(
-        equations, best_z.detach(), status, error, stopping.tolerance, hessian, bounds
+        equations,
+        best_z.detach(),
+        status,
+        error,
+        stopping.tolerance,
+        hessian,
+        bounds,
+        began if bounds is None else None,
+        course.slow(best_z),
     )
     best_z = best_z if polish is None else best_z - polish
     inverse = [*of_hessian] if inverse_of is _no_inverse else inverse
@@ -150,7 +160,9 @@ def solve(
         stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
         rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
         found = _after(
-            found, solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest), rest > 0
+            found,
+            solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest, began=began),
+            rest > 0,
         )
     return found
 
