@@ -89,3 +89,32 @@ def test_the_gradient_is_that_of_the_whole_or_it_is_said(shape: tuple[int, ...],
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
     elif strength == 10:
         assert any("influence each other" in str(w.message) or "depends on the z" in str(w.message) for w in caught)
+
+
+def test_a_system_that_was_solved_before_others_moved_it_is_coupled() -> None:
+    """Row 0 is solved by the start, as long as the others are where they start."""
+    a = torch.arange(4, dtype=D)[:, None]
+    g = lambda z: z - 0.5 * z.mean().tanh() - a  # noqa: E731
+    z0 = torch.zeros(4, 2, dtype=D)
+    for solver in (None, "newton"):
+        info = ti.root(g, z0, batch_ndim=1, solver=solver, on_failure="ignore").info
+        assert (info.status == Status.COUPLED).all()
+    z, info = ti.root(g, z0)
+    assert info.converged
+    assert g(z).abs().max() <= 1e-7
+
+
+def test_independent_systems_that_end_at_different_steps_cost_nothing_more() -> None:
+    a = torch.tensor([[0.0], [1.0], [30.0], [1e4]], dtype=D)
+    calls = 0
+
+    def g(z: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return z**3 + z - a
+
+    with torch.no_grad():
+        info = ti.root(g, torch.zeros_like(a), batch_ndim=1, solver="newton").info
+    assert info.converged.all()
+    assert len(set(info.steps.tolist())) > 2
+    assert info.evaluations == calls == int(info.steps.max()) + 2  # the start, every step, and a look for noise

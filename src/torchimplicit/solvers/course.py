@@ -21,6 +21,8 @@ PROGRESS = 0.999  # a residual below so many times the last one that counted is 
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
 LEAP = 100  # times as large as before: a z of which nothing is known yet
 MULTIPLE = 0.2  # contraction of Newton's corrections at a multiple root: at least a half, but for rounding
+HALF = 0.5  # of the residual at the start: what has not fallen
+DISTANT = 10  # tolerances: a correction after which an exact zero is not to be expected of a method that converges fast
 FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
 FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away,
 FARTHEST = 2  # and has run off if it is eps to minus this
@@ -66,6 +68,10 @@ class Course:
     lowest : the lowest value of the objective, of a method that goes downhill.
     allowed : how many steps each may take, where that differs.
     first : the size of z at the start, or one, whichever tells more, of such a method.
+    z0, looks : the start, and how many estimates were looked at.
+    vanishes, vanished : asks of exact zeros whether the function has only become too small for a float, and of which it is so, (B,);
+        None: of none.
+    jagged : asks whether the function is none that its Jacobian tells of, (B,).
     running, left : those that have not ended, and their number.
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
     """
@@ -95,6 +101,11 @@ class Course:
     stuck: Tensor | int = 0
     noted: bool = False
     first: Tensor | None = None
+    z0: Tensor | None = None
+    looks: int = 0
+    vanishes: Callable[[Tensor, Tensor], Tensor] | None = None
+    vanished: Tensor | None = None
+    jagged: Callable[[Tensor], Tensor] | None = None
 
     @staticmethod
     def at(
@@ -106,8 +117,10 @@ class Course:
         lowest: Tensor | None,
         allowed: Tensor | None,
         may_grow: bool,
+        doubts: dict[str, Callable[..., Tensor]],
     ) -> Course:
-        """At the start, where some may have ended already: where the residual is 0, or the method knows its error."""
+        """At the start, where some may have ended already: where the residual is 0, or the method knows its error. ``doubts`` :
+        ``vanishes`` and ``jagged``, where they are worth asking."""
         norm = measured(r.detach())
         start = torch.full_like(norm, torch.inf) if may_grow else norm
         running = torch.ones_like(norm, dtype=torch.bool)
@@ -115,7 +128,10 @@ class Course:
         course = Course(
             *(stopping, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
             *(none, none, unknown, unknown, unknown),
+            vanishes=doubts.get("vanishes"),
+            jagged=doubts.get("jagged"),
         )
+        course.z0 = z.detach()
         if lowest is not None:
             course.first = 1 + rms(z.detach())
         done = course.arrived(estimate, stopping.tolerance.bound(z))
@@ -184,7 +200,8 @@ class Course:
         self, estimate: Estimate | None, bound: Tensor, gain: Gain | None = None, all_moved: bool = False
     ) -> Tensor | None:
         """The running systems (B,) whose error at z, as it is estimated there, is no larger than the tolerance; None: none of them."""
-        self.estimate, self.here = estimate, None
+        self.estimate, self.here, self.vanished = estimate, None, None
+        self.looks += 1
         if estimate is None:
             return None
         tolerance, strictness, unit_before = self.stopping.tolerance, self.stopping.strictness, self.unit
@@ -213,6 +230,10 @@ class Course:
         if ended:
             done = done & self.running
         if occurs(done):
+            if self.vanishes is not None and self.looks > 2:
+                done = self._without_vanished(z, done)
+            if self.looks > 1 or self.allowed is not None:  # or after a method that has failed
+                done = self._without_jagged(z, longest, done)
             if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
                 leapt = (self.unit > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
                 error, done = torch.where(leapt, torch.inf, error), done & ~leapt
@@ -224,6 +245,26 @@ class Course:
                 error, done = torch.where(alone, torch.inf, error), done & ~alone
         self.here = error
         return done
+
+    def _without_vanished(self, z: Tensor, done: Tensor) -> Tensor:
+        """Those that have arrived, without the exact zeros that no correction had announced where the function has only vanished."""
+        if self.vanishes is None or self.z0 is None or isinstance(self.before, float) or inside_functorch():
+            return done
+        exact = done & (self.before > DISTANT)
+        if not occurs(exact) or not occurs(exact := exact & (self.r.detach() == 0).all(-1)):
+            return done
+        self.vanished = exact & self.vanishes(z, self.z0)
+        return done & ~self.vanished
+
+    def _without_jagged(self, z: Tensor, longest: Tensor, done: Tensor) -> Tensor:
+        """Those that have arrived as Newton's correction says, without those where steps that were no rounding error have not made the
+        residual smaller, because the function does not do what its Jacobian says."""
+        if self.jagged is None or self.estimate is None or not isinstance(self.estimate.contraction, float):
+            return done
+        if inside_functorch() or below(self.norm / self.start, HALF):
+            return done
+        idle = done & (self.norm > HALF * self.start) & (longest > HIDDEN * torch.finfo(z.dtype).eps * rms(z))
+        return done & ~(idle & self.jagged(z)) if occurs(idle) else done
 
     def _runs_off(self, z: Tensor) -> Tensor:
         """The systems (B,) of a method that goes downhill whose z is far away, where anything is small beside it, and whose gradient
@@ -284,6 +325,7 @@ class Course:
         near = stuck & (error <= bound) & ~self._runs_off(z)
         if not occurs(near):
             return near
+        near = self._without_jagged(z, error, near)
         if not (estimate.complete or inside_functorch()):
             error = error * gain(z, estimate.correction)
         self.here = torch.where(near, error, self._error_here())
@@ -325,6 +367,15 @@ class Course:
         """All that are left end here, after so many steps."""
         if self.left:
             self.end(self.running, torch.where(self.running, status, self.status), taken)
+
+    def strayed(self, error: float) -> Tensor | None:
+        """The systems (B,) that have ended before others and then, unheeded, went on to another z: if they depended on themselves
+        alone they would have stayed. ``error`` : so many tolerances count as having stayed. None where nothing is known of it."""
+        moved = self.z.detach() - self.best_z.detach()
+        if self.z is self.best_z or inside_functorch() or len(moved) < 2:
+            return None
+        change, bound = self.stopping.tolerance.largest(moved, self.best_z.detach())
+        return (change > error * bound) & (self.status == Status.CONVERGED)
 
     @property
     def results(self) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.condition import held
 from torchimplicit.linear import LU, Cholesky
 from torchimplicit.linear.cholesky import clearly_definite, least_norm
+from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
@@ -23,6 +24,7 @@ from torchimplicit.transforms import finished, inside_functorch, occurs
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
+HALVINGS = 30  # of the way from the start, for the place where a function vanishes
 NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 PASSED = 100  # times the slope at an inflection: one beside it that is no rounding error
@@ -63,6 +65,18 @@ def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, st
     return torch.where(differs, Status.STOCHASTIC, status)
 
 
+def coupled(equations: Equations, z: Tensor, norm: Tensor, status: Tensor, strayed: Tensor) -> Tensor:
+    """COUPLED where systems that had converged have not stayed where they were, or are not solved by the z of all together, because
+    they depend on each other."""
+    with torch.no_grad():
+        depends, same = _coupled(equations, z, int(strayed.to(torch.int64).argmax()))
+        if not depends:
+            return status
+        changed = (measured(equations.residual(z)) - norm).abs()
+        differs = changed > torch.finfo(norm.dtype).eps ** 0.5 * (norm + measured(z))
+        return torch.where((strayed | differs) & same & (status == Status.CONVERGED), Status.COUPLED, status)
+
+
 def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice."""
     value = equations.residual(z)
@@ -79,33 +93,77 @@ def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     return not bool((moved[row] - value).abs().amax() <= noise), same
 
 
-def singular(equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
-    """Of systems that ended in NaN or Inf, those whose Jacobian is singular at the best z."""
+def jagged(equations: Equations, z: Tensor) -> Tensor:
+    """Whether g beside z, at a distance of √eps in a generic direction, is something else than its Jacobian at z says, (B,)."""
     with torch.no_grad():
-        stuck = (status == Status.NONFINITE) & norm.isfinite()
-        if z.shape[-1] <= DIAGNOSE_LIMIT and not finished(~stuck):
-            factors = LU().factorize(equations.jacobian(z))
-            status = torch.where(stuck & factors.singular, Status.SINGULAR, status)
-    return status
+        unit = torch.where((size := rms(z)) > 0, size, 1).unsqueeze(-1)
+        d = torch.finfo(z.dtype).eps ** 0.5 * unit * unpatterned(z)
+        jacobian = equations.jacobian(z)
+        expected, found = jacobian.matvec(d), equations.attempt(equations.residual, z + d)
+        if found is None:
+            return torch.zeros_like(size, dtype=torch.bool)
+        return ~(rms(found - jacobian.value - expected) <= rms(expected) / 2)
+
+
+def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
+    """Of systems whose g is exactly 0 at z, those (B,) where it has only become too small for a float on the way from z0, as e⁻ᶻ and
+    1 − tanh z do, so that z is no root.
+
+    There g has an equation that does not depend on z. Where that becomes 0 for the first time tells it from one with a whole region of
+    roots: to these Newton's step leads from nearby, and to the others it points as far beyond as ever.
+    """
+    with torch.no_grad():
+        jacobian = equations.jacobian(z)
+        rows = (jacobian.to_dense() == 0).all(-1) & (jacobian.value == 0)  # the equations, (B, n)
+        flat = rows.any(-1)
+        if finished(~flat):
+            return flat
+        d = z - z0
+        low, high = torch.zeros_like(d[:, :1]), torch.ones_like(d[:, :1])
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            value = equations.attempt(equations.residual, z0 + middle * d)
+            if value is None:
+                return torch.zeros_like(flat)
+            zero = ((value == 0) | ~rows).all(-1, keepdim=True)
+            low, high = torch.where(zero, low, middle), torch.where(zero, middle, high)
+        there = equations.jacobian(z0 + low * d)
+        slope = (there.to_dense() @ d.unsqueeze(-1)).squeeze(-1)
+        beyond = torch.where(rows & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf).amax(-1)
+        return flat & (beyond > torch.finfo(z.dtype).eps ** 0.5)
+
+
+def singular(equations: Equations, z0: Tensor, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+    """Of systems that ended in NaN or Inf, those whose Jacobian is singular at the best z: there are no numbers for its inverse, or,
+    of roots, ‖g‖ is so flat there that steps led out of all bounds."""
+    stuck = (status == Status.NONFINITE) & norm.isfinite()
+    if z.shape[-1] > DIAGNOSE_LIMIT or finished(~stuck):
+        return status
+    with torch.no_grad():
+        jacobian = equations.jacobian(z)
+        none = LU().factorize(jacobian).singular
+        if not (equations.kind.minimised or equations.kind.near_identity or finished(~stuck | none)):
+            none = none | _flat(equations, z0, jacobian)
+    return torch.where(stuck & none, Status.SINGULAR, status)
 
 
 def local_minimum(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -> Tensor:
-    """Of roots that came no nearer, those at whose best z the norm of g has a local minimum.
-
-    There Jᵀg is nothing beside ‖J‖ ‖g‖, with the larger ‖J‖ of those at z and at the start: a single equation has J = 0.
-    """
+    """Of roots that came no nearer, those at whose best z the norm of g has a local minimum."""
     kind = equations.kind
     stuck = status == Status.STAGNATED
     if kind.minimised or kind.near_identity or z.shape[-1] > DIAGNOSE_LIMIT or finished(~stuck):
         return status
     with torch.no_grad():
-        linearised = equations.jacobian(z)
-        size = torch.linalg.matrix_norm(linearised.to_dense())
-        size = size.maximum(torch.linalg.matrix_norm(equations.jacobian(z0).to_dense()).nan_to_num())
-        norm = torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
-        flat = torch.linalg.vector_norm(linearised.rmatvec(linearised.value / norm), dim=-1) <= FLAT * size
-        flat = flat & (norm.squeeze(-1) + size).isfinite()  # otherwise squares have overflowed, and nothing is known
-    return torch.where(stuck & flat, Status.LOCAL_MINIMUM, status)
+        return torch.where(stuck & _flat(equations, z0, equations.jacobian(z)), Status.LOCAL_MINIMUM, status)
+
+
+def _flat(equations: Equations, z0: Tensor, linearised: Jacobian) -> Tensor:
+    """Whether Jᵀg is nothing beside ‖J‖ ‖g‖, (B,), with the larger ‖J‖ of those at z and at the start: a single equation has J = 0."""
+    size = torch.linalg.matrix_norm(linearised.to_dense())
+    size = size.maximum(torch.linalg.matrix_norm(equations.jacobian(z0).to_dense()).nan_to_num())
+    norm = torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
+    flat = torch.linalg.vector_norm(linearised.rmatvec(linearised.value / norm), dim=-1) <= FLAT * size
+    return flat & (norm.squeeze(-1) + size).isfinite()  # otherwise squares have overflowed, and nothing is known
 
 
 def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

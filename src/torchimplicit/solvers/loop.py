@@ -12,7 +12,18 @@ from torch import Tensor
 
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.course import Course, Stopping, where
-from torchimplicit.solvers.endings import at_bounds, gain, local_minimum, second_order, singular, stochastic
+from torchimplicit.solvers.endings import (
+    DOUBT,
+    at_bounds,
+    coupled,
+    gain,
+    jagged,
+    local_minimum,
+    second_order,
+    singular,
+    stochastic,
+    vanishes,
+)
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
@@ -81,9 +92,14 @@ def solve(
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
     lowest = None if merit is None else merit(state)
+    doubts: dict[str, Callable[..., Tensor]] = {}
+    if not equations.kind.minimised:
+        doubts["jagged"] = lambda z: jagged(gathering.equations, z)
+    if not (equations.kind.minimised or equations.kind.near_identity):
+        doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
     with torch.no_grad():
         course = Course.at(
-            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None
+            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None, doubts
         )
     trace = [course.norm] if keep_trace else []
     if watch is not None:
@@ -113,6 +129,8 @@ def solve(
         ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
         if verdict_of is not None:
             ends, verdict = course.heed(verdict_of(state), ends, verdict)
+        if course.vanished is not None:
+            ends, verdict = course.heed(torch.where(course.vanished, Status.DIVERGED, Status.RUNNING), ends, verdict)
         ends, verdict = course.out_of_steps(taken, ends, verdict)
         if watch is not None:
             running = course.running
@@ -127,9 +145,12 @@ def solve(
 
     failed = course.noted and not all_converged(status)
     if failed:
-        status = singular(equations, best_z.detach(), best, status)
+        status = singular(equations, z0.detach(), best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
+    strayed = course.strayed(DOUBT) if len(course.z) == len(best_z) else None
+    if strayed is not None and occurs(strayed):
+        status = coupled(equations, best_z.detach(), best, status, strayed)
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
