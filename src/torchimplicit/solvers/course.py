@@ -23,6 +23,7 @@ LEAP = 100  # times as large as before: a z of which nothing is known yet
 MULTIPLE = 0.2  # contraction of Newton's corrections at a multiple root: at least a half, but for rounding
 HALF = 0.5  # of the residual at the start: what has not fallen
 DISTANT = 10  # tolerances: a correction after which an exact zero is not to be expected of a method that converges fast
+AWAY = 2  # times as long as the start
 FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
 FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away,
 FARTHEST = 2  # and has run off if it is eps to minus this
@@ -247,10 +248,11 @@ class Course:
         return done
 
     def _without_vanished(self, z: Tensor, done: Tensor) -> Tensor:
-        """Those that have arrived, without the exact zeros that no correction had announced where the function has only vanished."""
+        """Those that have arrived, without the exact zeros far from the start, and announced by no correction, where the function has
+        only vanished."""
         if self.vanishes is None or self.z0 is None or isinstance(self.before, float) or inside_functorch():
             return done
-        exact = done & (self.before > DISTANT)
+        exact = done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0))
         if not occurs(exact) or not occurs(exact := exact & (self.r.detach() == 0).all(-1)):
             return done
         self.vanished = exact & self.vanishes(z, self.z0)
