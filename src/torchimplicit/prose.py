@@ -13,13 +13,16 @@ ROOT = {
     ),
     "STAGNATED": (
         "z came no nearer to a root, and its estimated error is above the tolerance. Likely causes: (a) the tolerance lies below "
-        "the rounding errors of g in this dtype; (b) a local minimum of |g| that is no root; (c) a cycle; (d) a jump or a pole of "
-        "g, where it changes its sign without a root, and none was found beyond. Try a looser rtol/atol, float64, "
+        "the rounding errors of g in this dtype; (b) a local minimum of |g| that is no root; (c) a cycle; (d) a g that is not "
+        "smooth: a jump or a pole, where it changes its sign without a root, and none was found beyond, or wiggles so fine that its "
+        "Jacobian says nothing of the way to a root. Try a looser rtol/atol, float64, "
         "another z0 or solver."
     ),
     "DIVERGED": (
         "the steps led away without bound. Likely causes: (a) a start too far away; (b) plain steps ('picard', 'anderson') on "
-        "equations of which z - g(z) is no contraction. Try 'newton' or 'dogleg', damping, or a better z0."
+        "equations of which z - g(z) is no contraction; (c) a g without a root, which only comes near to 0 towards infinity, as "
+        "exp(-z) does: what is 0 there is no root but a number too small for its dtype. Try 'newton' or 'dogleg', damping, or a "
+        "better z0."
     ),
     "NONFINITE": (
         "NaN or Inf appeared. Likely causes: (a) NaN or Inf in the arguments; (b) a step out of g's domain (log, sqrt, "
@@ -38,10 +41,11 @@ ROOT = {
         "in args, or call .eval() on the module."
     ),
     "SADDLE": (
-        "the gradient vanishes, but the Hessian has a negative eigenvalue: a saddle point or a maximum, not a minimum. Likely "
-        "causes: (a) a solver of equations, such as 'newton', that goes to the nearest stationary point; (b) a start that is "
-        "stationary itself. Start nearer to the minimum, or take a solver that goes downhill ('trust_newton', the "
-        "default, or 'lbfgs')."
+        "the gradient vanishes, but this is no minimum: a saddle point or a maximum, where the Hessian has a negative eigenvalue, or "
+        "an inflection, beyond which the objective goes on falling. Likely causes: (a) a solver of equations, such as 'newton', that "
+        "goes to the nearest stationary point; (b) a start that is stationary itself, or from which the way down leads to this "
+        "point. Start nearer to the minimum, or elsewhere; of the solvers 'trust_newton', the default, is the one that sees its way "
+        "down from a saddle point."
     ),
     "LOCAL_MINIMUM": (
         "the norm of g has a local minimum here that is no root: no small step makes it smaller. Likely causes: (a) the equations "
@@ -50,8 +54,9 @@ ROOT = {
     ),
     "NO_BRACKET": (
         "no interval was found in which g changes its sign, so there is nothing to bisect. Likely causes: (a) g has no root "
-        "there; (b) an even number of roots between the ends; (c) the search started too far away; (d) g is NaN at an end that was "
-        "given, or on the way. Give a bracket whose ends have opposite signs, or start nearer to the root."
+        "there; (b) an even number of roots between the ends; (c) the search started too far away; (d) g is NaN on the "
+        "way, or at an end that was given, which is then left out. Give a bracket whose ends have opposite "
+        "signs, or start nearer to the root."
     ),
     "INACCURATE": (
         "z* lies farther from the solution than its tolerance allows, as Newton's correction there says, so this is the derivative at "
@@ -92,7 +97,8 @@ OTHERS: dict[str, dict[str, str]] = {
         "STAGNATED": (
             "z came no nearer to a fixed point, and its estimated error is above the tolerance. Likely causes: (a) the tolerance "
             "lies below the rounding errors of f in this dtype; (b) a cycle: f is no contraction; (c) a jump of f. Try a looser "
-            "rtol/atol, float64, 'newton' or 'anderson', or a damped f."
+            "rtol/atol, float64, smaller weights in f (spectral normalisation), a damped f, or ti.root on z - f(z), whose "
+            "methods do not rely on a contraction."
         ),
         "DIVERGED": (
             "the steps led away without bound. Likely cause: f is no contraction (plain steps need a spectral radius "

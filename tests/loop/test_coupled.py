@@ -89,3 +89,30 @@ def test_the_gradient_is_that_of_the_whole_or_it_is_said(shape: tuple[int, ...],
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
     elif strength == 10:
         assert any("influence each other" in str(w.message) or "depends on the z" in str(w.message) for w in caught)
+
+
+def test_a_system_that_was_solved_before_others_moved_it_is_coupled() -> None:
+    """Row 0 is solved by the start, as long as the others are where they start."""
+    a = torch.arange(4, dtype=D)[:, None]
+    g = lambda z: z - 0.5 * z.mean().tanh() - a  # noqa: E731
+    z0 = torch.zeros(4, 2, dtype=D)
+    for solver in (None, "newton"):
+        info = ti.root(g, z0, batch_ndim=1, solver=solver, on_failure="ignore").info
+        assert (info.status == Status.COUPLED).all()
+    z, info = ti.root(g, z0)
+    assert info.converged
+    assert g(z).abs().max() <= 1e-7
+
+
+@pytest.mark.parametrize("solver", [None, "newton", "chord", "dogleg", "picard"])
+def test_independent_systems_that_end_at_different_steps_are_not_asked_again(
+    solver: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> Tensor:
+        raise AssertionError("an evaluation more")
+
+    monkeypatch.setattr("torchimplicit.solvers.loop.coupled", asked)
+    a = torch.tensor([[0.0], [0.1], [0.3], [1.0]], dtype=D)
+    info = ti.root(lambda z: z**3 / 10 + z - a, torch.zeros_like(a), batch_ndim=1, solver=solver).info
+    assert info.converged.all()
+    assert len(set(info.steps.tolist())) > 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -165,3 +167,91 @@ def test_a_fit_of_noise_is_stochastic(method: str | None, loss: str) -> None:
         lambda z: z - torch.rand(2, dtype=D), torch.zeros(2, dtype=D), solver=method, loss=loss, on_failure="ignore"
     ).info
     assert info.status == Status.STOCHASTIC
+
+
+VANISHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": lambda z: (-z).exp(),
+    "tanh": lambda z: 1 - z.tanh(),
+    "gauss": lambda z: (-(z**2)).exp(),
+    "one equation of two": lambda z: torch.stack([1 - z[..., :1].tanh(), z[..., 1:] - 1], -1).flatten(-2),
+}
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32])
+@pytest.mark.parametrize("g", VANISHING)
+@pytest.mark.parametrize("solver", [None, "newton", "dogleg", "newton_krylov", "chandrupatla"])
+def test_what_has_only_become_too_small_for_a_float_is_no_root(solver: str | None, g: str, dtype: torch.dtype) -> None:
+    z0 = torch.tensor([0.2, 0.3] if "two" in g else [0.2], dtype=dtype)
+    if solver == "chandrupatla" and len(z0) > 1:
+        return
+    info = ti.root(VANISHING[g], z0, solver=solver, on_failure="ignore").info
+    assert not info.converged
+    if solver is None and len(z0) == 1:
+        assert info.status == Status.DIVERGED
+
+
+@pytest.mark.parametrize(
+    ("g", "z0"),
+    [
+        (lambda z: torch.relu(z - 3), 10.0),  # every z <= 3 is a root
+        (lambda z: torch.relu(3 - z), -1.2),
+        (lambda z: torch.relu(3 - z) ** 2, -1.2),
+        (lambda z: z**3 - 8, 5.0),
+        (lambda z: (z - 2) * (z**2 + 1), 7.0),
+    ],
+)
+@pytest.mark.parametrize("solver", [None, "newton", "chandrupatla"])
+def test_a_region_of_roots_and_a_zero_hit_exactly_are_roots(
+    solver: str | None, g: Callable[[Tensor], Tensor], z0: float
+) -> None:
+    if solver == "chandrupatla" and g(scalar(-9.0)) * g(scalar(9.0)) > 0:
+        return
+    z, info = ti.root(g, scalar(z0), solver=solver)
+    assert info.converged
+    assert g(z).abs() <= 1e-7
+
+
+def test_wiggles_that_the_jacobian_knows_nothing_but_of_hide_no_residual() -> None:
+    """The derivative of the wiggle is 1e5 where that of the sine is 1: Newton's corrections are tiny, and lead nowhere."""
+
+    def g(z: Tensor) -> Tensor:
+        return z.sin() - 0.5 + 1e-4 * (1e9 * z).sin()
+
+    z0 = torch.tensor([0.2, 0.3], dtype=torch.float32)
+    for solver in (None, "newton"):
+        z, info = ti.root(g, z0, solver=solver, on_failure="ignore")
+        assert info.status == Status.STAGNATED
+        assert g(z).abs().max() > 0.1  # were it small, it might be a root
+    smooth, info = ti.root(lambda z: z.sin() - 0.5, z0)
+    assert info.converged
+    assert (smooth - torch.pi / 6).abs().max() <= 1e-3
+
+
+def test_no_steps_left_is_not_called_divergence() -> None:
+    for max_steps in (1, 2, 3):
+        info = ti.root(lambda z: z**3 - 1e6, scalar(1e-3), max_steps=max_steps, on_failure="ignore").info
+        assert info.status == Status.MAX_STEPS
+        assert int(info.steps) <= max_steps
+    assert ti.root(lambda z: z**3 - 1e6, scalar(1e-3)).info.converged
+
+
+def test_no_root_is_called_the_same_in_every_dtype() -> None:
+    for solver in (None, "newton"):
+        statuses = {
+            int(ti.root(lambda z: z.exp() + 1, scalar(2.0).to(dtype), solver=solver, on_failure="ignore").info.status)
+            for dtype in (D, torch.float32)
+        }
+        assert statuses == {Status.SINGULAR}
+
+
+def test_methods_keep_the_dtype_of_z_whatever_the_default_is() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(D)
+    try:
+        for solver in ("dogleg", "levenberg_marquardt"):
+            z0 = torch.tensor([2.0, -1.0], dtype=torch.float32)
+            z, _ = ti.root(lambda z: z.exp() + z**3 - 1, z0, solver=solver, on_failure="ignore")
+            assert z.dtype == torch.float32
+            ti.root(lambda z: z.exp() + 1, z0, solver=solver, on_failure="ignore")
+    finally:
+        torch.set_default_dtype(before)

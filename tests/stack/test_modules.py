@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from torchimplicit.nn import FixedPoint
+
 from .layers import Cell, assert_same, batch, gradients, layer
 
 
@@ -175,3 +177,24 @@ def test_without_gradients_nothing_is_recorded() -> None:
 def test_gradients_flow_in_evaluation_mode_too() -> None:
     module = layer()
     assert_same(gradients(module.eval(), batch()), gradients(module.train(), batch()))
+
+
+class Wide(nn.Module):
+    """A cell whose state is wider than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_state, self.of_input = nn.Linear(6, 6), nn.Linear(3, 6)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.3 * self.of_state(z) + self.of_input(x))
+
+
+def test_a_start_that_does_not_fit_says_where_it_came_from() -> None:
+    x = torch.randn(4, 3)
+    with pytest.raises(
+        RuntimeError, match=r"(?s)shapes cannot be multiplied.*zeros like the first tensor.*z0=, or init="
+    ):
+        FixedPoint(Wide())(x)
+    assert FixedPoint(Wide(), init=lambda x: x.new_zeros(len(x), 6))(x).shape == (4, 6)
+    assert FixedPoint(Wide())(x, z0=torch.zeros(4, 6)).shape == (4, 6)

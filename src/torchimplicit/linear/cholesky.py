@@ -58,16 +58,36 @@ def clearly_definite(L: Tensor, A: Tensor) -> Tensor:
         return (pivots.square() > FLAT * A.shape[-1] * torch.finfo(A.dtype).eps * diagonal).all(-1)
 
 
-def least_norm(H: Tensor, r: Tensor) -> Tensor:
-    """H⁻¹r for a Hessian that is positive semidefinite up to rounding, the shortest of several in units in which its
-    diagonal is one; infinite for any other."""
+def least_norm(H: Tensor, r: Tensor, z: Tensor, start: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """H⁻¹r for a Hessian at z that is positive semidefinite up to rounding, the shortest of several in units in which its diagonal is
+    one; infinite for any other. And whether z has run off along a slope that nothing bends, (B,).
+
+    It is infinite too where r has a part in the null space that rounding does not explain: along it the objective has a slope, and no
+    minimum. Rounding is that of r itself and of z, next to 0 that of numbers of size one, as atol = eps has it. Where z has run
+    off its rounding may explain any slope: one that was there at the ``start``, z and r there, has to be seen to have gone.
+    """
     with torch.no_grad():
         finite, diagonal = H.isfinite().flatten(1).all(-1), H.diagonal(dim1=-2, dim2=-1)
-        unit = torch.where(finite.unsqueeze(-1) & (diagonal > 0), diagonal.abs(), 1).rsqrt()
+        unit = torch.where(finite.unsqueeze(-1) & (diagonal != 0), diagonal.abs(), 1).rsqrt()
         scaled = torch.where(finite[:, None, None], unit.unsqueeze(-1) * H * unit.unsqueeze(-2), 0)
         w, Q = torch.linalg.eigh(scaled)
         floor = FLAT * H.shape[-1] * torch.finfo(w.dtype).eps
-        inverse = torch.where(w > floor, 1 / w, 0)
-        x = unit * (Q @ (inverse.unsqueeze(-1) * (Q.mT @ (unit * r).unsqueeze(-1)))).squeeze(-1)
-        usable = finite & (w[:, 0] >= -floor) & (w[:, -1] > 0)
-        return torch.where(usable.unsqueeze(-1), x, torch.inf)
+        null = w <= floor
+
+        def seen(z: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The parts of r, how steep it is along the null space, and what rounding explains of that."""
+            parts = (Q.mT @ (unit * r).unsqueeze(-1)).squeeze(-1)
+            terms = (scaled.abs() @ ((1 + z.abs()) / unit).unsqueeze(-1)).squeeze(-1)
+            level = floor * (torch.linalg.vector_norm(parts, dim=-1) + torch.linalg.vector_norm(terms, dim=-1))
+            return parts, torch.linalg.vector_norm(torch.where(null, parts, 0), dim=-1), level
+
+        parts, slope, level = seen(z, r)
+        x = unit * (Q @ torch.where(null, 0, parts / w).unsqueeze(-1)).squeeze(-1)
+        semidefinite = finite & (w[:, 0] >= -floor) & (w[:, -1] > 0)
+        sloping, ran_off = ~(slope <= level), torch.zeros_like(finite)
+        if start is not None:
+            _, before, level_before = seen(*start)
+            hidden = (level > before) & (slope > level_before)
+            sloping = sloping | ((before > level_before) & ((slope > before / 2) | hidden))
+            ran_off = semidefinite & (before > level_before) & hidden
+        return torch.where((semidefinite & ~sloping).unsqueeze(-1), x, torch.inf), ran_off

@@ -48,12 +48,28 @@ class _Layer(nn.Module):
         self.last_info: SolveInfo | None = None
 
     def _solve(self, module: nn.Module, args: tuple[Any, ...], z0: Any) -> Any:
-        if z0 is None:
+        if z0 is None and torch.compiler.is_dynamo_compiling():  # the graph may break, but not inside of try
             z0 = self._start(args)
+        if z0 is None:
+            return self._solve_from_its_own_start(module, args)
         if self.assumed and not torch.compiler.is_dynamo_compiling():
             self._see_that_rows_are_a_batch(module, z0, args)
         z, self.last_info = type(self).solve(module, z0, args, **self.options)
         return z
+
+    def _solve_from_its_own_start(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """From what ``init`` gives, or zeros: if the module cannot take these, it is said where they come from."""
+        z0 = self._start(args)
+        try:
+            return self._solve(module, args, z0)
+        except (RuntimeError, ValueError) as error:
+            if self.init is not None or type(error) not in (RuntimeError, ValueError) or "shape" not in str(error):
+                raise
+            raise type(error)(
+                f"{error} The start, which nobody has given, was zeros like the first tensor argument, {describe(z0)}. If z has "
+                f"another shape, such as another width than the input, pass z0=, or init= to the layer, a function of its "
+                f"arguments that returns z0."
+            ) from error
 
     def _see_that_rows_are_a_batch(self, module: nn.Module, z0: Any, args: tuple[Any, ...]) -> None:
         """Looked at once, where there are rows whose values can be seen: two or three evaluations of the module."""

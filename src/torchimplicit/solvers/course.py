@@ -20,6 +20,13 @@ from torchimplicit.transforms import below, count, finished, occurs, reaches, va
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
 LEAP = 100  # times as large as before: a z of which nothing is known yet
+MULTIPLE = 0.2  # contraction of Newton's corrections at a multiple root: at least a half, but for rounding
+HALF = 0.5  # of the residual at the start: what has not fallen
+DISTANT = 10  # tolerances: a correction after which an exact zero is not to be expected of a method that converges fast
+AWAY = 2  # times as long as the start
+FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
+FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away,
+FARTHEST = 2  # and has run off if it is eps to minus this
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -61,6 +68,11 @@ class Course:
     mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
     allowed : how many steps each may take, where that differs.
+    first : the size of z at the start, or one, whichever tells more, of such a method.
+    z0, looks : the start, and how many estimates were looked at.
+    vanishes, vanished : asks of exact zeros whether the function has only become too small for a float, and of which it is so, (B,);
+        None: of none.
+    jagged : asks whether the function is none that its Jacobian tells of, (B,).
     running, left : those that have not ended, and their number.
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
     """
@@ -89,6 +101,12 @@ class Course:
     before: Tensor | float = torch.inf
     stuck: Tensor | int = 0
     noted: bool = False
+    first: Tensor | None = None
+    z0: Tensor | None = None
+    looks: int = 0
+    vanishes: Callable[[Tensor, Tensor], Tensor] | None = None
+    vanished: Tensor | None = None
+    jagged: Callable[[Tensor], Tensor] | None = None
 
     @staticmethod
     def at(
@@ -100,8 +118,10 @@ class Course:
         lowest: Tensor | None,
         allowed: Tensor | None,
         may_grow: bool,
+        doubts: dict[str, Callable[..., Tensor]],
     ) -> Course:
-        """At the start, where some may have ended already: where the residual is 0, or the method knows its error."""
+        """At the start, where some may have ended already: where the residual is 0, or the method knows its error. ``doubts`` :
+        ``vanishes`` and ``jagged``, where they are worth asking."""
         norm = measured(r.detach())
         start = torch.full_like(norm, torch.inf) if may_grow else norm
         running = torch.ones_like(norm, dtype=torch.bool)
@@ -109,7 +129,12 @@ class Course:
         course = Course(
             *(stopping, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
             *(none, none, unknown, unknown, unknown),
+            vanishes=doubts.get("vanishes"),
+            jagged=doubts.get("jagged"),
         )
+        course.z0 = z.detach()
+        if lowest is not None:
+            course.first = 1 + rms(z.detach())
         done = course.arrived(estimate, stopping.tolerance.bound(z))
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
@@ -167,17 +192,21 @@ class Course:
         self.stuck = torch.where(progress, 0, self.stuck + 1)
         stuck = self.running & (self.stuck >= self.patience)
         grown = norm > self.start / torch.finfo(norm.dtype).eps
-        ends = done | (self.running & (stuck | grown | ~valid))
+        away = grown
+        if self.first is not None:  # downhill from a plateau the gradient may grow as much
+            away = rms(z.detach()) > self.first / torch.finfo(norm.dtype).eps ** FARTHEST
+        ends = done | (self.running & (stuck | away | ~valid))
         if occurs(ends & ~done):
             done = done | self._at_the_floor(estimate, stuck & valid & ~done, gain)
-        verdict = torch.where(grown, Status.DIVERGED, Status.STAGNATED)
+        verdict = torch.where(grown | away, Status.DIVERGED, Status.STAGNATED)
         return ends, torch.where(done, Status.CONVERGED, torch.where(valid, verdict, Status.NONFINITE))
 
     def arrived(
         self, estimate: Estimate | None, bound: Tensor, gain: Gain | None = None, all_moved: bool = False
     ) -> Tensor | None:
         """The running systems (B,) whose error at z, as it is estimated there, is no larger than the tolerance; None: none of them."""
-        self.estimate, self.here = estimate, None
+        self.estimate, self.here, self.vanished = estimate, None, None
+        self.looks += 1
         if estimate is None:
             return None
         tolerance, strictness, unit_before = self.stopping.tolerance, self.stopping.strictness, self.unit
@@ -206,15 +235,51 @@ class Course:
         if ended:
             done = done & self.running
         if occurs(done):
+            if self.vanishes is not None and self.looks > 2:
+                done = self._without_vanished(z, done)
+            if self.looks > 1 or self.allowed is not None:  # or after a method that has failed
+                done = self._without_jagged(z, longest, done)
             if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
                 leapt = (self.unit > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
                 error, done = torch.where(leapt, torch.inf, error), done & ~leapt
+            if self.first is not None and occurs(runs := self._runs_off(z)):
+                error, done = torch.where(runs, torch.inf, error), done & ~runs
             # As long as z, a correction that is small for atol alone has to be seen to become smaller.
             if reaches(self.unit, tolerance.of_zero(z.dtype)) and occurs(alone := longest > measured(z) / 2):
                 alone = alone & ~((self.size < self.before) & (self.before < torch.inf))
                 error, done = torch.where(alone, torch.inf, error), done & ~alone
         self.here = error
         return done
+
+    def _without_vanished(self, z: Tensor, done: Tensor) -> Tensor:
+        """Those that have arrived, without the exact zeros far from the start, and announced by no correction, where the function has
+        only vanished."""
+        if self.vanishes is None or self.z0 is None or isinstance(self.before, float) or values_hidden():
+            return done
+        exact = done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0))
+        if not occurs(exact) or not occurs(exact := exact & (self.r.detach() == 0).all(-1)):
+            return done
+        self.vanished = exact & self.vanishes(z, self.z0)
+        return done & ~self.vanished
+
+    def _without_jagged(self, z: Tensor, longest: Tensor, done: Tensor) -> Tensor:
+        """Those that have arrived as Newton's correction says, without those where steps that were no rounding error have not made the
+        residual smaller, because the function does not do what its Jacobian says."""
+        if self.jagged is None or self.estimate is None or not isinstance(self.estimate.contraction, float):
+            return done
+        if values_hidden() or below(self.norm / self.start, HALF):
+            return done
+        idle = done & (self.norm > HALF * self.start) & (longest > HIDDEN * torch.finfo(z.dtype).eps * rms(z))
+        return done & ~(idle & self.jagged(z)) if occurs(idle) else done
+
+    def _runs_off(self, z: Tensor) -> Tensor:
+        """The systems (B,) of a method that goes downhill whose z is far away, where anything is small beside it, and whose gradient
+        has not come down from what it was at the start: they have not arrived."""
+        eps = torch.finfo(z.dtype).eps
+        level = eps**FALLEN * self.start
+        if self.first is None or below(self.norm / level, 1):
+            return torch.zeros_like(self.running)
+        return (self.norm > level) & (rms(z) > self.first / eps**FAR)
 
     def _error(
         self, z: Tensor, bound: Tensor, gain: Gain | None = None, near: Tensor | None = None
@@ -246,6 +311,16 @@ class Course:
             self.here = self._error(z, self.stopping.tolerance.bound(z))[0]
         return torch.full_like(self.norm, torch.nan) if self.here is None else self.here
 
+    def slow(self, best_z: Tensor) -> Tensor | None:
+        """Where corrections that should vanish faster and faster became smaller by a factor, as Newton's do at a multiple root, (B,);
+        None where nothing is known of it, or best_z are not the z that they were of."""
+        about = self.estimate
+        if values_hidden() or about is None or about.complete or about.contraction != 0 or best_z is not self.best_z:
+            return None
+        if isinstance(self.size, float) or isinstance(self.before, float):
+            return None
+        return (self.size > MULTIPLE * self.before) & (self.before < torch.inf)
+
     def _at_the_floor(self, estimate: Estimate | None, stuck: Tensor, gain: Gain) -> Tensor:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
         if estimate is None or not occurs(stuck):
@@ -253,9 +328,10 @@ class Course:
         z = self.z.detach()
         error, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
         error = estimate.scale * error
-        near = stuck & (error <= bound)
+        near = stuck & (error <= bound) & ~self._runs_off(z)
         if not occurs(near):
             return near
+        near = self._without_jagged(z, error, near)
         if not (estimate.complete or values_hidden()):
             error = error * gain(z, estimate.correction)
         self.here = torch.where(near, error, self._error_here())
@@ -297,6 +373,15 @@ class Course:
         """All that are left end here, after so many steps."""
         if self.left:
             self.end(self.running, torch.where(self.running, status, self.status), taken)
+
+    def strayed(self, error: float) -> Tensor | None:
+        """The systems (B,) that have ended before others and then, unheeded, went on to another z: if they depended on themselves
+        alone they would have stayed. ``error`` : so many tolerances count as having stayed. None where nothing is known of it."""
+        moved = self.z.detach() - self.best_z.detach()
+        if self.z is self.best_z or values_hidden() or len(moved) < 2:
+            return None
+        change, bound = self.stopping.tolerance.largest(moved, self.best_z.detach())
+        return (change > error * bound) & (self.status == Status.CONVERGED)
 
     @property
     def results(self) -> tuple[Tensor, ...]:

@@ -80,7 +80,7 @@ class Dogleg:
             taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
             good = torch.where(better, good + 1, 0)
             wider = torch.where((ratio >= 0.5) | (good > 1), radius.maximum(2 * length), radius)
-            narrower = torch.where(taken, 0.5, 0.25) * radius.minimum(length)
+            narrower = radius.minimum(length) / torch.where(taken, 2, 4)  # whole numbers have no dtype of their own
             radius = torch.where((ratio - 1).abs() <= 0.1, 2 * length, torch.where(better, wider, narrower))
         if not finished(~taken):
             rows = taken.unsqueeze(-1)

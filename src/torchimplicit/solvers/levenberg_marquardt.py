@@ -93,7 +93,7 @@ class LevenbergMarquardt:
             shrink = torch.where((norm_new >= 10 * norm) | ~(shrink >= 0.1), 0.1, shrink)
             shorter, longer = ~(ratio > 0.25), (ratio >= 0.75) | (damping == 0)
             radius = torch.where(shorter, shrink * radius.fmin(10 * length), torch.where(longer, 2 * length, radius))
-            damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, 1))
+            damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, torch.ones_like(shrink)))
         if finished(~taken):
             return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
         rows = taken.unsqueeze(-1)

@@ -13,7 +13,18 @@ from torch import Tensor
 from torchimplicit.graph.loop import StructureChanged, repeat
 from torchimplicit.randomness import random_state
 from torchimplicit.solvers.course import Course, Stopping, where
-from torchimplicit.solvers.endings import at_bounds, gain, local_minimum, second_order, singular, stochastic
+from torchimplicit.solvers.endings import (
+    DOUBT,
+    at_bounds,
+    coupled,
+    gain,
+    jagged,
+    local_minimum,
+    second_order,
+    singular,
+    stochastic,
+    vanishes,
+)
 from torchimplicit.solvers.equations import Equations, Estimate, Solver
 from torchimplicit.solvers.gathering import Gathering
 from torchimplicit.solvers.secant import Secant
@@ -63,13 +74,14 @@ def solve(
     keep_trace: bool = False,
     advance: Advance | None = None,
     allowed: Tensor | None = None,
+    began: tuple[Tensor, Tensor] | None = None,
 ) -> Found:
     """Run ``solver`` from z, (B, n), until every system has a status.
 
     What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on.
     Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
     ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
-    allowed none is left alone, and counts as converged.
+    allowed none is left alone, and counts as converged. ``began`` : z, and the residual, where a solve began that this one continues.
     """
     if hasattr(solver, "starting_point"):
         z = solver.starting_point(z)
@@ -80,13 +92,19 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
+    began = began or (z.detach(), r.detach())
     estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
     lowest = None if merit is None else merit(state)
+    doubts: dict[str, Callable[..., Tensor]] = {}
+    if not equations.kind.minimised:
+        doubts["jagged"] = lambda z: jagged(gathering.equations, z)
+    if not (equations.kind.minimised or equations.kind.near_identity):
+        doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
     with torch.no_grad():
         course = Course.at(
-            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None
+            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None, doubts
         )
     trace = [course.norm] if keep_trace else []
     if watch is not None:
@@ -116,6 +134,8 @@ def solve(
         ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
         if verdict_of is not None:
             ends, verdict = course.heed(verdict_of(state), ends, verdict)
+        if course.vanished is not None:
+            ends, verdict = course.heed(torch.where(course.vanished, Status.DIVERGED, Status.RUNNING), ends, verdict)
         ends, verdict = course.out_of_steps(taken, ends, verdict)
         if watch is not None:
             running = course.running
@@ -130,9 +150,12 @@ def solve(
 
     failed = course.noted and not all_converged(status)
     if failed:
-        status = singular(equations, best_z.detach(), best, status)
+        status = singular(equations, z0.detach(), best_z.detach(), best, status)
     if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
+    strayed = course.strayed(DOUBT) if len(course.z) == len(best_z) else None
+    if strayed is not None and occurs(strayed):
+        status = coupled(equations, best_z.detach(), best, status, strayed)
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
@@ -146,7 +169,15 @@ def solve(
     known = advance is None and best_z is course.z and bounds is None
     hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
     status, error, excess, polish, of_hessian = second_order(
-        equations, best_z.detach(), status, error, stopping.tolerance, hessian, bounds
+        equations,
+        best_z.detach(),
+        status,
+        error,
+        stopping.tolerance,
+        hessian,
+        bounds,
+        began if bounds is None else None,
+        course.slow(best_z),
     )
     best_z = best_z if polish is None else best_z - polish
     inverse = [*of_hessian] if inverse_of is _no_inverse else inverse
@@ -155,7 +186,9 @@ def solve(
         stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
         rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
         found = _after(
-            found, solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest), rest > 0
+            found,
+            solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest, began=began),
+            rest > 0,
         )
     return found
 
@@ -171,7 +204,7 @@ def _in_graph(solver: Any, equations: Equations, z: Tensor, stopping: Stopping, 
         r, state = solver.init(equations, z)
         lowest = None if merit is None else merit(state)
         first = solver.estimate(z, r, state)
-        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None)
+        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None, {})
         at_start = equations.evaluations, equations.products
         in_a_step = 0, 0
 
@@ -222,17 +255,11 @@ def _in_graph(solver: Any, equations: Equations, z: Tensor, stopping: Stopping, 
 
 _Carried = tuple[dict[str, Any], Any, Tensor]
 _RESULTS = ("best_z", "best", "status", "steps", "error", "bound")
-_PLAIN = (
-    "stopping",
-    "patience",
-    "estimate",
-    "here",
-    "left",
-    "noted",
-)  # of a course; the rest are tensors, or there are none
+_PLAIN = {"stopping", "patience", "estimate", "here", "left", "noted", "z0", "looks", "vanishes", "vanished", "jagged"}
 
 
 def _tensors_of(course: Course) -> dict[str, Any]:
+    """The part of a course that a loop in a graph carries: tensors, or None."""
     found = {f.name: getattr(course, f.name) for f in fields(course) if f.name not in _PLAIN}
     for name in ("size", "before"):
         if not isinstance(found[name], Tensor):

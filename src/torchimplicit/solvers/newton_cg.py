@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.parameters import check_count, check_positive
-from torchimplicit.solvers.descent import check_minimised
+from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import judge, nearer, steihaug
 from torchimplicit.stopping import rms
@@ -19,12 +19,15 @@ from torchimplicit.transforms import finished
 
 class NewtonCGMemory(NamedTuple):
     """The objective at z, the radius of the trust region, and the norm of the gradient at the start, each (B,); the last step that
-    was taken times what it has left of the gradient, (B, n), infinite before."""
+    was taken times what it has left of the gradient, (B, n), infinite before; the last direction without curvature that was taken,
+    (B, n), 0 before, and half of the slope there was along it, (B,)."""
 
     value: Tensor
     radius: Tensor
     start: Tensor
     correction: Tensor
+    flat: Tensor
+    slope: Tensor
 
 
 class NewtonCGState(NamedTuple):
@@ -32,6 +35,11 @@ class NewtonCGState(NamedTuple):
 
     hessian: Jacobian
     memory: NewtonCGMemory
+
+
+def _nothing(z: Tensor) -> tuple[Tensor, Tensor]:
+    """No direction without curvature was met."""
+    return torch.zeros_like(z), z.new_zeros(len(z))
 
 
 @dataclass(frozen=True)
@@ -58,16 +66,18 @@ class NewtonCG:
         check_minimised(equations, "NewtonCG")
         value, hessian = equations.objective_and_jacobian(z)
         start = torch.linalg.vector_norm(hessian.value.detach(), dim=-1)
-        memory = NewtonCGMemory(value, torch.full_like(value, torch.inf), start, torch.full_like(z, torch.inf))
+        memory = NewtonCGMemory(
+            value, torch.full_like(value, torch.inf), start, torch.full_like(z, torch.inf), *_nothing(z)
+        )
         return hessian.value, NewtonCGState(hessian, memory)
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonCGState
     ) -> tuple[Tensor, Tensor, NewtonCGState]:
         hessian, memory = state
-        value, radius, start, correction = memory
+        value, radius, start, correction, along, slope = memory
         eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
-        s, predicted, radius = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
+        s, predicted, radius, flat = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
         trial = z + s
         there = equations.attempt(equations.objective_and_jacobian, trial)
         if there is None:  # it raises there: the whole batch comes nearer
@@ -78,7 +88,11 @@ class NewtonCG:
             return z, r, NewtonCGState(hessian, memory._replace(radius=radius))
         ratio = rms(hessian_new.value.detach()) / rms(r.detach())
         correction = torch.where(accepted.unsqueeze(-1), ratio.unsqueeze(-1) * s.detach(), correction)
-        memory = NewtonCGMemory(torch.where(accepted, value_new, value), radius, start, correction)
+        if not finished(~flat):
+            d = s.detach() / torch.linalg.vector_norm(s.detach(), dim=-1, keepdim=True)
+            along = torch.where((flat & accepted).unsqueeze(-1), d, along)
+            slope = torch.where(flat & accepted, dot(d, r.detach()).abs() / 2, slope)
+        memory = NewtonCGMemory(torch.where(accepted, value_new, value), radius, start, correction, along, slope)
         if finished(accepted):
             return trial, hessian_new.value, NewtonCGState(hessian_new, memory)
         z = torch.where(accepted.unsqueeze(-1), trial, z)
@@ -86,8 +100,11 @@ class NewtonCG:
         return z, hessian.value, NewtonCGState(hessian, memory)
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonCGState) -> Estimate:
-        """The last step, as much smaller as the gradient has become."""
-        return Estimate(state.memory.correction, 0.0)
+        """The last step, as much smaller as the gradient has become; infinite as long as there is a slope that nothing bends: a z that
+        runs off along it has no error, however long it is."""
+        memory = state.memory
+        sloping = dot(memory.flat, r.detach()).abs() > memory.slope
+        return Estimate(torch.where(sloping.unsqueeze(-1), torch.inf, memory.correction), 0.0)
 
     def merit(self, state: NewtonCGState) -> Tensor:
         """The objective at z, (B,)."""

@@ -93,10 +93,8 @@ def solve_in_stages(
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     length = found.steps.max()
     for stage in () if values_hidden() else stages[1:]:
-        ill_posed = (found.status == Status.STOCHASTIC) | (found.status == Status.COUPLED)
-        hopeless = ill_posed | ~found.residual.isfinite()
         allowed = (stopping.max_steps - found.steps).clamp(max=stage.max_steps)
-        allowed = torch.where((found.status == Status.CONVERGED) | hopeless, 0, allowed)
+        allowed = torch.where((found.status == Status.CONVERGED) | _hopeless(found), 0, allowed)
         rows = allowed.nonzero().flatten()
         if not len(rows):
             break
@@ -114,7 +112,16 @@ def solve_in_stages(
         found = _better(found, later, rows)
         solved_by[rows] = torch.where(found.status[rows] == Status.CONVERGED, tried, -1)
         tried += 1
+    if not values_hidden():  # what is left may be solvable by what there were no steps for
+        unsolved = (found.status != Status.CONVERGED) & ~_hopeless(found) & (found.steps >= stopping.max_steps)
+        found = replace(found, status=torch.where(unsolved, Status.MAX_STEPS, found.status))
     return replace(found, tried=_names(stages[:tried]), solved_by=solved_by)
+
+
+def _hopeless(found: Found) -> Tensor:
+    """The systems (B,) that no other method can solve either."""
+    ill_posed = (found.status == Status.STOCHASTIC) | (found.status == Status.COUPLED)
+    return ill_posed | ~found.residual.isfinite()
 
 
 def by_first(found: Found, stages: Sequence[Solver]) -> Found:

@@ -14,6 +14,7 @@ from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, lea
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
+from torchimplicit.status import Status
 from torchimplicit.transforms import finished, values_hidden
 
 ITERATIONS = 60  # at most, for the length of a step
@@ -26,9 +27,11 @@ class TrustState(NamedTuple):
     value : the objective at z, (B,).
     hessian : at z, (B, n, n).
     L : its Cholesky factor, NaN where it is not positive definite.
-    newton : H⁻¹∇φ, (B, n); where H is flat in some directions up to rounding the shortest of several, where it has a negative
-        eigenvalue infinite.
+    newton : H⁻¹∇φ, (B, n); where H is flat in some directions up to rounding the shortest of several, infinite where
+        it has a negative eigenvalue, or φ a slope where it is flat.
     radius : no step is longer, (B,); infinite until one was refused.
+    start : z and ∇φ where the solve began, (B, n) each.
+    ran_off : whether z has run off along a slope that nothing bends, (B,).
     """
 
     value: Tensor
@@ -36,17 +39,24 @@ class TrustState(NamedTuple):
     L: Tensor
     newton: Tensor
     radius: Tensor
+    start: tuple[Tensor, Tensor]
+    ran_off: Tensor
 
     @staticmethod
-    def at(value: Tensor, r: Tensor, hessian: Tensor, radius: Tensor) -> TrustState:
+    def at(
+        z: Tensor, value: Tensor, r: Tensor, hessian: Tensor, radius: Tensor, start: tuple[Tensor, Tensor]
+    ) -> TrustState:
         """With the Hessian factorised."""
         L, info = torch.linalg.cholesky_ex(hessian)
         definite = (info == 0) & clearly_definite(L, hessian)
         L = torch.where(definite[:, None, None], L, torch.nan)
         newton = torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
+        ran_off = torch.zeros_like(definite)
         if not finished(definite):
-            newton = torch.where(definite.unsqueeze(-1), newton, least_norm(hessian, r))
-        return TrustState(value, hessian, L, newton, radius)
+            shortest, ran_off = least_norm(hessian, r, z, start)
+            newton = torch.where(definite.unsqueeze(-1), newton, shortest)
+            ran_off = ran_off & ~definite
+        return TrustState(value, hessian, L, newton, radius, start, ran_off)
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,11 @@ class TrustNewton:
         check_minimised(equations, "TrustNewton")
         value, jacobian = equations.objective_and_jacobian(z)
         radius = torch.full_like(value, torch.inf)
-        return jacobian.value, TrustState.at(value, jacobian.value, jacobian.to_dense(), radius)
+        start = z.detach(), jacobian.value.detach()
+        return jacobian.value, TrustState.at(z, value, jacobian.value, jacobian.to_dense(), radius, start)
 
     def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
-        value, hessian, _, newton, radius = state
+        value, hessian, _, newton, radius, start, _ = state
         s, radius, predicted = _step(hessian, newton, r, radius, z)
         trial = z + s
         there = equations.attempt(equations.objective_and_jacobian, trial)
@@ -84,12 +95,12 @@ class TrustNewton:
             return z, r, state._replace(radius=radius)
         hessian_new = jacobian.to_dense()
         if finished(accepted):
-            return trial, jacobian.value, TrustState.at(value_new, jacobian.value, hessian_new, radius)
+            return trial, jacobian.value, TrustState.at(trial, value_new, jacobian.value, hessian_new, radius, start)
         moved = accepted.unsqueeze(-1)
         value = torch.where(accepted, value_new, value)
         hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
         z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
-        return z, r, TrustState.at(value, r, hessian, radius)
+        return z, r, TrustState.at(z, value, r, hessian, radius, start)
 
     def estimate(self, z: Tensor, r: Tensor, state: TrustState) -> Estimate:
         """Newton's correction; infinite where the Hessian is not positive definite."""
@@ -98,6 +109,10 @@ class TrustNewton:
     def merit(self, state: TrustState) -> Tensor:
         """The objective at z, (B,)."""
         return state.value
+
+    def verdict(self, state: TrustState) -> Tensor:
+        """DIVERGED where z has run off so far that rounding hides the slope along which it did, (B,); else RUNNING."""
+        return torch.where(state.ran_off, Status.DIVERGED, Status.RUNNING)
 
     def hessian(self, state: TrustState) -> Tensor:
         """At z, (B, n, n)."""

@@ -65,10 +65,13 @@ def judge_all(
 
 def steihaug(
     product: Callable[[Tensor], Tensor], r: Tensor, radius: Tensor, eta: Tensor, z: Tensor, max_steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Conjugate gradients on H s = −r from 0, until ‖H s + r‖ ≤ η ‖r‖, to the edge of the trust region at most.
 
-    Returns the step s, the decrease of the objective that the parabola predicts for it, and the radius it was found for.
+    A curvature that is rounding error beside the largest that was met is none: the step goes to the edge along it.
+
+    Returns the step s, the decrease of the objective that the parabola predicts for it, the radius it was found for, and whether s
+    goes to the edge along a direction without any curvature.
     Source: Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal. 20 (1983).
     """
     s, Hs, residual = torch.zeros_like(r), torch.zeros_like(r), r
@@ -76,12 +79,17 @@ def steihaug(
     target = (eta * gamma.detach().sqrt()).square()
     going = gamma.detach() > 0
     p = torch.where(going.unsqueeze(-1), -r, 0)
+    steepest, flat = torch.zeros_like(gamma.detach()), torch.zeros_like(going)
     for _ in range(max_steps):
         if finished(~going):
             break
         Hp = product(p)
         curvature = dot(p, Hp)
-        bends = going & (curvature.detach() > 0)
+        squared = dot(p, p).detach()
+        steepest = steepest.maximum(divide(curvature.detach().abs(), squared, squared > 0).nan_to_num(0, 0, 0))
+        none = torch.finfo(r.dtype).eps * steepest * squared
+        bends = going & (curvature.detach() > none)
+        flat = flat | (going & ~bends & (curvature.detach() >= -none))
         needed = going & ~bends & radius.isinf()
         radius = torch.where(needed, first_radius(radius, z).maximum(2 * dot(s, s).detach().sqrt()), radius)
         alpha = divide(gamma, curvature, bends)
@@ -95,7 +103,7 @@ def steihaug(
         beta = divide(gamma_new, gamma, going)
         p = torch.where(going.unsqueeze(-1), -residual + beta.unsqueeze(-1) * p, 0)
         gamma = gamma_new
-    return s, (-dot(r, s) - dot(s, Hs) / 2).detach(), radius
+    return s, (-dot(r, s) - dot(s, Hs) / 2).detach(), radius, flat
 
 
 def _to_the_edge(s: Tensor, p: Tensor, radius: Tensor) -> Tensor:
