@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.graph.explicit import FACTS, Call, Explicit
-from torchimplicit.graph.operator import solve_operator
+from torchimplicit.graph.private import AVAILABLE, LACKING
 from torchimplicit.solution import Record, Solution, SolveInfo
 from torchimplicit.transforms import inside_transform
 
@@ -43,6 +43,8 @@ CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
 
 def refusal(entry: str, **options: Any) -> str | None:
     """Why a solve cannot be in a graph; None where it can."""
+    if not AVAILABLE:
+        return LACKING
     if _inside_transform():
         return "it is inside a torch.func transform, whose levels a graph would lose"
     if entry not in ENTRIES:
@@ -83,6 +85,8 @@ _inside_transform = torch.compiler.assume_constant_result(inside_transform)
 
 def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), **options: Any) -> Solution:
     """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses."""
+    from torchimplicit.graph.operator import solve_operator  # which an older torch has no base class for
+
     leaves, tree = pytree.tree_flatten(z0)
     leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
     batch_ndim = options.get("batch_ndim", 0)
@@ -144,7 +148,9 @@ def described(option: Any) -> Any:
 
 
 def _made(description: Any) -> Any:
-    if isinstance(description, torch.SymFloat):  # for Dynamo a number may change; for a solve it is part of what is asked
+    if isinstance(
+        description, torch.SymFloat
+    ):  # for Dynamo a number may change; for a solve it is part of what is asked
         return float(description)
     if isinstance(description, torch.SymInt):
         return int(description)
