@@ -4,7 +4,10 @@ BIN := .venv/bin
 BENCH := .venv-bench/bin
 PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-all check format bench clean
+# The ends of the range of torch: the oldest that pyproject.toml allows, and the one that constraints.txt pins.
+VERSIONS := $(shell sed -n 's/^dependencies = .*torch>=\([0-9.]*\),.*/\1.0/p' pyproject.toml) $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: demo test test-all test-versions check format bench clean
 
 demo: .venv/installed
 	$(BIN)/torchimplicit demo
@@ -15,6 +18,18 @@ test: .venv/installed
 
 test-all: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# A part of the fast tests that meets what differs between releases of torch.
+REPRESENTATIVE := tests/test_readme.py tests/capture tests/loop tests/gradients/test_every_problem.py \
+	tests/gradients/test_tensors.py tests/gradients/test_paths.py tests/problems/test_black_boxes.py \
+	tests/problems/test_scalar.py tests/problems/test_traps.py tests/stack/test_imports.py tests/stack/test_compile.py \
+	tests/stack/test_graph.py tests/stack/test_memory.py tests/stack/test_recomputation.py
+
+# Each version in an environment of its own (GBs). Any other: make test-versions VERSIONS=2.9.1
+test-versions: $(VERSIONS:%=test-with-%)
+
+test-with-%: .venv-versions/%/installed
+	OMP_NUM_THREADS=1 .venv-versions/$*/bin/python -m pytest -n 2 -m "not slow" $(REPRESENTATIVE)
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -29,7 +44,7 @@ bench: .venv-bench/installed
 	$(BENCH)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-versions build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation is repeated; it is remade when what it depends on changes.
@@ -46,3 +61,12 @@ clean:
 		$(BENCH)/python -m pip install $(PIP_FLAGS) $$peer < /dev/null || echo "absent: $$peer could not be installed"; \
 	done
 	touch $@
+
+# What torch itself asks for in one release only is left to it.
+.venv-versions/%/installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -vE '^(torch|sympy|setuptools)==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet -c $(@D)/constraints.txt torch==$* -e '.[demo,dev]'
+	touch $@
+
+.PRECIOUS: .venv-versions/%/installed

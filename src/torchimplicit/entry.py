@@ -27,12 +27,14 @@ def entry_point(fn: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal plain
         if torch.compiler.is_dynamo_compiling():
+            from torchimplicit.graph.private import AVAILABLE
             from torchimplicit.graph.region import read, refusal
 
             reason = refusal(fn.__name__, **kwargs)
             if reason is None:
                 return read(fn.__name__, *args, **kwargs)
-            torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
+            if AVAILABLE:  # or the break comes by itself, below: an older torch takes no message
+                torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
         elif tracing() and args and not isinstance(args[0], Explicit):
             from torchimplicit.graph.private import read_by_dynamo
             from torchimplicit.graph.region import read

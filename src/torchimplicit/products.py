@@ -218,8 +218,12 @@ def unhooked() -> Iterator[None]:
 
 
 def hooked() -> bool:
-    """Whether the caller has saved-tensor hooks."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    """Whether the caller has saved-tensor hooks: they cannot be disabled where there are some."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("there are hooks"):
+            return False
+    except RuntimeError:
+        return True
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SOLVE = "import torch; x = torch.ones(3, requires_grad=True); ti.root(lambda z: 
 
 @pytest.mark.parametrize("code", ["import torchimplicit", f"import torchimplicit as ti; {SOLVE}"])
 def test_neither_the_import_nor_a_solve_imports_dynamo_or_anything_but_torch(code: str) -> None:
-    own = modules_after("import torch")
+    own = modules_after("import torch, torch.utils.checkpoint")  # which in an older torch imports sympy
     assert "torch._dynamo" not in own
     new = modules_after(code) - own
     assert "torch._dynamo" not in new

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from torchimplicit.graph.private import AVAILABLE
+from torchimplicit.graph.private import AVAILABLE, LACKING
 from torchimplicit.names import name
 from torchimplicit.solution import Solution
 from torchimplicit.status import users_frame
@@ -28,7 +28,7 @@ def search(entry: Callable[..., Solution], fn: Any, z0: Any, args: Any = (), **o
     if inside_transform():
         return None
     if not AVAILABLE:
-        _no_effect(f"PyTorch {torch.__version__} cannot have a loop around a function in a graph")
+        _no_effect(LACKING)
         return None
     key = code_of(fn)
     if key not in _searches:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import traceback
 
@@ -16,8 +17,11 @@ try:
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     AVAILABLE = True
-except ImportError:  # an older torch
+except ImportError:  # an older torch: solves break the graph, and compile=True has no effect
     AVAILABLE = False
+
+LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in a graph"
+"""Why a solve is in no graph where not AVAILABLE."""
 
 
 def while_loop(
@@ -61,6 +65,9 @@ def _modules_by_name() -> Iterator[None]:
 
 def read_by_dynamo(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``fn``, read by Dynamo where torch.export has not done that: it runs the code itself, on tensors without values."""
+
+    if not AVAILABLE:
+        raise RuntimeError(f"a solve cannot be exported: {LACKING}.")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.graph.explicit import FACTS, Call, Explicit
-from torchimplicit.graph.operator import solve_operator
+from torchimplicit.graph.private import AVAILABLE, LACKING
 from torchimplicit.solution import Record, Solution, SolveInfo
 from torchimplicit.transforms import inside_transform
 
@@ -41,6 +41,8 @@ LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking", "geometry")  # what t
 
 def refusal(entry: str, **options: Any) -> str | None:
     """Why a solve cannot be in a graph; None where it can."""
+    if not AVAILABLE:
+        return LACKING
     if _inside_transform():
         return "it is inside a torch.func transform, whose levels a graph would lose"
     if entry not in ENTRIES:
@@ -82,6 +84,8 @@ def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), 
     Dynamo takes the shapes of what an operator returns from its function. So the function returns first what the solve will, in
     shape, and then what it is there for.
     """
+    from torchimplicit.graph.operator import solve_operator  # which an older torch has no base class for
+
     leaves, tree = pytree.tree_flatten(z0)
     leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
     batch_ndim = options.get("batch_ndim", 0)
