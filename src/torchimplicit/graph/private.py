@@ -14,6 +14,7 @@ try:
     from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
     from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
     from torch._higher_order_ops.while_loop import while_loop_op
+    from torch.compiler import _compile_session_context  # noqa: F401  with it is_compiling() holds while a graph is lowered too
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     AVAILABLE = True
