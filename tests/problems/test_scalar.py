@@ -125,7 +125,7 @@ def test_the_search_beyond_a_pole_has_an_end(method: Method) -> None:
     """It does not run on to where 1/z is small, nor out of the ends that were given."""
     z, info = ti.root(lambda z: 1 / (z - 1), torch.tensor(0.0, dtype=D), solver=method(), on_failure="ignore")
     assert info.status == ti.Status.STAGNATED
-    assert "a pole of g" in info.message
+    assert "a pole" in info.message
     assert info.steps < 100
     for ends, status in (((-1, 2), ti.Status.STAGNATED), ((None, 2), ti.Status.STAGNATED), ((-1, None), 0)):
         z, info = ti.root(

@@ -108,9 +108,7 @@ PROBLEMS: dict[str, Callable[..., tuple[Any, ti.SolveInfo]]] = {
 
 
 @in_graph
-@pytest.mark.parametrize(
-    "problem", [pytest.param(name, marks=() if name == "root" else pytest.mark.slow) for name in PROBLEMS]
-)
+@pytest.mark.parametrize("problem", [pytest.param(name, marks=pytest.mark.slow) for name in PROBLEMS])
 def test_a_compiled_solve_is_the_plain_one(problem: str) -> None:
     def run(compile: bool) -> tuple[Tensor, ...]:
         x = torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(4, 3).requires_grad_()
@@ -124,8 +122,9 @@ def test_a_compiled_solve_is_the_plain_one(problem: str) -> None:
     assert (steps - plain[2]).abs().max() <= 1
 
 
+@pytest.mark.slow
 @in_graph
-def test_a_kernel_is_made_once_for_a_function_and_serves_what_it_captures() -> None:
+def test_a_graph_is_made_once_for_a_function_and_serves_what_it_captures() -> None:
     def solve(shift: Tensor, factor: float) -> Tensor:
         return ti.root(lambda z: z**3 + factor * z - shift, torch.zeros_like(shift), batch_ndim=1, compile=True).value
 

@@ -120,6 +120,7 @@ class Layer(nn.Module):
         return z
 
 
+@pytest.mark.slow
 def test_one_graph_serves_batches_of_any_size_and_a_closure_keeps_its_gradients() -> None:
     layer, counter = Layer().to(D), CompileCounterWithBackend("aot_eager")
     layer.rtol = 1e-10
@@ -143,6 +144,7 @@ def test_a_start_that_the_function_uses_too_is_no_unknown_there() -> None:
     torch.testing.assert_close(compiled(model)(x), model(x))
 
 
+@pytest.mark.slow
 def test_pytrees_complex_numbers_and_aux_come_back() -> None:
     def model(x: Tensor) -> Any:
         def g(z: Any) -> Any:

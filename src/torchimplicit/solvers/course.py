@@ -377,11 +377,12 @@ class Course:
     def strayed(self, error: float) -> Tensor | None:
         """The systems (B,) that have ended before others and then, unheeded, went on to another z: if they depended on themselves
         alone they would have stayed. ``error`` : so many tolerances count as having stayed. None where nothing is known of it."""
-        moved = self.z.detach() - self.best_z.detach()
-        if self.z is self.best_z or values_hidden() or len(moved) < 2:
+        arrived = self.status == Status.CONVERGED
+        if self.z is self.best_z or values_hidden() or len(arrived) < 2 or not occurs(arrived):
             return None
+        moved = self.z.detach() - self.best_z.detach()
         change, bound = self.stopping.tolerance.largest(moved, self.best_z.detach())
-        return (change > error * bound) & (self.status == Status.CONVERGED)
+        return (change > error * bound) & arrived
 
     @property
     def results(self) -> tuple[Tensor, ...]:

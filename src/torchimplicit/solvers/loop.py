@@ -92,7 +92,8 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
-    began = began or (z.detach(), r.detach())
+    if began is None and equations.kind.minimised:
+        began = z.detach(), r.detach()
     estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
     merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
     verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
