@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.graph.explicit import Call
-from torchimplicit.transforms import finished, tracing
+from torchimplicit.transforms import finished, occurs, tracing
 
 MEMORY = torch.contiguous_format
 State = TypeVar("State")
@@ -71,7 +71,7 @@ def repeat(going: Callable[[State], Tensor], body: Callable[[State], State], sta
 
     def condition(*tensors: Any) -> Tensor:
         with operands.named(tensors[len(places) :]):
-            return going(rebuilt(tensors[: len(places)]))
+            return going(rebuilt(tensors[: len(places)])).clone()
 
     def step(*tensors: Any) -> tuple[Tensor, ...]:
         with operands.named(tensors[len(places) :]):
@@ -117,6 +117,20 @@ def settle(
 
     zero = state[-1].new_zeros((), dtype=torch.int64)
     return repeat(going, step, (state, zero), operands)[0]
+
+
+def where_needed(
+    rows: Tensor, compute: Callable[..., tuple[Tensor, ...]], default: tuple[Tensor, ...], others: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """``compute(*others)`` if some of the rows (B,) need it, and else the default. In a graph a loop of one step or none says "if"."""
+    if not tracing():
+        return compute(*others) if occurs(rows) else default
+    operands = Operands([tensor.clone() for tensor in others])  # none of which may share memory with another
+
+    def step(state: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+        return compute(*operands.tensors), torch.zeros_like(state[1])
+
+    return repeat(lambda state: state[1], step, (default, rows.any()), operands)[0]
 
 
 def _outline(state: Any) -> Any:

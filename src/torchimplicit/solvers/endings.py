@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.condition import held
+from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear import LU, Cholesky
 from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.jacobian import Jacobian
@@ -279,10 +280,14 @@ def second_order(
             failed = torch.linalg.cholesky_ex(shifted).info != 0
             status = torch.where(finite & failed & (status == Status.CONVERGED), Status.SADDLE, status)
         correction, inside = factors.solve(gradient), torch.ones_like(found)
-        if not finished(definite):
-            shortest, ran_off = least_norm(hessian, gradient, z, start)
-            correction = torch.where(definite.unsqueeze(-1), correction, shortest)
-            status = torch.where(doubtful & ran_off, Status.DIVERGED, status)
+        shortest, ran_off = where_needed(
+            ~definite,
+            lambda hessian, gradient, z, *start: least_norm(hessian, gradient, z, start or None),
+            (correction, torch.zeros_like(definite)),
+            (hessian, gradient, z, *(start or ())),
+        )
+        correction = torch.where(definite.unsqueeze(-1), correction, shortest)
+        status = torch.where(doubtful & ran_off, Status.DIVERGED, status)
         if bounds is not None:
             # Where it leads beyond a bound, something is not yet held that will be: z is off by that much at least.
             ahead = z - correction

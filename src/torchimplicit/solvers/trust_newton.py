@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.graph.loop import settle
+from torchimplicit.graph.loop import settle, where_needed
 from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
 from torchimplicit.status import Status
-from torchimplicit.transforms import finished, values_hidden
+from torchimplicit.transforms import finished, tracing, values_hidden
 
 ITERATIONS = 60  # at most, for the length of a step
 ACCURACY = 0.1  # of that length
@@ -51,11 +51,13 @@ class TrustState(NamedTuple):
         definite = (info == 0) & clearly_definite(L, hessian)
         L = torch.where(definite[:, None, None], L, torch.nan)
         newton = torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
-        ran_off = torch.zeros_like(definite)
-        if not finished(definite):
-            shortest, ran_off = least_norm(hessian, r, z, start)
-            newton = torch.where(definite.unsqueeze(-1), newton, shortest)
-            ran_off = ran_off & ~definite
+        shortest, ran_off = where_needed(
+            ~definite,
+            lambda hessian, r, z, *start: least_norm(hessian, r, z, start),
+            (newton, torch.zeros_like(definite)),
+            (hessian, r, z, *start),
+        )
+        newton, ran_off = torch.where(definite.unsqueeze(-1), newton, shortest), ran_off & ~definite
         return TrustState(value, hessian, L, newton, radius, start, ran_off)
 
 
@@ -137,7 +139,9 @@ def _step(H: Tensor, newton: Tensor, r: Tensor, radius: Tensor, z: Tensor) -> tu
         return s, radius, -dot(r, s) / 2
     radius = torch.where(inside, radius, first_radius(radius, z))
     with torch.no_grad():
-        if values_hidden():
+        if tracing():
+            edge = where_needed(~inside, lambda *at: (_at_the_edge(*at),), (torch.zeros_like(s),), (H, r, radius))[0]
+        elif values_hidden():
             edge = _at_the_edge(H, r, radius)
         else:
             others = (~inside).nonzero().squeeze(-1)
