@@ -162,7 +162,9 @@ def test_the_approximate_adjoints_are_the_same_inside_transforms(adjoint: object
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x]))[0], plain, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", GENERAL)
+@pytest.mark.parametrize(
+    "solver", [s if s != "newton_krylov" else pytest.param(s, marks=pytest.mark.slow) for s in GENERAL]
+)
 def test_unrolled_steps_are_differentiated_inside_transforms(solver: str) -> None:
     W, x = (t.detach() for t in system())
 
@@ -176,7 +178,9 @@ def test_unrolled_steps_are_differentiated_inside_transforms(solver: str) -> Non
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x])), plain, atol=1e-10)
 
 
-@pytest.mark.parametrize("solver", GENERAL)
+@pytest.mark.parametrize(
+    "solver", [s if s != "newton_krylov" else pytest.param(s, marks=pytest.mark.slow) for s in GENERAL]
+)
 def test_unrolled_steps_under_vmap_are_differentiated_outside(solver: str) -> None:
     W, x = (t.detach() for t in system())
     xs = torch.stack([x, 2 * x]).requires_grad_()

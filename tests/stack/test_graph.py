@@ -74,7 +74,7 @@ MATRIX = {
     minima: (None,),
     fit: (None, "gauss_newton", "levenberg_marquardt"),
 }
-FAST = {(root, None), (fixed_point, None), (minimum, None)}
+FAST = {(root, None), (fixed_point, None)}
 CASES = [
     pytest.param(problem, solver, marks=() if (problem, solver) in FAST else pytest.mark.slow)
     for problem, solvers in MATRIX.items()
@@ -229,6 +229,7 @@ def test_random_numbers_are_refused() -> None:
         compiled(model)(torch.ones(2, dtype=D))
 
 
+@pytest.mark.slow
 def test_dropout_that_drops_nothing_is_no_random_number() -> None:
     attention = nn.MultiheadAttention(4, 2, dropout=0.0, batch_first=True)
     x = torch.randn(2, 3, 4)

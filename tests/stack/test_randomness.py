@@ -72,6 +72,7 @@ def test_with_every_adjoint(adjoint: Any) -> None:
     assert_same(*(gradients(solve(W, x, adjoint=adjoint, solver="picard"), W, x) for solve in (frozen, given)))
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_first_and_second_order_against_finite_differences() -> None:
     W, x = tensors()
     assert gradcheck(frozen, (W, x), check_forward_ad=True, check_batched_grad=True)

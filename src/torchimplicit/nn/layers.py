@@ -48,11 +48,11 @@ class _Layer(nn.Module):
         self.last_info: SolveInfo | None = None
 
     def _solve(self, module: nn.Module, args: tuple[Any, ...], z0: Any) -> Any:
-        if z0 is None and torch.compiler.is_dynamo_compiling():  # the graph may break, but not inside of try
+        if z0 is None and torch.compiler.is_compiling():  # the graph may break, but not inside of try
             z0 = self._start(args)
         if z0 is None:
             return self._solve_from_its_own_start(module, args)
-        if self.assumed and not torch.compiler.is_dynamo_compiling():
+        if self.assumed and not torch.compiler.is_compiling():
             self._see_that_rows_are_a_batch(module, z0, args)
         z, self.last_info = type(self).solve(module, z0, args, **self.options)
         return z
