@@ -22,10 +22,14 @@ def entry_point(fn: F) -> F:
     Dynamo, which takes twice as long to import as all else of torch, is imported only where somebody compiles.
     """
     plain: Any = None
+    code = fn.__code__
+    first = code.co_varnames[0] if code.co_argcount else ""  # the user's function, which has many names
 
     @wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal plain
+        if first in kwargs:
+            args = (kwargs.pop(first), *args)
         if torch.compiler.is_dynamo_compiling():
             from torchimplicit.graph.private import AVAILABLE
             from torchimplicit.graph.region import read, refusal
@@ -37,8 +41,11 @@ def entry_point(fn: F) -> F:
                 torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
         elif tracing() and args and not isinstance(args[0], Explicit):
             from torchimplicit.graph.private import read_by_dynamo
-            from torchimplicit.graph.region import read
+            from torchimplicit.graph.region import read, refusal
 
+            reason = refusal(fn.__name__, **kwargs)
+            if reason is not None:
+                raise RuntimeError(f"torchimplicit.{fn.__name__} cannot be exported: {reason}.")
             return read_by_dynamo(read, fn.__name__, *args, **kwargs)
         elif kwargs.get("compile", False) is True:
             from torchimplicit.graph.compiled import search

@@ -144,6 +144,21 @@ def test_a_start_that_the_function_uses_too_is_no_unknown_there() -> None:
     torch.testing.assert_close(compiled(model)(x), model(x))
 
 
+def test_the_function_may_be_given_by_name() -> None:
+    x = torch.ones(3)
+    model = lambda x: ti.root(g=lambda z: z**3 + z - x, z0=torch.zeros(3))[0]  # noqa: E731
+    torch.testing.assert_close(compiled(model, backend="eager")(x), model(x))
+
+
+def test_what_cannot_be_exported_is_refused_by_name() -> None:
+    class Model(nn.Module):
+        def forward(self, A: Tensor) -> Any:
+            return ti.linear_solve(A, torch.ones(3))[0]
+
+    with pytest.raises(RuntimeError, match="linear_solve cannot be exported"):
+        torch.export.export(Model(), (torch.eye(3),), strict=False)
+
+
 @pytest.mark.slow
 def test_pytrees_complex_numbers_and_aux_come_back() -> None:
     def model(x: Tensor) -> Any:

@@ -47,7 +47,6 @@ class Call:
         rest = copy(self)
         unknown = {node for k, node in enumerate(self._tensor_inputs) if k < self.unknowns}
         if any(node.op not in PLAIN or _writes(node) for node in self.nodes):
-            rest.known = {}
             return [], rest
         for node in self.nodes:
             if any(arg in unknown for arg in node.all_input_nodes):
@@ -106,8 +105,7 @@ def _writes(node: Node) -> bool:
         return name.endswith("_") and not name.endswith("__")
     if node.op != "call_function":
         return False
-    pure = node.target.__module__ if hasattr(node.target, "__module__") else ""
-    return name.endswith("_") or name in ("setitem",) or "inplace" in node.kwargs or name in _RANDOM or pure is None
+    return name.endswith("_") or name == "setitem" or "inplace" in node.kwargs or name in _RANDOM
 
 
 _RANDOM = (

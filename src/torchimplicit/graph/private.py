@@ -67,9 +67,6 @@ def _modules_by_name() -> Iterator[None]:
 def read_by_dynamo(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``fn``, read by Dynamo where torch.export has not done that: it runs the code itself, on tensors without values."""
 
-    if not AVAILABLE:
-        raise RuntimeError(f"a solve cannot be exported: {LACKING}.")
-
     def call(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
 
