@@ -22,6 +22,7 @@ def entry_point(fn: F) -> F:
     Dynamo, which takes twice as long to import as all else of torch, is imported only where somebody compiles.
     """
     plain: Any = None
+    name = fn.__name__.lstrip("_")
     code = fn.__code__
     first = code.co_varnames[0] if code.co_argcount else ""  # the user's function, which has many names
 
@@ -30,23 +31,23 @@ def entry_point(fn: F) -> F:
         nonlocal plain
         if first in kwargs:
             args = (kwargs.pop(first), *args)
-        if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling() and args:
             from torchimplicit.graph.private import AVAILABLE
             from torchimplicit.graph.region import read, refusal
 
-            reason = refusal(fn.__name__, **kwargs)
+            reason = refusal(name, args[0], **kwargs)
             if reason is None:
-                return read(fn.__name__, *args, **kwargs)
+                return read(name, *args, **kwargs)
             if AVAILABLE:  # or the break comes by itself, below: an older torch takes no message
-                torch._dynamo.graph_break(msg=f"torchimplicit.{fn.__name__} cannot be part of a graph: {reason}")
+                torch._dynamo.graph_break(msg=f"torchimplicit.{name} cannot be part of a graph: {reason}")
         elif tracing() and args and not isinstance(args[0], Explicit):
             from torchimplicit.graph.private import read_by_dynamo
             from torchimplicit.graph.region import read, refusal
 
-            reason = refusal(fn.__name__, **kwargs)
+            reason = refusal(name, args[0], **kwargs)
             if reason is not None:
-                raise RuntimeError(f"torchimplicit.{fn.__name__} cannot be exported: {reason}.")
-            return read_by_dynamo(read, fn.__name__, *args, **kwargs)
+                raise RuntimeError(f"torchimplicit.{name} cannot be exported: {reason}.")
+            return read_by_dynamo(read, name, *args, **kwargs)
         elif kwargs.get("compile", False) is True:
             from torchimplicit.graph.compiled import search
 

@@ -40,14 +40,16 @@ def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]
     b = torch.where(unusable.unsqueeze(-1), 0, b)
     n, named = z.shape[-1], system.settings.solver
     small = isinstance(z.shape[0], int) and z.numel() * n <= ENTRIES
-    if isinstance(named, DirectSolver) or (
+    if named is None and system.base.kind.linear and system.inverses:
+        how = partial(_by_inverse, system.inverse(rest))
+    elif isinstance(named, DirectSolver) or (
         named is None and (small or (not system.base.kind.near_identity and n <= DENSE))
     ):
         how = _by_factors
     else:
         how = _by_steps if named is None and system.base.kind.near_identity else _by_products
     w, residual, status, steps = how(system, kind, b, z, of_g)
-    if how is not _by_factors and system.transpose and not system.base.kind.linear:
+    if system.transpose and how is not _by_factors and not system.base.kind.linear:
         # The error of z as the loss sees it, v·w = u·g, is one that it has.
         seen = (w * system.base(z, *of_g)).sum(-1).abs()
         off = seen > FAR * (each(system.settings.tolerance, z) * b.abs()).sum(-1)
@@ -92,6 +94,25 @@ def _by_factors(
         singular = singular | (changes & ~off & asked)
         status = torch.where(off, Status.INACCURATE, status)
     status = torch.where(singular, Status.SINGULAR, status)
+    return w, residual, status, torch.ones_like(status)
+
+
+def _by_inverse(
+    inverse: Any, system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By the factors that a linear forward solve has left, refined once."""
+    operator = Jacobian(lambda z: system.base(z, *tensors), z, symmetric=system.base.kind.symmetric)
+    first = inverse.solve(b, system.transpose)
+    rest = b - operator.apply(first, system.transpose)
+    w = first + inverse.solve(rest, system.transpose)
+    size, refined = (
+        torch.linalg.vector_norm(v, dim=-1) for v in (rest, b - operator.apply(w, system.transpose))
+    )
+    better = refined < size
+    w, residual = torch.where(better.unsqueeze(-1), w, first), torch.where(better, refined, size)
+    limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+    status = torch.where(residual <= limit, Status.CONVERGED, Status.SINGULAR)
+    status = torch.where(w.isfinite().all(-1) & residual.isfinite(), status, Status.NONFINITE)
     return w, residual, status, torch.ones_like(status)
 
 

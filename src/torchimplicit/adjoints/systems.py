@@ -193,7 +193,7 @@ class JacobianSystem:
         """A solution w, as it is looked at."""
         settings, near_identity = self.settings, self.base.kind.near_identity
         permitted = partial(self.base.permitted, tensors=rest[self.inverses :])
-        earlier = self._inverse(rest) if settings.inverse_is_earlier else None
+        earlier = self.inverse(rest) if settings.inverse_is_earlier else None
         return LinearSolution(operator, b, w, self.transpose, settings.tolerance, permitted, near_identity, earlier)
 
     def solve_linearised(
@@ -209,7 +209,7 @@ class JacobianSystem:
         refused = unusable & (b != 0).any(-1) if occurs(unusable) else None
         if refused is not None:
             b = torch.where(unusable.unsqueeze(-1), 0, b)
-        solver = LinearisedSolver(self.settings, operator, self._inverse(rest), b, self.transpose)
+        solver = LinearisedSolver(self.settings, operator, self.inverse(rest), b, self.transpose)
         result = solver.solve()
         singular = solver.singular()
         gauge = singular is not None and occurs(singular)
@@ -285,7 +285,7 @@ class JacobianSystem:
         if self.record is not None:
             self.record.backward = partial(_info, facts, self.batch_shape)
 
-    def _inverse(self, rest: Sequence[Tensor]) -> Any:
+    def inverse(self, rest: Sequence[Tensor]) -> Any:
         """The forward solver's inverse, if it left one, as an object with ``solve`` and ``suspicious``."""
         return Tiled(self.settings.inverse(rest[: self.inverses]), len(rest[0])) if self.inverses else None
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import traceback
+from torch.utils import _pytree as pytree
 
 try:
     from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
     from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
     from torch._higher_order_ops.while_loop import while_loop_op
     from torch.compiler import _compile_session_context  # noqa: F401  with it is_compiling() holds while a graph is lowered too
+    from torch.fx.experimental import proxy_tensor
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     AVAILABLE = True
@@ -45,6 +47,34 @@ def while_loop(
     with _modules_by_name():
         results: Sequence[Tensor] = loop(*parts, tuple(carried), tuple(others))
     return results
+
+
+def after_autograd(fn: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """``fn(*operands)``, whose derivatives are operations like others: but the graph that torch.export makes is one before autograd,
+    which cannot see them. There a graph of ``fn`` is made first, as it is after autograd; the graph of the rest is then one of that.
+    """
+    tracer = proxy_tensor._CURRENT_MAKE_FX_TRACER
+    if tracer is None or not tracer.pre_dispatch:
+        return fn(*operands)
+    structure: list[Any] = []
+
+    def tensors(*operands: Any) -> list[Any]:
+        with torch.no_grad():
+            leaves, tree = pytree.tree_flatten(fn(*operands))
+        structure.append((leaves, tree))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    tracer.pre_dispatch = False
+    try:
+        with torch._C.DisableTorchFunction():
+            keys = torch._C._dispatch_tls_local_include_set().remove(torch._C.DispatchKey.PreDispatch)
+            graph = materialize_as_graph(tensors, tuple(operands), keys)
+    finally:
+        tracer.pre_dispatch = True
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    results, (leaves, tree) = iter(graph(*operands)), structure[0]
+    return pytree.tree_unflatten([next(results) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
 
 
 @contextmanager

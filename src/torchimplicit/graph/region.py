@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,11 +13,20 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.graph.explicit import FACTS, Call, Explicit
 from torchimplicit.graph.private import AVAILABLE, LACKING
+from torchimplicit.linear import Dense, LinearOperator
+from torchimplicit.linear.iteration import EUCLIDEAN
 from torchimplicit.solution import Record, Solution, SolveInfo
 from torchimplicit.transforms import inside_transform
 
-ENTRIES = ("root", "fixed_point", "minimize", "least_squares")
-LIKE_Z = ("root", "fixed_point")  # whose function returns what z is
+ENTRIES = {  # and what solves them, of torchimplicit.problems
+    "root": ("root", "root"),
+    "fixed_point": ("fixed_point", "fixed_point"),
+    "minimize": ("minimize", "minimize"),
+    "least_squares": ("least_squares", "least_squares"),
+    "linear_solve": ("linear_solve", "linear_system"),
+    "implicit": ("implicit", "_implicit"),
+}
+LIKE_Z = ("root", "fixed_point", "linear_solve", "implicit")  # whose function returns what z is
 IN_GRAPH = (  # the solvers that can be
     "anderson",
     "auto",
@@ -36,17 +46,19 @@ IN_GRAPH = (  # the solvers that can be
     "trust_newton",
 )
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
-LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking", "geometry")  # what they, and an adjoint, may hold
+LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking")  # what they, and an adjoint, may hold
 
 
-def refusal(entry: str, **options: Any) -> str | None:
-    """Why a solve cannot be in a graph; None where it can."""
+def refusal(entry: str, first: Any, **options: Any) -> str | None:
+    """Why a solve cannot be in a graph; None where it can. ``first`` : what is solved."""
     if not AVAILABLE:
         return LACKING
     if _inside_transform():
         return "it is inside a torch.func transform, whose levels a graph would lose"
     if entry not in ENTRIES:
-        return "only root, fixed_point, minimize and least_squares can"
+        return "only root, fixed_point, minimize, least_squares, linear_solve and implicit can"
+    if isinstance(first, Tensor) and first.layout != torch.strided:
+        return "torch.compile has no sparse tensors"
     if options.get("callback") is not None:
         return "callback= is called with values"
     if options.get("trace", False):
@@ -56,19 +68,25 @@ def refusal(entry: str, **options: Any) -> str | None:
     if options.get("bounds") is not None:
         return "bounds= is not there yet"
     solver, adjoint = options.get("solver"), options.get("adjoint")
+    if adjoint is not None and not _constant(adjoint, ("implicit",)):
+        return f"adjoint={type(adjoint).__name__}: only Implicit can, with a direct or a Krylov solver"
+    if entry == "linear_solve":
+        if solver is None or _constant(solver, LINEAR):
+            return None
+        return f"the solver {type(solver).__name__} is not one of LU, QR, Cholesky and GMRES, with plain numbers"
     if isinstance(solver, str) and solver not in IN_GRAPH:
         return f"solver={solver!r} is not among {', '.join(IN_GRAPH)}"
     if solver is not None and not isinstance(solver, str) and not _constant(solver, CLASSES):
         return f"the solver {type(solver).__name__} is not one of those of torchimplicit that can, with plain numbers"
     if getattr(solver, "every", 1) != 1:
         return "with every= > 1 a step is not like the one before"
-    if adjoint is not None and not _constant(adjoint, ("implicit",)):
-        return f"adjoint={type(adjoint).__name__}: only Implicit can, with a direct or a Krylov solver"
     return None
 
 
 def _constant(option: Any, names: tuple[str, ...]) -> bool:
     """Whether an object is of one of these classes, and all that it holds is plain."""
+    if type(option).__name__ == "Geometry":
+        return option is EUCLIDEAN
     if type(option).__name__.lower() not in names:
         return False
     parts = [getattr(option, name) for name in option.__dataclass_fields__]
@@ -78,19 +96,48 @@ def _constant(option: Any, names: tuple[str, ...]) -> bool:
 _inside_transform = torch.compiler.assume_constant_result(inside_transform)
 
 
-def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), **options: Any) -> Solution:
-    """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses.
+def read(entry: str, *args: Any, **options: Any) -> Solution:
+    """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses."""
+    if entry == "linear_solve":
+        return _read_linear(entry, *args, **options)
+    return _read(entry, options, options.get("batch_ndim", 0), *args, **options)
 
-    Dynamo takes the shapes of what an operator returns from its function. So the function returns first what the solve will, in
+
+def _read_linear(entry: str, A: Any, b: Tensor, **options: Any) -> Solution:
+    """A z − b as a function of z. It uses b first, and then A, if that has entries: so they are its first two tensors."""
+    symmetric, positive_definite = False, False
+    if isinstance(A, LinearOperator):
+        symmetric, positive_definite = A.symmetric, A.positive_definite
+        A = A.A if isinstance(A, Dense) else A.apply
+    dense = isinstance(A, Tensor)
+
+    def residual(z: Tensor) -> Tensor:
+        minus = -b
+        return ((A @ z.unsqueeze(-1)).squeeze(-1) if dense else A(z)) + minus
+
+    batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-1]) if dense else b.shape[:-1]
+    known = {"dense": dense, "symmetric": symmetric, "positive_definite": positive_definite}
+    return _read(entry, {**options, **known}, len(batch), residual, b.new_zeros((*batch, b.shape[-1])))
+
+
+def _read(
+    entry: str,
+    options: dict[str, Any],
+    batch_ndim: int,
+    fn: Callable[..., Any],
+    z0: Any,
+    args: Sequence[Any] = (),
+    has_aux: bool = False,
+    **_: Any,
+) -> Solution:
+    """Dynamo takes the shapes of what an operator returns from its function. So the function returns first what the solve will, in
     shape, and then what it is there for.
     """
     from torchimplicit.graph.operator import solve_operator  # which an older torch has no base class for
 
     leaves, tree = pytree.tree_flatten(z0)
     leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
-    batch_ndim = options.get("batch_ndim", 0)
     like_z = entry in LIKE_Z
-    has_aux = options.get("has_aux", False)
 
     def function(*leaves: Tensor) -> Any:
         """What the operator returns, in shape, and what the function does."""
@@ -130,6 +177,22 @@ def read(entry: str, fn: Callable[..., Any], z0: Any, args: Sequence[Any] = (), 
         Record(entry),
     )
     return Solution(z, info)
+
+
+def answer(solver: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What a black box gives, as Dynamo reads it: one operator, of the solver and all tensors that it uses."""
+    from torchimplicit.graph.operator import black_box_operator
+
+    leaves, tree = pytree.tree_flatten(args)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def solve(*tensors: Tensor) -> Any:
+        full = list(leaves)
+        for i, tensor in zip(places, tensors, strict=True):
+            full[i] = tensor
+        return solver(*pytree.tree_unflatten(full, tree))
+
+    return black_box_operator(solve, *[leaves[i] for i in places])
 
 
 def described(option: Any) -> Any:
@@ -183,9 +246,8 @@ def solve_plainly(function: Callable[..., Any], leaves: Sequence[Tensor], spec: 
 
 
 def _entry(spec: dict[str, Any]) -> Callable[..., Solution]:
-    import torchimplicit
-
-    entry: Callable[..., Solution] = getattr(torchimplicit, spec["entry"])
+    module, name = ENTRIES[spec["entry"]]
+    entry: Callable[..., Solution] = getattr(import_module(f"torchimplicit.problems.{module}"), name)
     return entry
 
 

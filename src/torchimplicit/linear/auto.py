@@ -19,7 +19,7 @@ from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import Diagonal, LinearOperator
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.vectors import fit
-from torchimplicit.transforms import finished, inside_functorch
+from torchimplicit.transforms import finished, inside_functorch, tracing
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Auto:
     4. Systems that 3 did not solve: LU if n <= fallback_limit, else BiCGStab. Solved systems keep their solution.
 
     Inside a function transform nothing may depend on success, so the second choices of 2 and 4 are always computed
-    there, and used only where they are needed.
+    there, and used only where they are needed. In a graph there is no 4.
 
     Attributes:
         dense_limit: largest n for which a matrix-free operator is made dense (n products) without trying it first.
@@ -105,7 +105,7 @@ class AutoState:
         """
         state = self.iterative or self._refined(self.direct)
         first = state.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
-        if self.direct is not None or finished(first.converged):
+        if self.direct is not None or tracing() or finished(first.converged):
             return first
         second = self._fallback().iterate(b, adjoint, rtol=rtol, atol=atol, max_steps=max_steps)
         return better_of(first, second)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -106,9 +106,10 @@ class IterativeSolver(ABC):
         geometry: inner product and norm.
     """
 
+    cycles_in_graph: ClassVar[int | None] = None  # so few that they are written out; else a loop
     preconditioner: Any = None
     max_steps: int | None = None
-    geometry: Geometry = field(default=EUCLIDEAN, repr=False)
+    geometry: Geometry = field(default_factory=lambda: EUCLIDEAN, repr=False)
 
     @property
     def norm(self) -> Callable[[Tensor], Tensor]:
@@ -277,7 +278,12 @@ class IterativeState:
             after = x + d, r_new, self._size(r_new), taken, broken
             return _better(carried[0], after, tol), used + length
 
-        return repeat(going, step, (state, state[3].new_zeros(())), operands)[0]
+        carried = state, state[3].new_zeros(())
+        if self.solver.cycles_in_graph is None:
+            return repeat(going, step, carried, operands)[0]
+        for _ in range(self.solver.cycles_in_graph):
+            carried = step(carried)
+        return carried[0]
 
     def _result(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,8 +192,22 @@ class Dense(LinearOperator):
     def to_dense(self) -> Tensor:
         return self.A
 
+    @property
+    def operands(self) -> Operands:
+        return _Entries(self)
+
     def _adjoint(self) -> LinearOperator:
         return Dense(self.A.mH)
+
+
+class _Entries(Operands):
+    def __init__(self, operator: Dense) -> None:
+        super().__init__((operator.A,))
+        self.operator = operator
+
+    def _name(self, names: Sequence[Any]) -> None:
+        super()._name(names)
+        (self.operator.A,) = self.tensors
 
 
 class Diagonal(LinearOperator):
@@ -262,7 +277,7 @@ class MatrixFree(LinearOperator):
         super().__init__(
             (*batch_shape, n, n),
             dtype or torch.get_default_dtype(),
-            torch.device(device) if device is not None else torch.get_default_device(),
+            torch.device(device) if device is not None else torch.empty(0).device,
             symmetric=symmetric,
             positive_definite=positive_definite,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class Richardson(IterativeSolver):
     With the factors of A, or of a matrix near A, as the preconditioner M, this is iterative refinement.
     Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), chapter 12.
     """
+
+    cycles_in_graph: ClassVar[int | None] = 2  # a solution by factors, and its refinement
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         return Cycle(M(r), active.long(), torch.zeros_like(active), 1)

@@ -16,13 +16,16 @@ from torchimplicit.autocast import Autocast
 from torchimplicit.capture import Arguments
 from torchimplicit.condition import Vmap
 from torchimplicit.entry import entry_point
+from torchimplicit.graph.explicit import Explicit
+from torchimplicit.graph.problem import TracedProblem
+from torchimplicit.graph.region import answer
 from torchimplicit.linear import LU
 from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.answer import judged, tolerance_of_answers
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
 from torchimplicit.recording import being_captured, paused
-from torchimplicit.solution import Record
+from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
@@ -30,7 +33,7 @@ from torchimplicit.solvers.search import Inside
 from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import inside_transform, outside_transforms
+from torchimplicit.transforms import inside_transform, outside_transforms, tracing
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
 
@@ -39,7 +42,7 @@ NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the defau
 class BlackBox:
     """A solver that is asked for its answer, and nothing else; the condition tells whether to believe it."""
 
-    solve: Callable[..., Any]
+    solve: Callable[..., Any] | None
     args: Arguments
     layout: Layout
     vmap: str
@@ -55,6 +58,7 @@ class BlackBox:
                 'a black-box solver cannot be vmapped: it was called under torch.vmap. Pass vmap="sequential" to '
                 "torchimplicit.implicit to call it once per sample, or write a solver that takes batches and use batch_ndim."
             )
+        assert self.solve is not None
         rows = [
             self.layout.flatten(self.solve(*self.args.rebuilt(one))) for one in samples(inside.tensors, inside.vmaps)
         ]
@@ -134,40 +138,71 @@ def implicit(
     check_adjoint(adjoint)
     check_policy(on_failure)
 
+    options: dict[str, Any] = {
+        "vmap": vmap,
+        "batch_ndim": batch_ndim,
+        "adjoint": adjoint,
+        "rtol": rtol,
+        "atol": atol,
+        "on_failure": on_failure,
+    }
+
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(solve):
             raise TypeError(f"the solver must be a function of (*args); got {describe(solve)}.")
 
-        @entry_point
         @wraps(solve)
         def solved(*args: Any, **kwargs: Any) -> Any:
+            @wraps(solve)
             def box(*args: Any) -> Any:
                 return solve(*args, **kwargs)
 
+            if tracing():  # what can be read of the solver is in the graph too
+                with torch.no_grad():
+                    start = answer(box, detached(args)) if torch.compiler.is_dynamo_compiling() else box(*detached(args))
+                return _implicit(condition, start, args, **options).value
             inside = inside_transform() or being_captured()
             with torch.no_grad(), paused(), outside_transforms():
                 start = detached(box(*(_sample(args) if inside else detached(args))))
-            layout = Layout.of(start, batch_ndim, name=f"the result of {getattr(solve, '__name__', 'the solver')}")
-            tolerance = tolerance_of_answers(rtol, atol, layout.tolerance_dtype)
-            problem = Problem(
-                Answer(),
-                condition,
-                args,
-                layout,
-                lambda layout, _: same_as_z(layout, "condition"),
-                BlackBox(box, Arguments.of(args), layout, vmap, tolerance),
-                tolerance,
-                0,
-                on_failure,
-                False,
-                Record(Answer.name),
-                Autocast.now(layout.device.type),
-            )
-            return (adjoint or Implicit()).run(problem, layout.flatten(start)).value
+            return _implicit(condition, start, args, box=box, **options).value
 
         return solved
 
     return decorate
+
+
+@entry_point
+def _implicit(
+    condition: Callable[..., Any],
+    z: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    box: Callable[..., Any] | None = None,
+    vmap: str,
+    batch_ndim: int,
+    adjoint: Adjoint | None,
+    rtol: float | None,
+    atol: float | None,
+    on_failure: OnFailure,
+) -> Solution:
+    """The answer z with its derivative. ``box`` : the solver, which is asked again inside transforms."""
+    layout = Layout.of(z, batch_ndim, name=f"the result of {getattr(box, '__name__', 'the solver')}")
+    tolerance = tolerance_of_answers(rtol, atol, layout.tolerance_dtype)
+    problem = (TracedProblem if isinstance(condition, Explicit) else Problem)(
+        Answer(),
+        condition,  # type: ignore[arg-type]
+        args,
+        layout,
+        lambda layout, _: same_as_z(layout, "condition"),
+        BlackBox(box, Arguments.of(args), layout, vmap, tolerance),
+        tolerance,
+        0,
+        on_failure,
+        False,
+        Record(Answer.name),
+        Autocast.now(layout.device.type),
+    )
+    return (adjoint or Implicit()).run(problem, layout.flatten(z))
 
 
 class Answer(Root):

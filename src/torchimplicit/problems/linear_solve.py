@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.autocast import Autocast
 from torchimplicit.condition import Kind
 from torchimplicit.entry import entry_point
-from torchimplicit.linear import Auto, LinearOperator, LinearResult, Richardson, as_operator
+from torchimplicit.graph.explicit import Explicit
+from torchimplicit.graph.problem import TracedProblem
+from torchimplicit.linear import Auto, Dense, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, error_of
 from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.solution import Record, Solution
+from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.loop import Found
@@ -27,6 +30,7 @@ from torchimplicit.state import HALF, Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, Status, check_policy, linear_status
 from torchimplicit.stopping import check_steps
 from torchimplicit.tolerance import Tolerance
+from torchimplicit.transforms import tracing
 
 
 class Linear(Kind):
@@ -44,7 +48,7 @@ class LinearSearch:
     """A linear solver applied to A itself, or, inside a transform, to the Jacobian of A z − b."""
 
     solver: Any
-    operator: LinearOperator
+    operator: LinearOperator | None
     b: Tensor
     layout: Layout
     tolerance: Tolerance
@@ -52,17 +56,16 @@ class LinearSearch:
     factors: Factors | None = field(default=None, init=False)
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
-        if inside is not None:
+        if inside is not None or self.operator is None:
             jacobian = equations.jacobian(z0)
             found = self._found(jacobian, -jacobian.value, lambda z: z)[0]
         else:
             found = self.recorded(equations, z0, stopping, checkpoint=False)
-        if not self.operator.explicit:
-            self._check_linear(equations, found)
-        return found
+        return found if self.operator is not None and self.operator.explicit else self._check_linear(equations, found)
 
-    def _check_linear(self, equations: Equations, found: Found) -> None:
-        """Raise ValueError where a solution z of the linear system has A(z) ≠ b, or A(2 z) ≠ 2 b: the callable A is not linear."""
+    def _check_linear(self, equations: Equations, found: Found) -> Found:
+        """Raise ValueError where a solution z of the linear system has A(z) ≠ b, or A(2 z) ≠ 2 b: the callable A is not linear. In a
+        graph, which cannot raise, such a system has stagnated."""
         once = equations.residual(found.z)
         start = equations.residual(torch.zeros_like(found.z))
         twice = equations.residual(2 * found.z) + start
@@ -70,14 +73,18 @@ class LinearSearch:
         residual = torch.linalg.vector_norm(torch.stack([once, twice / 2]), dim=-1).amax(0)
         rounding = torch.finfo(residual.dtype).eps ** 0.5 * (1 + bound)
         wrong = (found.status == Status.CONVERGED) & (residual > 2 * bound + rounding)
+        if tracing():
+            return replace(found, status=torch.where(wrong, Status.STAGNATED, found.status))
         if bool(wrong.any()):
             raise ValueError(
                 "the callable A is not linear in z: A(z) differs from b at the solution of the system that its products "
                 f"define (by {float(residual[wrong].max()):.3g}). Leave constants out of A (subtract A(0) from b); for a "
                 "nonlinear equation use root."
             )
+        return found
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        assert self.operator is not None
         found, products = self._found(self.operator, self.b, self.layout.flatten)
         equations.products += products
         return found
@@ -198,19 +205,61 @@ def linear_solve(
         )
     batch_shape = torch.broadcast_shapes(operator.batch_shape, b.shape[:-1])
     fn, args = _function(A, operator)
+    b_full = b.expand(*batch_shape, b.shape[-1])
+    kind = Linear(operator.symmetric)
+    return _solve(kind, fn, (*args, b), operator, b_full, solver, adjoint, rtol, atol, max_steps, on_failure)
+
+
+def linear_system(
+    residual: Callable[..., Tensor],
+    z0: Tensor,
+    args: tuple[Any, ...] = (),
+    *,
+    dense: bool,
+    symmetric: bool,
+    positive_definite: bool,
+    solver: Any = None,
+    adjoint: Adjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    """The same as a graph has it: z, like z0, with A z − b = 0, the residual. ``dense`` : b and the entries of A are the first args."""
+    operator, b = None, torch.zeros_like(z0)
+    solver = solver or Auto(dense_limit=DENSE_LIMIT)  # for there it has no second choice
+    if isinstance(residual, Explicit) and dense:
+        b, A = args[0].expand(z0.shape), args[1]
+        operator = Dense(_spread(A, b), symmetric, positive_definite)
+    kind = Linear(symmetric or positive_definite)
+    return _solve(kind, residual, args, operator, b, solver, adjoint, rtol, atol, max_steps, on_failure)
+
+
+def _solve(
+    kind: Linear,
+    fn: Callable[..., Tensor],
+    args: tuple[Any, ...],
+    operator: LinearOperator | None,
+    b: Tensor,
+    solver: Any,
+    adjoint: Adjoint | None,
+    rtol: float | None,
+    atol: float | None,
+    max_steps: int | None,
+    on_failure: OnFailure,
+) -> Solution:
+    """For b (..., n) with the batch dimensions of the solution; ``fn`` is A z − b. Without an operator A is its Jacobian."""
     if adjoint is None:
         adjoint = Implicit(linear_solver=solver if isinstance(solver, IterativeSolver) else None)
-    b_full = b.expand(*batch_shape, b.shape[-1])
-    layout = Layout.of(b_full, len(batch_shape), name="b")
+    layout = Layout.of(b, b.ndim - 1, name="b")
     tolerance = Tolerance.of(rtol, 0.0 if atol is None else atol, layout.real_dtype)
-    search = LinearSearch(solver or Auto(), operator, b_full, layout, tolerance, max_steps)
-    problem = Problem(
-        Linear(operator.symmetric),
-        fn,
-        (*args, b),
+    problem = (TracedProblem if isinstance(fn, Explicit) else Problem)(
+        kind,
+        fn,  # type: ignore[arg-type]
+        args,
         layout,
         lambda layout, _: same_as_z(layout, "A"),
-        search,
+        LinearSearch(solver or Auto(), operator, b, layout, tolerance, max_steps),
         tolerance,
         0,
         on_failure,
