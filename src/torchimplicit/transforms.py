@@ -20,7 +20,7 @@ def tracing() -> bool:
 
 def values_hidden() -> bool:
     """True where no value may steer Python: inside a ``torch.func`` transform, and while a graph is made."""
-    return inside_functorch() or tracing()
+    return tracing() or inside_functorch()
 
 
 def inside_functorch() -> bool:

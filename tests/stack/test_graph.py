@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import fsolve
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -66,11 +67,23 @@ def minima(x: Tensor, **options: Any) -> Any:
     return ti.minimize(phi, torch.zeros(2, 2, dtype=D), batch_ndim=1, **options)
 
 
+def bounded(x: Tensor, **options: Any) -> Any:
+    phi = lambda z: ((z - x) ** 2).sum() + (z**4).sum() / 10 + z.prod() / 3  # noqa: E731
+    return ti.minimize(phi, torch.zeros(2, dtype=D), bounds=(-2.0, x - 0.5), **options)
+
+
+def bounded_fit(x: Tensor, **options: Any) -> Any:
+    r = lambda z: z[0] * torch.exp(-z[1] * T) - x[0] * torch.exp(-x[1] * T)  # noqa: E731
+    return ti.least_squares(r, torch.ones(2, dtype=D), bounds=(None, 1.2), **options)
+
+
 MATRIX = {
     root: (None, "newton", "chord", "broyden", "newton_krylov", "dogleg", "anderson", "picard"),
     numbers: (None, "chandrupatla", "bisection", "itp"),
     fixed_point: (None, "newton", "broyden", "picard"),
-    minimum: (None, "bfgs", "lbfgs"),
+    minimum: (None, "bfgs", "lbfgs", "newton_cg"),
+    bounded: (None,),
+    bounded_fit: (None,),
     minima: (None,),
     fit: (None, "gauss_newton", "levenberg_marquardt"),
 }
@@ -152,11 +165,127 @@ def test_the_function_may_be_given_by_name() -> None:
 
 def test_what_cannot_be_exported_is_refused_by_name() -> None:
     class Model(nn.Module):
-        def forward(self, A: Tensor) -> Any:
-            return ti.linear_solve(A, torch.ones(3))[0]
+        def forward(self, x: Tensor) -> Any:
+            return root(x, solver="pseudo_transient")[0]
 
-    with pytest.raises(RuntimeError, match="linear_solve cannot be exported"):
-        torch.export.export(Model(), (torch.eye(3),), strict=False)
+    with pytest.raises(RuntimeError, match="root cannot be exported: solver='pseudo_transient'"):
+        torch.export.export(Model(), (torch.ones(2, dtype=D),), strict=False)
+
+
+class Solves(nn.Module):
+    """A model in which derivatives are part of the forward."""
+
+    def __init__(self, solve: Model) -> None:
+        super().__init__()
+        self.solve = solve
+
+    def forward(self, x: Tensor) -> Any:
+        return self.solve(x)[0]
+
+
+def cube(x: Tensor) -> Tensor:
+    z = torch.zeros_like(x)
+    for _ in range(40):
+        z = z - (z**3 + z - x) / (3 * z**2 + 1)
+    return z
+
+
+def answer(x: Tensor) -> Any:
+    return ti.implicit(lambda z, x: z**3 + z - x, batch_ndim=1)(cube)(x), None
+
+
+def system(x: Tensor) -> Any:
+    return ti.linear_solve(A + torch.diag_embed(x), x)
+
+
+def product(x: Tensor) -> Any:
+    return ti.linear_solve(lambda z: A @ z + x * z, x)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("solve", [numbers, system, product, answer, bounded])
+def test_what_takes_derivatives_is_exported(solve: Model, strict: bool) -> None:
+    model, x = Solves(solve), torch.tensor([0.7, 1.3], dtype=D)
+    program = torch.export.export(model, (x,), strict=strict)
+    for inputs in (x, 2 * x):
+        torch.testing.assert_close(program.module()(inputs), model(inputs), rtol=1e-7, atol=1e-9)
+
+
+def value_and_gradient(model: Model, *inputs: Tensor) -> tuple[Tensor, ...]:
+    inputs = tuple(x.clone().requires_grad_() for x in inputs)
+    z = model(*inputs)
+    weights = torch.arange(1, z.numel() + 1, dtype=D).reshape(z.shape)
+    return (z.detach(), *torch.autograd.grad((z * weights).abs().sum(), inputs))
+
+
+torch.manual_seed(0)
+MATRIX_5 = torch.randn(5, 5, dtype=D) + 4 * torch.eye(5, dtype=D)
+LINEAR: dict[str, tuple[Model, Tensor, Tensor]] = {
+    "entries": (lambda A, b: ti.linear_solve(A, b)[0], MATRIX_5, torch.randn(5, dtype=D)),
+    "right-hand sides": (lambda A, b: ti.linear_solve(A, b)[0], MATRIX_5, torch.randn(3, 5, dtype=D)),
+    "matrices": (lambda A, b: ti.linear_solve(A, b)[0], torch.stack([MATRIX_5, 2 * MATRIX_5]), torch.randn(5, dtype=D)),
+    "products": (lambda A, b: ti.linear_solve(lambda z: A @ z, b)[0], MATRIX_5, torch.randn(5, dtype=D)),
+    "by name": (lambda A, b: ti.linear_solve(A=A, b=b, solver=ti.linear.QR())[0], MATRIX_5, torch.randn(5, dtype=D)),
+    "definite": (
+        lambda A, b: ti.linear_solve(ti.linear.Dense(A @ A.mT, positive_definite=True), b)[0],
+        *(MATRIX_5, torch.randn(5, dtype=D)),
+    ),
+    "complex": (
+        lambda A, b: ti.linear_solve(A + 1j * torch.eye(5, dtype=D), b + 0j)[0],
+        *(MATRIX_5, torch.randn(5, dtype=D)),
+    ),
+    "larger than what is made dense": (
+        lambda A, b: ti.linear_solve(A, b)[0],
+        *(torch.randn(300, 300, dtype=D) + 40 * torch.eye(300, dtype=D), torch.randn(300, dtype=D)),
+    ),
+}
+
+
+@pytest.mark.parametrize("which", LINEAR)
+def test_a_linear_system_is_solved_in_a_graph(which: str) -> None:
+    model, *inputs = LINEAR[which]
+    for found, expected in zip(
+        value_and_gradient(compiled(model), *inputs), value_and_gradient(model, *inputs), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_linear_system_without_a_solution_is_reported_in_a_graph() -> None:
+    A, b = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=D), torch.tensor([1.0, 0.0], dtype=D)
+    with pytest.warns(ti.ConvergenceWarning, match="singular"):
+        _, info = compiled(lambda A, b: ti.linear_solve(A, b))(A, b)
+    assert info.status == ti.Status.SINGULAR
+    with pytest.warns(ti.ConvergenceWarning, match="solution of the linear system was not found"):
+        compiled(lambda b: ti.linear_solve(lambda z: z**3 + z, b)[0])(torch.ones(2, dtype=D))
+
+
+def test_a_sparse_matrix_is_refused_by_name() -> None:
+    A = torch.eye(3, dtype=D).to_sparse_coo()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="sparse"):
+        compiled(lambda b: ti.linear_solve(A, b)[0])(torch.ones(3, dtype=D))
+
+
+def test_a_black_box_that_can_be_read_is_in_the_graph_and_another_breaks_it() -> None:
+    x, seen = torch.tensor([0.7, 1.3], dtype=D), []
+
+    @ti.implicit(lambda z, x: z**3 + z - x, batch_ndim=1)
+    def by_values(x: Tensor) -> Tensor:
+        seen.append([float(number) for number in x.numpy()])
+        return cube(x)
+
+    def scipys(x: Tensor) -> Tensor:
+        solved = fsolve(lambda z: z**3 + z - x.numpy(), x.numpy())
+        return torch.from_numpy(solved)
+
+    expected = value_and_gradient(lambda x: answer(x)[0], x)
+    for found, value in zip(value_and_gradient(compiled(lambda x: answer(x)[0]), x), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    for black_box in (by_values, ti.implicit(lambda z, x: z**3 + z - x, batch_ndim=1)(scipys)):
+        torch._dynamo.reset()
+        model = torch.compile(lambda x, solve=black_box: 2 * solve(x + 0), backend="aot_eager")
+        for found, value in zip(value_and_gradient(model, x), expected, strict=True):
+            torch.testing.assert_close(found, 2 * value, rtol=1e-6, atol=1e-6)
+    assert seen
 
 
 @pytest.mark.slow

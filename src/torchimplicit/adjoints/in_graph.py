@@ -40,6 +40,7 @@ def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]
     b = torch.where(unusable.unsqueeze(-1), 0, b)
     n, named = z.shape[-1], system.settings.solver
     small = isinstance(z.shape[0], int) and z.numel() * n <= ENTRIES
+    how: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     if named is None and system.base.kind.linear and system.inverses:
         how = partial(_by_inverse, system.inverse(rest))
     elif isinstance(named, DirectSolver) or (
@@ -105,9 +106,7 @@ def _by_inverse(
     first = inverse.solve(b, system.transpose)
     rest = b - operator.apply(first, system.transpose)
     w = first + inverse.solve(rest, system.transpose)
-    size, refined = (
-        torch.linalg.vector_norm(v, dim=-1) for v in (rest, b - operator.apply(w, system.transpose))
-    )
+    size, refined = (torch.linalg.vector_norm(v, dim=-1) for v in (rest, b - operator.apply(w, system.transpose)))
     better = refined < size
     w, residual = torch.where(better.unsqueeze(-1), w, first), torch.where(better, refined, size)
     limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)

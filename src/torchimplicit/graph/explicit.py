@@ -125,9 +125,9 @@ _RANDOM = (
 class Explicit:
     """The user's function of z and explicit tensors, as the entry points take it."""
 
-    def __init__(self, call: Call, has_aux: bool, like_z: bool) -> None:
-        self.call, self.has_aux = call, has_aux
-        self.values = call.unknowns if like_z else 1
+    def __init__(self, call: Call, has_aux: bool, like_z: bool, bounded: bool = False) -> None:
+        self.call, self.has_aux, self.bounded = call, has_aux, bounded
+        self.values = (call.unknowns if like_z else 1) + 2 * call.unknowns * bounded
 
     def __call__(self, z: Any, *tensors: Tensor) -> Any:
         return self.of(self.call, z, *tensors)
@@ -137,5 +137,13 @@ class Explicit:
         leaves = [z] if isinstance(z, Tensor) else z
         results = call(*leaves, *tensors)
         values, aux = results[: self.values], tuple(results[self.values :])
-        out = values if self.values > 1 else values[0] if isinstance(z, Tensor) or self.values == 1 else values
+        out: Any = values if len(values) > 1 else values[0]
+        if self.bounded:
+            out = with_bounds(values, len(leaves))
         return (out, aux) if self.has_aux else out
+
+
+def with_bounds(values: Sequence[Any], unknowns: int) -> tuple[Any, Any, Any]:
+    """The value of a function, and its lower and upper bounds, each like z, from all of them in a row."""
+    lower, upper = values[1 : 1 + unknowns], values[1 + unknowns : 1 + 2 * unknowns]
+    return (values[0], *(limit[0] if unknowns == 1 else list(limit) for limit in (lower, upper)))

@@ -98,16 +98,21 @@ def repeat(going: Callable[[State], Tensor], body: Callable[[State], State], sta
 
 
 def settle(
-    body: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...], limit: int, others: Sequence[Tensor]
+    body: Callable[..., tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    limit: int,
+    others: Sequence[Tensor],
+    outer: Operands | None = None,
 ) -> tuple[Tensor, ...]:
-    """``state = body(state, *others)`` until its last tensor is True everywhere, but at most so many times."""
+    """``state = body(state, *others)`` until its last tensor is True everywhere, but at most so many times. ``outer`` : what else the
+    body uses."""
     if not tracing():
         for _ in range(limit):
             state = body(state, *others)
             if finished(state[-1]):
                 break
         return state
-    operands = Operands(others)
+    operands = _apart(others, outer)
 
     def going(carried: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
         return ~carried[0][-1].all() & (carried[1] < limit)
@@ -125,12 +130,17 @@ def where_needed(
     """``compute(*others)`` if some of the rows (B,) need it, and else the default. In a graph a loop of one step or none says "if"."""
     if not tracing():
         return compute(*others) if occurs(rows) else default
-    operands = Operands([tensor.clone() for tensor in others])  # none of which may share memory with another
+    operands = _apart(others)
 
     def step(state: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         return compute(*operands.tensors), torch.zeros_like(state[1])
 
     return repeat(lambda state: state[1], step, (default, rows.any()), operands)[0]
+
+
+def _apart(tensors: Sequence[Tensor], outer: Operands | None = None) -> Operands:
+    """Operands none of which shares memory with another."""
+    return Operands([tensor.clone() for tensor in tensors], outer=outer)
 
 
 def _outline(state: Any) -> Any:

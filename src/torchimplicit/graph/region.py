@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.graph.explicit import FACTS, Call, Explicit
+from torchimplicit.graph.explicit import FACTS, Call, Explicit, with_bounds
 from torchimplicit.graph.private import AVAILABLE, LACKING
 from torchimplicit.linear import Dense, LinearOperator
 from torchimplicit.linear.iteration import EUCLIDEAN
+from torchimplicit.problems.bounds import limits
 from torchimplicit.solution import Record, Solution, SolveInfo
 from torchimplicit.transforms import inside_transform
 
@@ -26,6 +27,7 @@ ENTRIES = {  # and what solves them, of torchimplicit.problems
     "linear_solve": ("linear_solve", "linear_system"),
     "implicit": ("implicit", "_implicit"),
 }
+NO_OPTIONS = ("z0", "args", "batched", "compile")  # of what may be given by name
 LIKE_Z = ("root", "fixed_point", "linear_solve", "implicit")  # whose function returns what z is
 IN_GRAPH = (  # the solvers that can be
     "anderson",
@@ -41,8 +43,10 @@ IN_GRAPH = (  # the solvers that can be
     "lbfgs",
     "levenberg_marquardt",
     "newton",
+    "newton_cg",
     "newton_krylov",
     "picard",
+    "projected_newton",
     "trust_newton",
 )
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
@@ -65,8 +69,6 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return "trace=True keeps a record of steps whose number is not known"
     if options.get("randomness", "error") != "error":
         return 'randomness="frozen" needs the states of the generators'
-    if options.get("bounds") is not None:
-        return "bounds= is not there yet"
     solver, adjoint = options.get("solver"), options.get("adjoint")
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
         return f"adjoint={type(adjoint).__name__}: only Implicit can, with a direct or a Krylov solver"
@@ -137,6 +139,10 @@ def _read(
 
     leaves, tree = pytree.tree_flatten(z0)
     leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
+    bounds: list[Tensor] = []
+    if options.get("bounds") is not None:
+        lower, upper, leaves = limits(options["bounds"], leaves, tree)
+        bounds, options = [*lower, *upper], {**options, "bounds": True}
     like_z = entry in LIKE_Z
 
     def function(*leaves: Tensor) -> Any:
@@ -152,6 +158,7 @@ def _read(
         if entry == "least_squares":
             values = [value.reshape(*value.shape[:batch_ndim], -1) for value in values]
             values = [torch.cat(values, -1)]
+        values = [*values, *[limit.clone() for limit in bounds]]
         first = leaves[0]
         batch = first.shape[:batch_ndim]
         connected = sum(value.real.sum() for value in values)
@@ -161,7 +168,7 @@ def _read(
         counts = [first.new_zeros((), dtype=torch.int64) for _ in range(2)]
         return (*like, *facts, *counts, *[value.clone() for value in values]), aux
 
-    spec = {name: described(option) for name, option in options.items() if name not in ("batched", "compile")}
+    spec = {name: described(option) for name, option in options.items() if name not in NO_OPTIONS}
     found, aux = solve_operator(function, *leaves, entry=entry, unknowns=len(leaves), options=tuple(spec.items()))
     z = pytree.tree_unflatten(list(found[: len(leaves)]), tree)
     status, steps, residual, error, evaluations, products = found[len(leaves) : len(leaves) + FACTS]
@@ -233,6 +240,9 @@ def solve_plainly(function: Callable[..., Any], leaves: Sequence[Tensor], spec: 
     """What the operator does where its function is no graph."""
     options = {name: _made(value) for name, value in spec["options"]}
     first = spec["unknowns"] + FACTS
+    z0: Any = leaves[0] if len(leaves) == 1 else list(leaves)
+    if options.get("bounds") is not None:
+        options["bounds"] = with_bounds(function(*leaves)[0][first:], len(leaves))[1:]
 
     def fn(z: Any) -> Any:
         results, aux = function(*([z] if isinstance(z, Tensor) else z))
@@ -240,7 +250,6 @@ def solve_plainly(function: Callable[..., Any], leaves: Sequence[Tensor], spec: 
         out = list(values) if spec["entry"] in LIKE_Z and not isinstance(z, Tensor) else values[0]
         return (out, aux) if options.get("has_aux", False) else out
 
-    z0: Any = leaves[0] if len(leaves) == 1 else list(leaves)
     z, info = _entry(spec)(fn, z0, **options)
     return (*pytree.tree_leaves(z), *_facts(info)), info.aux
 
@@ -261,7 +270,7 @@ def solve(call: Call, spec: dict[str, Any]) -> tuple[Any, ...]:
     entry, unknowns = spec["entry"], spec["unknowns"]
     options = {name: _made(value) for name, value in spec["options"]}
     leaves, tensors = call.tensors[:unknowns], call.tensors[unknowns:]
-    fn = Explicit(call, options.get("has_aux", False), entry in LIKE_Z)
+    fn = Explicit(call, options.get("has_aux", False), entry in LIKE_Z, options.get("bounds") is not None)
     z0: Any = leaves[0] if unknowns == 1 else leaves
     z, info = _entry(spec)(fn, z0, tuple(tensors), **options)
     return (*pytree.tree_leaves(z), *_facts(info), *[None] * fn.values, *(info.aux or ()))

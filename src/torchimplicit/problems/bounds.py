@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.condition import Flat, Kind, between
+from torchimplicit.graph.explicit import Explicit
 from torchimplicit.names import name as name_of
 from torchimplicit.state import Layout, describe, same_as_z
-from torchimplicit.transforms import alive, inside_functorch
+from torchimplicit.transforms import alive, values_hidden
 
 Output = Callable[[Layout, str], Callable[[Any], Tensor]]  # what flattens the user's output
 
@@ -97,25 +98,10 @@ def within(
     fn: Callable[..., Any], z0: Any, args: Any, bounds: Any, batched: Any, has_aux: bool
 ) -> tuple[Callable[..., Any], Any, Any, Any]:
     """The function, start, args and ``batched`` of the problem with bounds, which become its first two args."""
-    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
-        raise TypeError(f"bounds must be a pair (lower, upper); got {describe(bounds)}.")
+    if isinstance(fn, Explicit):  # a graph's own returns them
+        return fn, z0, args, batched
     leaves, tree = pytree.tree_flatten(z0)
-    if any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves):
-        raise TypeError("bounds need real unknowns: complex numbers have no order. Bound their parts.")
-    lower = _like(bounds[0], leaves, tree, -torch.inf, "lower")
-    upper = _like(bounds[1], leaves, tree, torch.inf, "upper")
-    with torch.no_grad():
-        possible = [(a <= b) & (a < torch.inf) & (b > -torch.inf) for a, b in zip(lower, upper, strict=True)]
-        if not inside_functorch() and not all(bool(some.all()) for some in possible):
-            raise ValueError(
-                "bounds: a lower bound lies above its upper bound, or is NaN, or no number lies between them. Where an unknown has "
-                "no bound, let the lower one be -inf and the upper one inf, or None."
-            )
-        # Inside a transform no value can raise: such a system ends as NONFINITE.
-        inside = [
-            torch.where(some, leaf.clamp(a, b), torch.nan)
-            for some, leaf, a, b in zip(possible, leaves, lower, upper, strict=True)
-        ]
+    lower, upper, inside = limits(bounds, leaves, tree)
 
     def bounded(z: Any, lower: Any, upper: Any, *args: Any) -> Any:
         out = fn(z, *args)
@@ -125,10 +111,33 @@ def within(
 
     bounded.__qualname__ = name_of(fn)
     every = pytree.tree_unflatten([True] * len(leaves), tree)
-    limits = (pytree.tree_unflatten(lower, tree), pytree.tree_unflatten(upper, tree))
+    both = (pytree.tree_unflatten(lower, tree), pytree.tree_unflatten(upper, tree))
     if isinstance(batched, (tuple, list)):
         batched = (every, every, *batched)
-    return bounded, pytree.tree_unflatten(inside, tree), (*limits, *args), batched
+    return bounded, pytree.tree_unflatten(inside, tree), (*both, *args), batched
+
+
+def limits(bounds: Any, leaves: list[Any], tree: pytree.TreeSpec) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The lower and the upper bounds of all leaves of z, and the start between them."""
+    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise TypeError(f"bounds must be a pair (lower, upper); got {describe(bounds)}.")
+    if any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves):
+        raise TypeError("bounds need real unknowns: complex numbers have no order. Bound their parts.")
+    lower = _like(bounds[0], leaves, tree, -torch.inf, "lower")
+    upper = _like(bounds[1], leaves, tree, torch.inf, "upper")
+    with torch.no_grad():
+        possible = [(a <= b) & (a < torch.inf) & (b > -torch.inf) for a, b in zip(lower, upper, strict=True)]
+        if not values_hidden() and not all(bool(some.all()) for some in possible):
+            raise ValueError(
+                "bounds: a lower bound lies above its upper bound, or is NaN, or no number lies between them. Where an unknown has "
+                "no bound, let the lower one be -inf and the upper one inf, or None."
+            )
+        # Where values are hidden none can raise: such a system ends as NONFINITE.
+        inside = [
+            torch.where(some, leaf.clamp(a, b), torch.nan)
+            for some, leaf, a, b in zip(possible, leaves, lower, upper, strict=True)
+        ]
+    return lower, upper, inside
 
 
 def _like(bound: Any, leaves: list[Any], tree: pytree.TreeSpec, none: float, name: str) -> list[Tensor]:

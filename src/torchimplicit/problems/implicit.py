@@ -159,7 +159,9 @@ def implicit(
 
             if tracing():  # what can be read of the solver is in the graph too
                 with torch.no_grad():
-                    start = answer(box, detached(args)) if torch.compiler.is_dynamo_compiling() else box(*detached(args))
+                    start = (
+                        answer(box, detached(args)) if torch.compiler.is_dynamo_compiling() else box(*detached(args))
+                    )
                 return _implicit(condition, start, args, **options).value
             inside = inside_transform() or being_captured()
             with torch.no_grad(), paused(), outside_transforms():
@@ -190,7 +192,7 @@ def _implicit(
     tolerance = tolerance_of_answers(rtol, atol, layout.tolerance_dtype)
     problem = (TracedProblem if isinstance(condition, Explicit) else Problem)(
         Answer(),
-        condition,  # type: ignore[arg-type]
+        condition,
         args,
         layout,
         lambda layout, _: same_as_z(layout, "condition"),

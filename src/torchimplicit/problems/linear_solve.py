@@ -255,7 +255,7 @@ def _solve(
     tolerance = Tolerance.of(rtol, 0.0 if atol is None else atol, layout.real_dtype)
     problem = (TracedProblem if isinstance(fn, Explicit) else Problem)(
         kind,
-        fn,  # type: ignore[arg-type]
+        fn,
         args,
         layout,
         lambda layout, _: same_as_z(layout, "A"),

@@ -77,7 +77,7 @@ class NewtonCG:
         hessian, memory = state
         value, radius, start, correction, along, slope = memory
         eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
-        s, predicted, radius, flat = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner)
+        s, predicted, radius, flat = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner, hessian.operands)
         trial = z + s
         there = equations.attempt(equations.objective_and_jacobian, trial)
         if there is None:  # it raises there: the whole batch comes nearer

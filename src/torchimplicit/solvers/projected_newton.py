@@ -138,8 +138,12 @@ class ProjectedNewton:
             return _newton(hessian, gradient, held, damping)
         r = torch.where(held, 0, gradient)
         eta = torch.full_like(r[:, 0], LOOSEST)
-        product = lambda p: torch.where(held, 0, hessian.rmatvec(p) + damping.unsqueeze(-1) * p)  # noqa: E731
-        return steihaug(product, r, torch.full_like(eta, torch.inf), eta, z, self.max_inner)[0]
+
+        def product(p: Tensor, held: Tensor, damping: Tensor) -> Tensor:
+            return torch.where(held, 0, hessian.rmatvec(p) + damping.unsqueeze(-1) * p)
+
+        infinite = torch.full_like(eta, torch.inf)
+        return steihaug(product, r, infinite, eta, z, self.max_inner, hessian.operands, (held, damping))[0]
 
     def restart(self, equations: Equations, z: Tensor, memory: Tensor) -> tuple[Tensor, ProjectedState]:
         """The residual and the state at z, with the damping that was reached."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from torchimplicit.graph.loop import Operands, settle
 from torchimplicit.linear.masks import divide
 from torchimplicit.solvers.descent import dot
 from torchimplicit.stopping import rounding
@@ -64,46 +66,62 @@ def judge_all(
 
 
 def steihaug(
-    product: Callable[[Tensor], Tensor], r: Tensor, radius: Tensor, eta: Tensor, z: Tensor, max_steps: int
+    product: Callable[..., Tensor],
+    r: Tensor,
+    radius: Tensor,
+    eta: Tensor,
+    z: Tensor,
+    max_steps: int,
+    operands: Operands,
+    others: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Conjugate gradients on H s = −r from 0, until ‖H s + r‖ ≤ η ‖r‖, to the edge of the trust region at most.
 
     A curvature that is rounding error beside the largest that was met is none: the step goes to the edge along it.
+    ``product(p, *others)`` is H p, by an operator with these ``operands``.
 
     Returns the step s, the decrease of the objective that the parabola predicts for it, the radius it was found for, and whether s
     goes to the edge along a direction without any curvature.
     Source: Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal. 20 (1983).
     """
-    s, Hs, residual = torch.zeros_like(r), torch.zeros_like(r), r
     gamma = dot(r, r)
     target = (eta * gamma.detach().sqrt()).square()
     going = gamma.detach() > 0
     p = torch.where(going.unsqueeze(-1), -r, 0)
-    steepest, flat = torch.zeros_like(gamma.detach()), torch.zeros_like(going)
-    for _ in range(max_steps):
-        if finished(~going):
-            break
-        Hp = product(p)
-        curvature = dot(p, Hp)
-        squared = dot(p, p).detach()
-        steepest = steepest.maximum(divide(curvature.detach().abs(), squared, squared > 0).nan_to_num(0, 0, 0))
-        none = torch.finfo(r.dtype).eps * steepest * squared
-        bends = going & (curvature.detach() > none)
-        flat = flat | (going & ~bends & (curvature.detach() >= -none))
-        needed = going & ~bends & radius.isinf()
-        radius = torch.where(needed, first_radius(radius, z).maximum(2 * dot(s, s).detach().sqrt()), radius)
-        alpha = divide(gamma, curvature, bends)
-        length = torch.linalg.vector_norm((s + alpha.unsqueeze(-1) * p).detach(), dim=-1)
-        leaves = going & (~bends | (length > radius))
-        alpha = torch.where(leaves, _to_the_edge(s, p, radius), alpha)
-        alpha = torch.where(going, alpha, 0).unsqueeze(-1)
-        s, Hs, residual = s + alpha * p, Hs + alpha * Hp, residual + alpha * Hp
-        gamma_new = dot(residual, residual)
-        going = going & ~leaves & (gamma_new.detach() > target)
-        beta = divide(gamma_new, gamma, going)
-        p = torch.where(going.unsqueeze(-1), -residual + beta.unsqueeze(-1) * p, 0)
-        gamma = gamma_new
+    zero, nobody = torch.zeros_like(r), torch.zeros_like(going)
+    state: tuple[Tensor, ...] = (zero, zero, r, gamma, p, torch.zeros_like(gamma.detach()), nobody, radius, ~going)
+    if not finished(~going):
+        step = partial(_conjugate, product)
+        state = settle(step, state, max_steps, (target, z.detach(), *others), operands)
+    s, Hs, *_, flat, radius, _ = state
     return s, (-dot(r, s) - dot(s, Hs) / 2).detach(), radius, flat
+
+
+def _conjugate(
+    product: Callable[..., Tensor], state: tuple[Tensor, ...], target: Tensor, z: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """One step of :func:`steihaug`, for those systems that are not done."""
+    s, Hs, residual, gamma, p, steepest, flat, radius, done = state
+    Hp = product(p, *others)
+    curvature = dot(p, Hp)
+    squared = dot(p, p).detach()
+    steepest = steepest.maximum(divide(curvature.detach().abs(), squared, squared > 0).nan_to_num(0, 0, 0))
+    none = torch.finfo(p.dtype).eps * steepest * squared
+    bends = ~done & (curvature.detach() > none)
+    flat = flat | (~done & ~bends & (curvature.detach() >= -none))
+    needed = ~done & ~bends & radius.isinf()
+    radius = torch.where(needed, first_radius(radius, z).maximum(2 * dot(s, s).detach().sqrt()), radius)
+    alpha = divide(gamma, curvature, bends)
+    length = torch.linalg.vector_norm((s + alpha.unsqueeze(-1) * p).detach(), dim=-1)
+    leaves = ~done & (~bends | (length > radius))
+    alpha = torch.where(leaves, _to_the_edge(s, p, radius), alpha)
+    alpha = torch.where(done, 0, alpha).unsqueeze(-1)
+    s, Hs, residual = s + alpha * p, Hs + alpha * Hp, residual + alpha * Hp
+    gamma_new = dot(residual, residual)
+    done = done | leaves | ~(gamma_new.detach() > target)
+    beta = divide(gamma_new, gamma, ~done)
+    p = torch.where(done.unsqueeze(-1), 0, -residual + beta.unsqueeze(-1) * p)
+    return s, Hs, residual, gamma_new, p, steepest, flat, radius, done
 
 
 def _to_the_edge(s: Tensor, p: Tensor, radius: Tensor) -> Tensor:
