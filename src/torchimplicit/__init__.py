@@ -2,6 +2,7 @@
 
 from torchimplicit import diagnostics, interop, linear, nn, solvers
 from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unrolled
+from torchimplicit.capture.calls import CaptureError
 from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
@@ -10,7 +11,6 @@ from torchimplicit.problems.linear_solve import linear_solve
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.multi_start import multi_start
 from torchimplicit.problems.root import root
-from torchimplicit.recording import CaptureError
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
 

@@ -86,8 +86,8 @@ def app() -> typer.Typer:
         """
         from rich.console import Console
 
+        from torchimplicit.capture.calls import CaptureError
         from torchimplicit.diagnostics import check as run_check
-        from torchimplicit.recording import CaptureError
 
         console = Console(highlight=False, emoji=False)
         errors = Console(highlight=False, emoji=False, markup=False, style="red", stderr=True, soft_wrap=True)

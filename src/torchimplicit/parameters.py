@@ -15,3 +15,9 @@ def check_positive(name: str, number: object) -> None:
     """Raise ValueError unless ``number`` is positive and finite."""
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
         raise ValueError(f"{name} > 0 is needed, a finite number; got {number!r}.")
+
+
+def check_steps(max_steps: int | None) -> None:
+    """Raise ValueError unless ``max_steps`` is None or a number of steps."""
+    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
+        raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")

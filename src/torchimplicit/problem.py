@@ -9,26 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchimplicit.autocast import Autocast, full_precision
-from torchimplicit.capture import Captured, capture
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import values_hidden
+from torchimplicit.capture.autocast import Autocast, full_precision
+from torchimplicit.capture.capture import Captured, capture
+from torchimplicit.capture.hoisting import Hoisted
+from torchimplicit.capture.parametrised import cache_may_lack_graphs
+from torchimplicit.capture.randomness import Frozen
+from torchimplicit.capture.sharding import sharded_modules_refused
 from torchimplicit.condition import Condition, Flat, Kind
-from torchimplicit.hoisting import Hoisted
-from torchimplicit.parametrised import cache_may_lack_graphs
-from torchimplicit.products import Linearisation
-from torchimplicit.randomness import Frozen
-from torchimplicit.recording import version
-from torchimplicit.sharding import sharded_modules_refused
+from torchimplicit.layout import Layout
+from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.search import Inside, Search
+from torchimplicit.loop.solve import Found
+from torchimplicit.private import pytree
+from torchimplicit.private.autograd import changes_a_leaf, version
 from torchimplicit.solution import Facts, Record, Solution
-from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found
-from torchimplicit.solvers.search import Inside, Search
-from torchimplicit.state import Layout
 from torchimplicit.status import OnFailure, Status, report
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import values_hidden
 
 SMALL = 2**10  # entries of z up to which the evaluation that is recorded may serve the backward too
 
@@ -100,7 +100,7 @@ class Problem:
             with self.autocast.restored(), sharded_modules_refused(self.fn):
                 value = self.value(fn(argument, *self.args))
         except RuntimeError as error:
-            if "view of a leaf Variable that requires grad is being used in an in-place" in str(error):
+            if changes_a_leaf(error):
                 raise self._changes_z() from error
             raise
         if versions != [version(leaf) for leaf in leaves]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from torchimplicit.private import functorch, pytree
 from torchimplicit.status import Status
 
 
@@ -115,7 +115,7 @@ class SolveInfo:
 
     def __repr__(self) -> str:
         """One line, however many systems there are."""
-        if torch._C._functorch.is_functorch_wrapped_tensor(self.status):
+        if functorch.wrapped(self.status):
             return f"SolveInfo(inside a transform, status of shape {tuple(self.status.shape)})"
         if not self.status.numel():
             return "SolveInfo(no systems)"

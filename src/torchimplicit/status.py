@@ -12,9 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.iteration import LinearResult
+from torchimplicit.autograd.transforms import occurs
 from torchimplicit.prose import prose
-from torchimplicit.transforms import occurs
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
@@ -57,13 +56,6 @@ class Status(enum.IntEnum):
 def all_converged(status: Tensor) -> bool:
     """Whether every status is CONVERGED, which is the smallest; inside a functorch transform never (:func:`finished`)."""
     return not occurs(status)
-
-
-def linear_status(result: LinearResult) -> Tensor:
-    """How the solution of a linear system ended, per system."""
-    status = torch.where(result.exhausted, Status.MAX_STEPS, Status.STAGNATED)
-    status = torch.where(result.converged, Status.CONVERGED, status)
-    return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
 
 
 def check_policy(on_failure: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.stopping import measured, rms
+from torchimplicit.norms import measured, rms
 
 Norm = Callable[[Tensor], Tensor]
 

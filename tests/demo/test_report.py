@@ -15,8 +15,8 @@ from rich.console import Console
 
 from torchimplicit.demo import claims, figures, tables
 from torchimplicit.demo.instruments import Measured
+from torchimplicit.demo.measurements import Measurements
 from torchimplicit.demo.report import html
-from torchimplicit.demo.run import Measurements
 from torchimplicit.demo.train import Classifier, Digits, Epoch, Trained
 
 

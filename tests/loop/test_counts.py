@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchimplicit as ti
+from torchimplicit.autograd.transforms import FEW
 from torchimplicit.problems.root import Root
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.transforms import FEW
 
 SYNCHRONISATION = "aten._local_scalar_dense.default"  # bool(tensor), tensor.item(): the device has to finish first
 

@@ -111,7 +111,7 @@ def test_independent_systems_that_end_at_different_steps_are_not_asked_again(
     def asked(*_: object) -> Tensor:
         raise AssertionError("an evaluation more")
 
-    monkeypatch.setattr("torchimplicit.solvers.loop.coupled", asked)
+    monkeypatch.setattr("torchimplicit.loop.solve.coupled", asked)
     a = torch.tensor([[0.0], [0.1], [0.3], [1.0]], dtype=D)
     info = ti.root(lambda z: z**3 / 10 + z - a, torch.zeros_like(a), batch_ndim=1, solver=solver).info
     assert info.converged.all()

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
+from torchimplicit.norms import rms
 from torchimplicit.problems.fixed_point import FixedPoint
 from torchimplicit.solvers import Anderson, Equations
-from torchimplicit.stopping import rms
 
 D = torch.float64
 

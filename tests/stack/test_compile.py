@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torchimplicit as ti
-from torchimplicit.graph.private import AVAILABLE
+from torchimplicit.private.dynamo import AVAILABLE
 
 from .layers import N, assert_same, batch, gradients, layer
 

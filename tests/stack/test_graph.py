@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import torchimplicit as ti
-from torchimplicit.graph.private import AVAILABLE
+from torchimplicit.private.dynamo import AVAILABLE
 
 D = torch.float64
 A = torch.tensor([[1.2, 0.3], [-0.2, 0.9]], dtype=D)

@@ -30,6 +30,6 @@ def test_neither_the_import_nor_a_solve_imports_dynamo_or_anything_but_torch(cod
 def test_the_torch_of_the_environment_has_what_a_graph_needs() -> None:
     import torch
 
-    from torchimplicit.graph.private import AVAILABLE
+    from torchimplicit.private.dynamo import AVAILABLE
 
     assert AVAILABLE or torch.__version__ < "2.13", "a private name in graph/private.py has moved"

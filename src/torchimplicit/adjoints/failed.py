@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import occurs
 from torchimplicit.condition import Condition
 from torchimplicit.status import Status
-from torchimplicit.transforms import occurs
 
 
 def replace_failed(z: Tensor, status: Tensor) -> Tensor:

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchimplicit.adjoints.failed import replace_failed, replace_what_failed
-from torchimplicit.autocast import full_precision
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import alive, inside_functorch, values_hidden
+from torchimplicit.capture.autocast import full_precision
 from torchimplicit.condition import Condition
-from torchimplicit.products import Linearisation
+from torchimplicit.private.autograd import apply, forward_mode_on, over_batched_cotangents
 from torchimplicit.solution import Facts
 from torchimplicit.status import all_converged
-from torchimplicit.transforms import alive, inside_functorch, values_hidden
 
 INVERSE = 1 + len(Facts._fields)  # where, among the outputs of the Function, those of the inverse begin
 
@@ -121,7 +122,7 @@ class ImplicitFunction(torch.autograd.Function):
     def jvp(ctx: Any, _system: None, _z0: Tensor | None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
         # Torch calls this with forward mode off, for the levels around this one too, whose tangents would be lost: it is
         # switched on again, for tensors without the tangents of this level.
-        with forward_ad._set_fwd_grad_enabled(True):
+        with forward_mode_on():
             saved = [_primal(tensor) for tensor in alive(ctx.saved_tensors)]
             w = _pushforward(ctx, saved, dx)
         return (w, *(None,) * (INVERSE - 1 + ctx.inverse))
@@ -202,43 +203,11 @@ def in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: S
     return g
 
 
-def over_batched_cotangents(
-    pullback: Callable[[Tensor], tuple[Tensor | None, ...]], v: Tensor
-) -> tuple[Tensor | None, ...]:
-    """``pullback(v)``, also for the cotangents of ``autograd.grad(..., is_grads_batched=True)``.
-
-    Those are batched tensors of another kind than torch.vmap's, for which a Function has no rule; they are exchanged.
-    """
-    if not torch._C._functorch.is_legacy_batchedtensor(v):
-        return pullback(v)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    present: list[int] = []
-    count = 0
-
-    def found(v: Tensor) -> tuple[Tensor, ...]:
-        nonlocal count
-        grads = pullback(v)
-        count = len(grads)
-        present.extend(i for i, grad in enumerate(grads) if grad is not None)
-        return tuple(grad for grad in grads if grad is not None)
-
-    # The condition is the same for all cotangents, and so are random numbers that it draws; that other kind forbids any.
-    vmap_mode: Any = torch._C._parse_dispatch_key("VmapMode")
-    allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(vmap_mode))
-    with allowed:
-        batch = torch.vmap(found, randomness="same")(torch._remove_batch_dim(v, level, 0, 0))
-    grads: list[Tensor | None] = [None] * count
-    for i, grad in zip(present, batch, strict=True):
-        grads[i] = torch._add_batch_dim(grad, 0, level)
-    return tuple(grads)
-
-
 def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Apply the Function: (z*, *facts, *inverse)."""
     output: tuple[Tensor, ...]
     if inside_functorch():
         output = ImplicitFunction.apply(system, z0, *tensors)
-    else:  # what torch's own `apply` comes to here, without reading the signature of `forward` each time
-        output = super(torch.autograd.Function, ImplicitFunction).apply(system, z0, *alive(tensors))
+    else:
+        output = apply(ImplicitFunction, system, z0, *alive(tensors))
     return output

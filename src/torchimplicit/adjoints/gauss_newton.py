@@ -11,12 +11,12 @@ from torch import Tensor
 from torchimplicit.adjoints.failed import replace_failed
 from torchimplicit.adjoints.implicit import Implicit
 from torchimplicit.adjoints.noted import noted
+from torchimplicit.autograd.transforms import inside_functorch, inside_transform, occurs
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Facts, Solution
 from torchimplicit.status import Status, tell
-from torchimplicit.transforms import inside_functorch, inside_transform, occurs
 
 
 @dataclass(frozen=True)

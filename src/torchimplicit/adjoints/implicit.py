@@ -12,16 +12,16 @@ from torch import Tensor
 from torchimplicit.adjoints.function import facts_of, solve_system
 from torchimplicit.adjoints.solving import LinearSettings
 from torchimplicit.adjoints.systems import ConditionSystem, Solved
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import inside_transform
+from torchimplicit.capture.mode import as_one_call, being_captured
 from torchimplicit.condition import Condition
+from torchimplicit.loop.search import Inside
+from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem, detached
-from torchimplicit.products import Linearisation
-from torchimplicit.recording import as_one_call, being_captured
 from torchimplicit.solution import Facts, Solution
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.search import Inside
-from torchimplicit.stopping import check_steps
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import inside_transform
 
 ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
 

@@ -4,35 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.solving import LinearSettings
 from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, each, largest
-from torchimplicit.condition import Kind
+from torchimplicit.condition import Condition, Kind
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
 from torchimplicit.linear import GMRES, LU
 from torchimplicit.linear.factors import DirectSolver
-from torchimplicit.linear.iteration import error_of
+from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.solve import solve
 from torchimplicit.solution import Facts
 from torchimplicit.solvers.anderson import Anderson
-from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import solve
-from torchimplicit.status import Status, linear_status
+from torchimplicit.status import Status
 from torchimplicit.tolerance import Tolerance
-
-if TYPE_CHECKING:
-    from torchimplicit.adjoints.systems import JacobianSystem
 
 DENSE = 256  # largest n up to which that of a root is factorised
 ENTRIES = 2**12  # of all Jacobians of the batch, up to which that of a fixed point is factorised too
 
 
-def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[], Facts]]:
+class System(Protocol):
+    """A w = b with A = ∂g/∂z, or its transpose, g being ``base``; ``inverses`` counts the tensors of the forward's inverse."""
+
+    @property
+    def base(self) -> Condition: ...
+
+    @property
+    def transpose(self) -> bool: ...
+
+    @property
+    def inverses(self) -> int: ...
+
+    @property
+    def settings(self) -> LinearSettings: ...
+
+    def inverse(self, rest: Sequence[Tensor]) -> Any: ...
+
+
+def solve_in_graph(system: System, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[], Facts]]:
     """w with A w = b, and what makes the facts, for the tensors of a ``JacobianSystem``."""
     b, z, forward, *rest = tensors
     of_g = rest[system.inverses :]
@@ -66,7 +82,7 @@ def solve_in_graph(system: JacobianSystem, kind: Kind, tensors: Sequence[Tensor]
 
 
 def _by_factors(
-    system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+    system: System, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By the factors of the Jacobian at z itself."""
 
@@ -99,7 +115,7 @@ def _by_factors(
 
 
 def _by_inverse(
-    inverse: Any, system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+    inverse: Any, system: System, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By the factors that a linear forward solve has left, refined once."""
     operator = Jacobian(lambda z: system.base(z, *tensors), z, symmetric=system.base.kind.symmetric)
@@ -116,7 +132,7 @@ def _by_inverse(
 
 
 def _by_products(
-    system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+    system: System, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By a Krylov method."""
     settings = system.settings
@@ -129,7 +145,7 @@ def _by_products(
 
 
 def _by_steps(
-    system: JacobianSystem, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+    system: System, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By accelerated plain steps, for A is the identity less a contraction."""
     operands = Operands((b, z, *tensors), system.base.call)

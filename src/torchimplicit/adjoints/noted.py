@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import alive
+from torchimplicit.private.autograd import is_batched_cotangent
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Facts, Record
 from torchimplicit.status import Status
-from torchimplicit.transforms import alive
 
 Told = Callable[..., Facts]  # from the gradient v (B, n) and tensors with the systems in their first dimension
 
@@ -57,7 +58,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         tensors = alive(ctx.saved_tensors)
-        if not torch._C._functorch.is_legacy_batchedtensor(v):  # for those of is_grads_batched a Function has no rule
+        if not is_batched_cotangent(v):  # for those of is_grads_batched a Function has no rule
             v = _Note.apply(v, ctx.note, *tensors)
         return v, None, *(None,) * len(tensors)
 

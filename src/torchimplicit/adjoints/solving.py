@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, LinearSolution, Look, look
+from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
 from torchimplicit.status import OnFailure
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import finished, occurs
 
 REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
 KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away

@@ -16,14 +16,14 @@ from torchimplicit.adjoints.gauge import solve_singular, unseen
 from torchimplicit.adjoints.in_graph import solve_in_graph
 from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings, Tiled
 from torchimplicit.adjoints.well_posed import LinearSolution, Look
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import occurs, tracing
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, LinearResult
-from torchimplicit.linear.iteration import error_of
+from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.products import Linearisation
 from torchimplicit.solution import Facts, Record, SolveInfo
-from torchimplicit.status import Status, linear_status, named, report, tell
-from torchimplicit.transforms import occurs, tracing
+from torchimplicit.status import Status, named, report, tell
 
 Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
 

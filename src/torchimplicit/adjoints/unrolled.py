@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from torchimplicit.autocast import full_precision
+from torchimplicit.autograd.transforms import inside_functorch
+from torchimplicit.capture.autocast import full_precision
+from torchimplicit.loop.course import Stopping
 from torchimplicit.parameters import check_count
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.transforms import inside_functorch
 
 
 @dataclass(frozen=True)

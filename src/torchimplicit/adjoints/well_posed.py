@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.tolerance import ROUNDING, Tolerance
-from torchimplicit.transforms import finished, occurs
 
 DOUBTFUL = 2e-4  # of the error that the tolerance allows: from here on it is worth a look
 HIDDEN = 8  # in units of eps, relative to z: an error that is smaller is worth none

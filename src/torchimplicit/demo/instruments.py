@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from torchimplicit.private import TorchDispatchMode, pytree
+from torchimplicit.private.autograd import storage
 
 
 @contextmanager
@@ -47,10 +48,10 @@ class LiveStorage(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+        for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                storage = leaf.untyped_storage()
-                self.seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())  # an address may be used again
+                kept = leaf.untyped_storage()
+                self.seen[storage(leaf)] = (StorageWeakRef(kept), kept.nbytes())  # an address may be used again
         return out
 
     def bytes(self) -> int:

@@ -12,7 +12,7 @@ from torchimplicit.demo.tables import Table, duration, number, size
 
 if TYPE_CHECKING:
     from torchimplicit.demo.claims import SideBySide
-    from torchimplicit.demo.run import Measurements
+    from torchimplicit.demo.measurements import Measurements
 
 
 def html(m: Measurements) -> str:

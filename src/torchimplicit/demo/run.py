@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,33 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from torchimplicit.demo import claims, layers
 from torchimplicit.demo.instruments import quiet_machine
+from torchimplicit.demo.measurements import Measurements
+from torchimplicit.demo.report import html
+from torchimplicit.demo.tables import all_tables, for_terminal
 from torchimplicit.demo.train import Epoch, Trained, train
 
 STEPS = (5, 10, 20, 50, 100, 200)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """Everything the report shows."""
-
-    trained: Trained
-    solver_steps: list[int]
-    """of every test image"""
-    residuals: dict[str, list[float]]
-    equilibrium: claims.SideBySide
-    newton: claims.SideBySide
-    vanishing: list[claims.LongProduct]
-    exploding: list[claims.LongProduct]
-    two_terms: claims.TwoTerms
-    fold: list[claims.FoldPoint]
-    backward_solvers: list[claims.BackwardSolver]
-    reuse: list[claims.Reuse]
-    root_finders: list[claims.RootFinder]
-    seed: int
-    quick: bool
-    seconds: float
-    machine: str
 
 
 def collect(quick: bool, seed: int, console: Console) -> Measurements:
@@ -116,8 +95,6 @@ def train_with_progress(epochs: int, seed: int, console: Console) -> Trained:
 
 def run(quick: bool, output: Path, seed: int, console: Console) -> Measurements:
     """The whole demo. The report is written to ``output``."""
-    from torchimplicit.demo.report import html
-    from torchimplicit.demo.tables import all_tables, for_terminal
 
     with quiet_machine():
         measurements = collect(quick, seed, console)

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from torchimplicit.demo.claims import BackwardSolver, FoldPoint, LongProduct, Reuse, RootFinder, SideBySide
 
 if TYPE_CHECKING:
-    from torchimplicit.demo.run import Measurements
+    from torchimplicit.demo.measurements import Measurements
 
 
 @dataclass(frozen=True)

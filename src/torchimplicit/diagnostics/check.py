@@ -15,9 +15,9 @@ from torchimplicit.diagnostics.differences import compare, passing_error
 from torchimplicit.diagnostics.posed import FORMS, Posed, flat_real, gradient_of, random_like_z
 from torchimplicit.diagnostics.spectrum import largest_singular_value, smallest_singular_value, spectral_radius
 from torchimplicit.diagnostics.verdict import Check, Kind
+from torchimplicit.layout import Layout
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.problems.pose import check_args
-from torchimplicit.state import Layout
 from torchimplicit.status import Status
 
 LAYERS = (nn.FixedPoint, nn.Root, nn.ArgMin)

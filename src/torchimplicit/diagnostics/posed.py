@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torchimplicit import condition
-from torchimplicit.capture import capture
+from torchimplicit.capture.capture import capture
+from torchimplicit.capture.randomness import frozen
 from torchimplicit.diagnostics.verdict import Kind
+from torchimplicit.layout import Layout, per_system_scalar, per_system_vector, same_as_z
+from torchimplicit.private import pytree
 from torchimplicit.problems.fixed_point import FixedPoint, fixed_point
 from torchimplicit.problems.least_squares import LeastSquares, least_squares
 from torchimplicit.problems.minimize import Minimum, minimize
 from torchimplicit.problems.root import Root, root
-from torchimplicit.randomness import frozen
 from torchimplicit.solution import Solution
-from torchimplicit.state import Layout, per_system_scalar, per_system_vector, same_as_z
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from torchimplicit.autograd.transforms import finished, occurs, tracing
 from torchimplicit.graph.explicit import Call
-from torchimplicit.transforms import finished, occurs, tracing
+from torchimplicit.private import pytree
 
 MEMORY = torch.contiguous_format
 State = TypeVar("State")
@@ -58,7 +58,7 @@ def repeat(going: Callable[[State], Tensor], body: Callable[[State], State], sta
 
     The state is a pytree, whose tensors keep their shapes and dtypes; what else it holds stays the same.
     """
-    from torchimplicit.graph.private import while_loop  # Dynamo takes long to import
+    from torchimplicit.private.dynamo import while_loop  # Dynamo takes long to import
 
     leaves, tree = pytree.tree_flatten(state)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchimplicit.private import TorchDispatchMode
+from torchimplicit.private.operators import argument
 
 
 class random_numbers_refused(TorchDispatchMode):
@@ -27,8 +29,5 @@ class random_numbers_refused(TorchDispatchMode):
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:
     """Attention draws nothing where it drops nothing out."""
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            given = args[place] if place < len(args) else kwargs.get("dropout_p", argument.default_value)
-            return bool(given != 0)
-    return True
+    given = argument(func, "dropout_p", args, kwargs)
+    return bool(given is None or given != 0)

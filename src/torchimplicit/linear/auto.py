@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, inside_functorch, tracing
 from torchimplicit.linear.bicgstab import BiCGStab
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.cholesky import Cholesky
@@ -19,7 +20,6 @@ from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import Diagonal, LinearOperator
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.vectors import fit
-from torchimplicit.transforms import finished, inside_functorch, tracing
 
 
 @dataclass(frozen=True)

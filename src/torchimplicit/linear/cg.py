@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
 from torchimplicit.linear.masks import divide
-from torchimplicit.transforms import finished
 
 
 @dataclass(frozen=True)

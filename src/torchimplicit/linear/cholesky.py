@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.factors import DirectSolver, Factors, inverse_power_of_two
+from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.norms import inverse_power_of_two
 
 
 class CholeskyFactors(Factors):

@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, reaches
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns, unpatterned
-from torchimplicit.transforms import finished, reaches
+from torchimplicit.norms import inverse_power_of_two
 
 
 class Factors(ABC):
@@ -148,10 +149,3 @@ def equilibrate(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     size = d.unsqueeze(-1) * size
     c = inverse_power_of_two(size.amax(-2) if size.shape[-1] else size.sum(-2))
     return d.unsqueeze(-1) * A * c.unsqueeze(-2), d, c
-
-
-def inverse_power_of_two(size: Tensor) -> Tensor:
-    """The power of two that scales `size` into [1, 2); 1 where it is zero or not finite."""
-    usable = size.isfinite() & (size > 0)
-    exponent = torch.log2(torch.where(usable, size, 1)).floor()
-    return torch.exp2(-exponent).clamp(max=torch.finfo(size.dtype).max)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, inside_functorch
 from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
 from torchimplicit.linear.masks import divide
 from torchimplicit.parameters import check_count
-from torchimplicit.transforms import finished, inside_functorch
 
 SMALL = 0.1  # of a vector, left by orthogonalisation: less is not orthogonal any more
 

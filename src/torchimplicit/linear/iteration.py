@@ -14,11 +14,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, inside_functorch, tracing
 from torchimplicit.graph.loop import Operands, repeat
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.vectors import fit
-from torchimplicit.transforms import finished, inside_functorch, tracing
+from torchimplicit.status import Status
 
 Product = Callable[[Tensor], Tensor]
 
@@ -43,6 +44,13 @@ class LinearResult(NamedTuple):
     breakdown: Tensor
     exhausted: Tensor
     products: int
+
+
+def linear_status(result: LinearResult) -> Tensor:
+    """How the solution of a linear system ended, per system."""
+    status = torch.where(result.exhausted, Status.MAX_STEPS, Status.STAGNATED)
+    status = torch.where(result.converged, Status.CONVERGED, status)
+    return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
 
 
 class Preconditioner(Protocol):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.products import Linearisation
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.products import Linearisation
 
 SWEEP_ENTRIES = 2**24  # of the cotangents in one batched sweep: bounds the memory of `to_dense`
 

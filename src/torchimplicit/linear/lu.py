@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import tracing, values_hidden
 from torchimplicit.linear import small_lu, written_out
 from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
-from torchimplicit.transforms import tracing, values_hidden
 
 
 class LUFactors(Factors):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import tracing
 from torchimplicit.linear import written_out
-from torchimplicit.transforms import tracing
 
 
 def mixture(dr: Tensor, r: Tensor, eps: float | None = None) -> Tensor:

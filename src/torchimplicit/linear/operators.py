@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
-from torchimplicit.products import Linearisation
-from torchimplicit.transforms import inside_functorch
 
 SWEEP_ENTRIES = 2**20  # vmap may copy the matrix behind a product for each vector of a sweep: bounds those copies
 

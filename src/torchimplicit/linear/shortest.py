@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import occurs, values_hidden
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import Dense
-from torchimplicit.transforms import occurs, values_hidden
 
 NULL = 8  # in units of √n eps: a singular value that is smaller, beside the largest one, is zero
 NOISE = 10  # and so is a small one that is no larger than so many times what it changes by from one point to the next

@@ -143,10 +143,9 @@ def _(LU: Tensor, pivots: Tensor, b: Tensor, transposed: bool) -> Tensor:
 
 @cache
 def _built(dtype: torch.dtype, n: int) -> Callable[..., Any]:
-    from torch._inductor.async_compile import AsyncCompile
+    from torchimplicit.private.dynamo import built_extension
 
     scalar = _NAMES[dtype]
     source = _SOURCE.format(scalar=scalar, n=n, lanes=BYTES // dtype.itemsize)
     signature = [f"{scalar}*", "int32_t*", f"{scalar}*", *["const int64_t"] * 5]
-    built: Any = AsyncCompile().cpp_pybinding(signature, source)
-    return built.result() if hasattr(built, "result") else built
+    return built_extension(signature, source)

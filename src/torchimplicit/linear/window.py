@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.transforms import inside_functorch, tracing
+from torchimplicit.autograd.transforms import inside_functorch, tracing
 
 Count = int | Tensor  # of steps: a tensor while a graph is made
 

@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from torchimplicit.names import name
+from torchimplicit.autograd.transforms import inside_transform
+from torchimplicit.capture.mode import being_captured
+from torchimplicit.capture.names import name
+from torchimplicit.capture.parametrised import cache_may_lack_graphs
+from torchimplicit.capture.sharding import sharded_modules_refused
+from torchimplicit.layout import describe
 from torchimplicit.nn.rows import couples_rows
-from torchimplicit.parametrised import cache_may_lack_graphs
+from torchimplicit.private import pytree
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
-from torchimplicit.recording import being_captured
-from torchimplicit.sharding import sharded_modules_refused
 from torchimplicit.solution import Solution, SolveInfo
-from torchimplicit.state import describe
-from torchimplicit.transforms import inside_transform
 
 
 class _Layer(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from torchimplicit.autocast import Autocast, full_precision
-from torchimplicit.randomness import differ, generators_kept
+from torchimplicit.capture.autocast import Autocast, full_precision
+from torchimplicit.capture.randomness import differ, generators_kept
+from torchimplicit.private import pytree
 
 
 def couples_rows(module: nn.Module, z: Any, args: tuple[Any, ...]) -> bool:

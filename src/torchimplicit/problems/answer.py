@@ -12,10 +12,10 @@ from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
+from torchimplicit.loop.solve import Found
+from torchimplicit.norms import measured, rms
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found
 from torchimplicit.status import Status
-from torchimplicit.stopping import measured, rms
 from torchimplicit.tolerance import Tolerance
 
 ASSUMED = 1e-4  # relative error that SciPy's minimisers, say, leave at their own defaults

@@ -7,23 +7,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint
-from torchimplicit.entry import entry_point
+from torchimplicit.autograd.transforms import inside_functorch
+from torchimplicit.capture.randomness import Randomness, frozen
+from torchimplicit.compiling.entry import entry_point
+from torchimplicit.layout import Layout, describe
 from torchimplicit.parameters import check_count
+from torchimplicit.private import pytree
 from torchimplicit.problems.branch import follow
 from torchimplicit.problems.curve import Curve
 from torchimplicit.problems.pose import check_adjoint, check_args
 from torchimplicit.problems.root import root
-from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import Layout, describe
 from torchimplicit.status import OnFailure, check_policy, tell
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import inside_functorch
 
 
 class Branch(NamedTuple):

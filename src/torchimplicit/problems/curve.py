@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.layout import Layout, same_as_z
 from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.auto import AutoState
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.solvers.auto import DENSE_LIMIT
-from torchimplicit.state import Layout, same_as_z
 
 CORRECTIONS = 8  # Newton steps after which a step was too long
 # What a step of good length has:

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
+from torchimplicit.capture.randomness import Randomness
+from torchimplicit.compiling.entries import solves
+from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Flat, Kind
-from torchimplicit.entry import entry_point
+from torchimplicit.layout import same_as_z
 from torchimplicit.problems.pose import Callback, pose_and_solve
-from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import same_as_z
 from torchimplicit.status import OnFailure
 
 
@@ -28,6 +29,7 @@ class FixedPoint(Kind):
         return z - f(z)
 
 
+@solves("fixed_point")
 @entry_point
 def fixed_point(
     f: Callable[..., Any],

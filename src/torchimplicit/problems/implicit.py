@@ -9,31 +9,32 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint, Implicit, Unrolled
-from torchimplicit.autocast import Autocast
-from torchimplicit.capture import Arguments
+from torchimplicit.autograd.transforms import inside_transform, outside_transforms, tracing
+from torchimplicit.capture.autocast import Autocast
+from torchimplicit.capture.capture import Arguments
+from torchimplicit.capture.mode import being_captured, paused
+from torchimplicit.compiling.entries import solves
+from torchimplicit.compiling.entry import entry_point
+from torchimplicit.compiling.problem import TracedProblem
+from torchimplicit.compiling.region import answer
 from torchimplicit.condition import Vmap
-from torchimplicit.entry import entry_point
 from torchimplicit.graph.explicit import Explicit
-from torchimplicit.graph.problem import TracedProblem
-from torchimplicit.graph.region import answer
+from torchimplicit.layout import Layout, describe, same_as_z
 from torchimplicit.linear import LU
+from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.search import Inside
+from torchimplicit.loop.solve import Found
+from torchimplicit.private import functorch, pytree
 from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.answer import judged, tolerance_of_answers
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
-from torchimplicit.recording import being_captured, paused
 from torchimplicit.solution import Record, Solution
-from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found
-from torchimplicit.solvers.search import Inside
-from torchimplicit.state import Layout, describe, same_as_z
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import inside_transform, outside_transforms, tracing
 
 NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
 
@@ -173,6 +174,7 @@ def implicit(
     return decorate
 
 
+@solves("implicit")
 @entry_point
 def _implicit(
     condition: Callable[..., Any],
@@ -215,14 +217,13 @@ class Answer(Root):
 
 def _sample(args: tuple[Any, ...]) -> Any:
     """One sample of arguments inside transforms, as plain tensors: what the solver makes of it has z's structure."""
-    functorch = torch._C._functorch
 
     def plain(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if not functorch.is_functorch_wrapped_tensor(leaf):
+        if not functorch.wrapped(leaf):
             return leaf.detach()
-        inner = plain(functorch.get_unwrapped(leaf))  # the wrapper of an outer vmap lies inside
-        return inner.select(functorch.maybe_get_bdim(leaf), 0) if functorch.is_batchedtensor(leaf) else inner
+        inner = plain(functorch.inside(leaf))  # the wrapper of an outer vmap lies inside
+        return inner.select(functorch.batch_dim(leaf), 0) if functorch.batched(leaf) else inner
 
     return pytree.tree_map(plain, args)

@@ -8,16 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.bounds import Bounded, WithLimits, within
+from torchimplicit.capture.randomness import Randomness
+from torchimplicit.compiling.entries import solves
+from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Flat, Kind, defined
-from torchimplicit.entry import entry_point
-from torchimplicit.problems.bounds import Bounded, WithLimits, within
+from torchimplicit.layout import per_system_vector
 from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
-from torchimplicit.products import Linearisation
-from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import per_system_vector
 from torchimplicit.status import OnFailure
 
 
@@ -37,6 +38,7 @@ class LeastSquares(Kind):
         return f(z)
 
 
+@solves("least_squares")
 @entry_point
 def least_squares(
     r: Callable[..., Any],
@@ -68,7 +70,7 @@ def least_squares(
             gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
         args: further arguments, any pytree; what is no tensor passes through.
         bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
-            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
+            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.bounds`.
         loss: ρ, for ½Σ f_scale² ρ(r²/f_scale²) in place of ½‖r‖²: "linear", or "huber", "soft_l1" or "cauchy", which give outliers,
             |r| ≫ f_scale, less weight (the parts of a complex residual each on their own). See
             :mod:`torchimplicit.problems.losses`.

@@ -10,27 +10,28 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint, Implicit
-from torchimplicit.autocast import Autocast
+from torchimplicit.autograd.transforms import tracing
+from torchimplicit.capture.autocast import Autocast
+from torchimplicit.compiling.entries import solves
+from torchimplicit.compiling.entry import entry_point
+from torchimplicit.compiling.problem import TracedProblem
 from torchimplicit.condition import Kind
-from torchimplicit.entry import entry_point
 from torchimplicit.graph.explicit import Explicit
-from torchimplicit.graph.problem import TracedProblem
+from torchimplicit.layout import HALF, Layout, describe, same_as_z
 from torchimplicit.linear import Auto, Dense, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
-from torchimplicit.linear.iteration import IterativeSolver, error_of
+from torchimplicit.linear.iteration import IterativeSolver, error_of, linear_status
+from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.search import Inside
+from torchimplicit.loop.solve import Found
+from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.auto import DENSE_LIMIT
-from torchimplicit.solvers.course import Stopping
 from torchimplicit.solvers.equations import Equations
-from torchimplicit.solvers.loop import Found
-from torchimplicit.solvers.search import Inside
-from torchimplicit.state import HALF, Layout, describe, same_as_z
-from torchimplicit.status import OnFailure, Status, check_policy, linear_status
-from torchimplicit.stopping import check_steps
+from torchimplicit.status import OnFailure, Status, check_policy
 from torchimplicit.tolerance import Tolerance
-from torchimplicit.transforms import tracing
 
 
 class Linear(Kind):
@@ -210,6 +211,7 @@ def linear_solve(
     return _solve(kind, fn, (*args, b), operator, b_full, solver, adjoint, rtol, atol, max_steps, on_failure)
 
 
+@solves("linear_solve")
 def linear_system(
     residual: Callable[..., Tensor],
     z0: Tensor,

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.bounds import Output
+from torchimplicit.layout import Layout
 from torchimplicit.parameters import check_positive
-from torchimplicit.problems.bounds import Output
-from torchimplicit.state import Layout
 
 SMALL = 0.01  # below it, log(1 + s)/s is summed as a series, whose derivatives exist at 0
 

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Adjoint
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.bounds import Bounded, Output, WithLimits, within
+from torchimplicit.capture.randomness import Randomness
+from torchimplicit.compiling.entries import solves
+from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Flat, Kind, defined
-from torchimplicit.entry import entry_point
-from torchimplicit.problems.bounds import Bounded, Output, WithLimits, within
+from torchimplicit.layout import per_system_scalar
 from torchimplicit.problems.pose import Callback, pose_and_solve
-from torchimplicit.products import Linearisation
-from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import per_system_scalar
 from torchimplicit.status import OnFailure
 
 
@@ -42,6 +43,7 @@ class Minimum(Kind):
         return f(z)
 
 
+@solves("minimize")
 @entry_point
 def minimize(
     phi: Callable[..., Any],
@@ -71,7 +73,7 @@ def minimize(
             gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
         args: further arguments, any pytree; what is no tensor passes through.
         bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
-            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.problems.bounds`.
+            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.bounds`.
         solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
             go downhill; "newton", "chord", "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any
             stationary point; "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto"

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchimplicit.entry import entry_point
+from torchimplicit.capture.randomness import Randomness, frozen
+from torchimplicit.compiling.entry import entry_point
+from torchimplicit.layout import Layout, per_system_vector
+from torchimplicit.private import pytree
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.losses import with_loss
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.root import root
-from torchimplicit.randomness import Randomness, frozen
 from torchimplicit.solution import Solution
-from torchimplicit.state import Layout, per_system_vector
 
 
 @entry_point

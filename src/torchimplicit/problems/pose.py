@@ -8,27 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoints import Adjoint, Implicit
-from torchimplicit.autocast import Autocast, full_precision
+from torchimplicit.capture.autocast import Autocast, full_precision
+from torchimplicit.capture.half_precision import half_precision_of, may_be_half
+from torchimplicit.capture.mode import paused
+from torchimplicit.capture.parametrised import cache_may_lack_graphs
+from torchimplicit.capture.randomness import Randomness, frozen
+from torchimplicit.capture.sharding import refuse_sharded_tensors
+from torchimplicit.compiling.problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
-from torchimplicit.graph.problem import TracedProblem
-from torchimplicit.half_precision import half_precision_of, may_be_half
-from torchimplicit.parametrised import cache_may_lack_graphs
+from torchimplicit.layout import HALF, Layout, describe
+from torchimplicit.loop.search import Iterate
+from torchimplicit.loop.solve import Watch
+from torchimplicit.parameters import check_steps
+from torchimplicit.private import pytree
 from torchimplicit.problem import Problem
-from torchimplicit.randomness import Randomness, frozen
-from torchimplicit.recording import paused
-from torchimplicit.sharding import refuse_sharded_tensors
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.solvers.loop import Watch
-from torchimplicit.solvers.search import Iterate
-from torchimplicit.state import HALF, Layout, describe
 from torchimplicit.status import OnFailure, check_policy
-from torchimplicit.stopping import check_steps
 from torchimplicit.tolerance import Tolerance
 
 EXACT = Implicit()

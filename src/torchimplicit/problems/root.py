@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 from torchimplicit.adjoints import Adjoint
+from torchimplicit.capture.randomness import Randomness
+from torchimplicit.compiling.entries import solves
+from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Kind
-from torchimplicit.entry import entry_point
+from torchimplicit.layout import same_as_z
 from torchimplicit.problems.pose import Callback, pose_and_solve
-from torchimplicit.randomness import Randomness
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Solver
-from torchimplicit.state import same_as_z
 from torchimplicit.status import OnFailure
 
 
@@ -29,6 +30,7 @@ NOT_SQUARE = (
 as_many_as_unknowns = partial(same_as_z, hint=NOT_SQUARE)
 
 
+@solves("root")
 @entry_point
 def root(
     g: Callable[..., Any],

@@ -9,11 +9,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, tracing
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
-from torchimplicit.transforms import finished, tracing
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 

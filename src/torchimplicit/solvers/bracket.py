@@ -9,10 +9,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, inside_functorch, occurs, outside_transforms
+from torchimplicit.layout import Layout, describe
+from torchimplicit.private.functorch import level
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.state import Layout, describe
 from torchimplicit.status import Status
-from torchimplicit.transforms import finished, inside_functorch, level, occurs, outside_transforms
 
 End = Tensor | float | None
 Own = tuple[Tensor, ...]  # what a method remembers beside the bracket

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import tracing
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
-from torchimplicit.transforms import tracing
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear import QR
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.triangular import apply
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
-from torchimplicit.transforms import finished
 
 
 class DoglegState(NamedTuple):

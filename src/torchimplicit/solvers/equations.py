@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import alive
+from torchimplicit.capture.calls import CaptureError
+from torchimplicit.capture.randomness import Watched
 from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.products import Linearisation
-from torchimplicit.randomness import Watched
-from torchimplicit.recording import CaptureError
-from torchimplicit.transforms import alive
 
 T = TypeVar("T")
 

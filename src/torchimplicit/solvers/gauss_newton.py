@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
-from torchimplicit.transforms import finished
 
 
 class GaussNewtonState(NamedTuple):

@@ -8,12 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.graph.loop import settle
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
-from torchimplicit.transforms import finished, values_hidden
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
+from torchimplicit.norms import rounding
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.stopping import rounding
-from torchimplicit.transforms import finished
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
 FIRST = (

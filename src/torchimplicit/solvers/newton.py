@@ -14,10 +14,10 @@ from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.shortest import Inverse, invert
 from torchimplicit.linear.vectors import unpatterned
+from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.stopping import rms
 
 
 class NewtonState(NamedTuple):

@@ -8,13 +8,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import judge, nearer, steihaug
-from torchimplicit.stopping import rms
-from torchimplicit.transforms import finished
 
 
 class NewtonCGMemory(NamedTuple):

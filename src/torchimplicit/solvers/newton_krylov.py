@@ -10,10 +10,10 @@ from torch import Tensor
 
 from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
-from torchimplicit.stopping import rms
 
 RUN_OFF = 0.75  # a step whose J s is less than eps to this power of s, beside ‖J‖, is along a gauge, and rounding is all it rests on
 FAR = 10  # times as far as z is large

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.condition import between
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.norms import measured, rounding
 from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import steihaug
-from torchimplicit.stopping import measured, rounding
-from torchimplicit.transforms import finished
 
 SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
 NEGLIGIBLE = 1e-3  # damping, over ‖∇φ‖ / ‖s‖, that is given up

@@ -8,11 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.lu import factor
+from torchimplicit.norms import rms
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.stopping import rms
-from torchimplicit.transforms import finished
 
 
 class PseudoTransientState(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
+from torchimplicit.norms import rounding
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.stopping import rounding
-from torchimplicit.transforms import finished
 
 RANK = 16  # in units of n eps: singular values smaller than that are 0
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, tracing, values_hidden
 from torchimplicit.graph.loop import settle, where_needed
 from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
 from torchimplicit.status import Status
-from torchimplicit.transforms import finished, tracing, values_hidden
 
 ITERATIONS = 60  # at most, for the length of a step
 ACCURACY = 0.1  # of that length

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.graph.loop import Operands, settle
 from torchimplicit.linear.masks import divide
+from torchimplicit.norms import rounding
 from torchimplicit.solvers.descent import dot
-from torchimplicit.stopping import rounding
-from torchimplicit.transforms import finished
 
 FIRST = 10  # radius over the size of z; MINPACK advises 0.1 to 100, and 3 and 10 lead to all minima of Moré, Garbow and Hillstrom
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring

@@ -1,0 +1,61 @@
+"""An entry point as torch.compile sees it: part of the graph where that can be, left alone where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+from torchimplicit.autograd.transforms import tracing
+from torchimplicit.graph.explicit import Explicit
+from torchimplicit.private import dynamo_is_loaded
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def entry_point(fn: F) -> F:
+    """In code that torch.compile reads, one operator of the graph (:mod:`torchimplicit.compiling.region`), or, where that cannot be, a
+    call of the function in plain code. With ``compile=True`` the solution is found by a graph of ours.
+
+    Dynamo, which takes twice as long to import as all else of torch, is imported only where somebody compiles.
+    """
+    plain: Any = None
+    name = fn.__name__.lstrip("_")
+    code = fn.__code__
+    first = code.co_varnames[0] if code.co_argcount else ""  # the user's function, which has many names
+
+    @wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal plain
+        if first in kwargs:
+            args = (kwargs.pop(first), *args)
+        if torch.compiler.is_dynamo_compiling() and args:
+            from torchimplicit.compiling.region import read, refusal
+            from torchimplicit.private.dynamo import AVAILABLE, graph_break
+
+            reason = refusal(name, args[0], **kwargs)
+            if reason is None:
+                return read(name, *args, **kwargs)
+            if AVAILABLE:  # or the break comes by itself, below: an older torch takes no message
+                graph_break(f"torchimplicit.{name} cannot be part of a graph: {reason}")
+        elif tracing() and args and not isinstance(args[0], Explicit):
+            from torchimplicit.compiling.region import read, refusal
+            from torchimplicit.private.dynamo import read_by_dynamo
+
+            reason = refusal(name, args[0], **kwargs)
+            if reason is not None:
+                raise RuntimeError(f"torchimplicit.{name} cannot be exported: {reason}.")
+            return read_by_dynamo(read, name, *args, **kwargs)
+        elif kwargs.get("compile", False) is True:
+            from torchimplicit.compiling.search import search
+
+            kwargs["compile"] = search(call, *args, **{**kwargs, "compile": False}) or False
+        if not dynamo_is_loaded():
+            return fn(*args, **kwargs)
+        if plain is None:
+            plain = torch.compiler.disable(fn)
+        return plain(*args, **kwargs)
+
+    return call  # type: ignore[return-value]

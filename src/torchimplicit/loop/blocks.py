@@ -1,0 +1,38 @@
+"""A large batch solved block by block, each small enough for the processor's cache and done when its own systems are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.solve import Found, solve
+from torchimplicit.solvers.equations import Equations, Solver
+
+ENTRIES = 2**18  # of z, of a block
+
+
+def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
+    """:func:`solve` for the rows of each block in turn. A device other than the processor takes all rows at once."""
+    batch, n = z.shape
+    rows = max(1, ENTRIES // max(1, n)) if z.device.type == "cpu" else batch
+    if batch <= rows:
+        return solve(solver, equations, z, stopping)
+    found: list[Found] = []
+    counted = []
+    for start in range(0, batch, rows):
+        block = slice(start, min(start + rows, batch))
+        part = equations.of_rows(block)
+        own = solver.of_rows(block) if hasattr(solver, "of_rows") else solver
+        found.append(solve(own, part, z[block], stopping))
+        counted.append((part, block.stop - block.start))
+    equations.add(counted, batch)
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in found])
+
+    inverses = zip(*(part.inverse for part in found), strict=True) if all(part.inverse for part in found) else ()
+    inverse = tuple(torch.cat(part) for part in inverses)
+    return Found(
+        whole("z"), whole("status"), whole("steps"), whole("residual"), whole("error"), whole("bound"), inverse
+    )

@@ -1,0 +1,131 @@
+"""How the root of a problem is searched: by a solver in the loop, or in whatever other way a problem has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute_later
+
+from torchimplicit.condition import Vmap
+from torchimplicit.linear.cholesky import CholeskyFactors
+from torchimplicit.loop.blocks import solve_in_blocks
+from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.solve import Advance, Found, Watch, solve
+from torchimplicit.loop.stages import solve_in_stages
+from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.polyalgorithm import Polyalgorithm
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a search is told inside a transform: the tensors of args as they are there, and the vmaps over them."""
+
+    tensors: Sequence[Tensor]
+    vmaps: Sequence[Vmap]
+
+
+class Search(Protocol):
+    """How a root is found: a solver in the loop, a linear solver, or a black box."""
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        """Without autograd. ``inside`` is None in plain code."""
+        ...
+
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        """With autograd, through every step."""
+        ...
+
+    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+        """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
+        ...
+
+    @property
+    def inverse_is_earlier(self) -> bool:
+        """Whether that is of the Jacobian at an iterate before the last, and not at the root itself."""
+        ...
+
+    @property
+    def near_identity(self) -> bool:
+        """Whether the root was found by what works where ∂g/∂z is the identity less a contraction."""
+        ...
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """That inverse: an object with ``solve(b, adjoint)`` and ``suspicious`` (see ``linear.factors.Factors``)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Run a solver step by step (:func:`torchimplicit.loop.solve.solve`)."""
+
+    solver: Solver
+    trace: bool = False
+    watch: Watch | None = None
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        if isinstance(self.solver, Polyalgorithm):
+            return solve_in_stages(self.solver.stages, equations, z0, stopping, self.watch, self.trace)
+        if equations.part is not None and self.watch is None and not self.trace:
+            return solve_in_blocks(self.solver, equations, z0, stopping)
+        return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
+
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+        if not getattr(self.solver, "unrolls", True):
+            raise TypeError(
+                f"the steps of {type(self.solver).__name__} have no derivative that tells how its result moves: Unrolled() "
+                f"cannot differentiate them. Use adjoint=Implicit(), which needs no steps, or another solver."
+            )
+        advance = self._checkpointed(equations) if checkpoint else None
+        stopping = replace(stopping, max_steps=min(stopping.max_steps, self._first.max_steps))
+        return solve(self._first, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)
+
+    @property
+    def _first(self) -> Any:
+        """The solver, or the first of several."""
+        return self.solver.stages[0] if isinstance(self.solver, Polyalgorithm) else self.solver
+
+    @property
+    def inverse_is_earlier(self) -> bool:
+        return getattr(self._first, "inverse_is_earlier", False)
+
+    @property
+    def near_identity(self) -> bool:
+        return getattr(self._first, "near_identity", False)
+
+    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+        return found.inverse
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        # A solver that leaves no inverse behind leaves the factors of the Hessian that was looked at in the end.
+        return getattr(self._first, "from_tensors", CholeskyFactors)(tensors)
+
+    def _checkpointed(self, equations: Equations) -> Advance:
+        """Steps that keep their inputs only. A state that holds a graph is made anew from z and what its solver remembers."""
+        solver = self._first
+
+        def restarted(z: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+            r, state = solver.restart(equations, z, memory)
+            z, r, state = solver.step(equations, z, r, state)
+            return z, r, solver.memory(state)
+
+        def advance(z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+            if hasattr(solver, "restart"):
+                memory = state.content if isinstance(state, _Memory) else solver.memory(state)
+                z, r, memory = recompute_later(restarted, z, memory, use_reentrant=False)
+                return z, r, _Memory(memory)
+            result: tuple[Tensor, Tensor, Any] = recompute_later(
+                solver.step, equations, z, r, state, use_reentrant=False
+            )
+            return result
+
+        return advance
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a solver remembers from one checkpointed step to the next, in place of its state."""
+
+    content: Any

@@ -1,0 +1,346 @@
+"""The one loop around every solver: per-system convergence, best iterate, status, trace, callback, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.autograd.transforms import finished, occurs, tracing, values_hidden
+from torchimplicit.capture.randomness import random_state
+from torchimplicit.graph.loop import StructureChanged, repeat
+from torchimplicit.loop.course import Course, Stopping, where
+from torchimplicit.loop.endings import (
+    DOUBT,
+    at_bounds,
+    coupled,
+    gain,
+    jagged,
+    local_minimum,
+    second_order,
+    singular,
+    stochastic,
+    vanishes,
+)
+from torchimplicit.loop.gathering import Gathering
+from torchimplicit.loop.secant import Secant
+from torchimplicit.norms import measured
+from torchimplicit.solvers.equations import Equations, Estimate, Solver
+from torchimplicit.status import Status, all_converged
+
+STRICTER = 10  # times, at least, where the estimates of a method were too small,
+STRICTEST = 1e12  # and at most, all times together
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the loop ended; per system: status, steps, residual, the estimated error of z and the tolerance it was held against.
+
+    inverse : the tensors of the approximate inverse of ∂g/∂z that the solver leaves behind; of one that has none, those of the
+        second look at a minimum; or none.
+    tried : the methods that ran, where there were several.
+    solved_by : which of them has solved each system; -1 where none.
+    counts : of evaluations and products, where they are not known before the graph runs that is being made.
+    """
+
+    z: Tensor
+    status: Tensor
+    steps: Tensor
+    residual: Tensor
+    error: Tensor
+    bound: Tensor
+    inverse: tuple[Tensor, ...] = ()
+    trace: Tensor | None = None
+    tried: tuple[str, ...] = ()
+    solved_by: Tensor | None = None
+    counts: tuple[Tensor, Tensor] | None = None
+
+
+Watch = Callable[[int, Tensor, Tensor], None]
+Advance = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]]
+
+
+def solve(
+    solver: Solver,
+    equations: Equations,
+    z: Tensor,
+    stopping: Stopping,
+    *,
+    watch: Watch | None = None,
+    keep_trace: bool = False,
+    advance: Advance | None = None,
+    allowed: Tensor | None = None,
+    began: tuple[Tensor, Tensor] | None = None,
+) -> Found:
+    """Run ``solver`` from z, (B, n), until every system has a status.
+
+    What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on.
+    Inside a transform, where no value may decide what runs, ``max_steps`` masked steps run.
+    ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
+    allowed none is left alone, and counts as converged. ``began`` : z, and the residual, where a solve began that this one continues.
+    """
+    if hasattr(solver, "starting_point"):
+        z = solver.starting_point(z)
+    if tracing():
+        return _in_graph(solver, equations, z, stopping, allowed)
+    z0 = z
+    gathering = Gathering(solver, equations, z)
+    step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
+    noise = random_state(z.device)
+    r, state = solver.init(equations, z)
+    if began is None and equations.kind.minimised:
+        began = z.detach(), r.detach()
+    estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
+    merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
+    verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
+    lowest = None if merit is None else merit(state)
+    doubts: dict[str, Callable[..., Tensor]] = {}
+    if not equations.kind.minimised:
+        doubts["jagged"] = lambda z: jagged(gathering.equations, z)
+    if not (equations.kind.minimised or equations.kind.near_identity):
+        doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
+    with torch.no_grad():
+        course = Course.at(
+            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None, doubts
+        )
+    trace = [course.norm] if keep_trace else []
+    if watch is not None:
+        watch(0, z, course.norm)
+    if stopping.exactly is not None:
+        return _exactly(step, equations, course, estimate, state, trace, watch)
+
+    inverse_of: Callable[[Any], tuple[Tensor, ...]] = getattr(solver, "inverse", _no_inverse)
+    if advance is not None:  # its states are not the solver's
+        inverse_of = _no_inverse
+    attempt: Any = equations.attempt if stopping.forgiving else _taken
+    taken = 0
+    _end_noisy(course, equations.noisy, taken)
+    while taken < stopping.max_steps and course.left:
+        there = attempt(step, course.z, course.r, state)
+        if there is None:
+            course.end_all(Status.NONFINITE, taken)
+            break
+        z, r, state = there
+        taken += 1
+        _end_noisy(course, equations.noisy, taken)
+        if keep_trace:
+            trace.append(torch.where(course.running, measured(r.detach()), trace[-1]))
+        with torch.no_grad():
+            look = partial(gain, solver, gathering.equations, estimate)
+            guess = estimate(z, r, state)
+        ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
+        if verdict_of is not None:
+            ends, verdict = course.heed(verdict_of(state), ends, verdict)
+        if course.vanished is not None:
+            ends, verdict = course.heed(torch.where(course.vanished, Status.DIVERGED, Status.RUNNING), ends, verdict)
+        ends, verdict = course.out_of_steps(taken, ends, verdict)
+        if watch is not None:
+            running = course.running
+            watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
+        if course.end(ends, verdict, taken) and not (keep_trace or watch):
+            if gathering.worthwhile(course.left, len(course.running)):
+                rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
+                course = course.of_rows(rows)
+                course.r, state = gathering.restart(rows, course.z, course.r, state)
+    course.end_all(Status.MAX_STEPS, taken)
+    best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
+
+    failed = course.noted and not all_converged(status)
+    if failed:
+        status = singular(equations, z0.detach(), best_z.detach(), best, status)
+    if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
+        status = local_minimum(equations, z0.detach(), best_z.detach(), status)
+    strayed = course.strayed(DOUBT) if len(course.z) == len(best_z) else None
+    if strayed is not None and occurs(strayed):
+        status = coupled(equations, best_z.detach(), best, status, strayed)
+    drawn = not torch.equal(noise, random_state(z.device))
+    if (failed or drawn) and not finished(status == Status.STOCHASTIC):
+        status = stochastic(solver, equations, best_z.detach(), best, status)
+    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    if not equations.kind.minimised:
+        return found
+    bounds = equations.bounds(best_z) if equations.kind.bounded else None
+    if bounds is not None:
+        best_z = at_bounds(equations, best_z, *bounds)
+    hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
+    known = advance is None and best_z is course.z and bounds is None
+    hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
+    status, error, excess, polish, of_hessian = second_order(
+        equations,
+        best_z.detach(),
+        status,
+        error,
+        stopping.tolerance,
+        hessian,
+        bounds,
+        began if bounds is None else None,
+        course.slow(best_z),
+    )
+    best_z = best_z if polish is None else best_z - polish
+    inverse = [*of_hessian] if inverse_of is _no_inverse else inverse
+    found = replace(found, z=best_z, status=status, error=error, inverse=tuple(inverse))
+    if advance is None and not values_hidden() and occurs(excess) and stopping.strictness < STRICTEST:
+        stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
+        rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
+        found = _after(
+            found,
+            solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest, began=began),
+            rest > 0,
+        )
+    return found
+
+
+def _in_graph(solver: Any, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
+    """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
+    merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
+    verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
+    restarts = hasattr(solver, "restart")
+    operands = equations.operands
+    assert operands is not None
+    with torch.no_grad():
+        r, state = solver.init(equations, z)
+        lowest = None if merit is None else merit(state)
+        first = solver.estimate(z, r, state)
+        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None, {})
+        at_start = equations.evaluations, equations.products
+        in_a_step = 0, 0
+
+        def step(carried: _Carried) -> _Carried:
+            nonlocal in_a_step
+            of_course, memory, taken = carried
+            course = Course(stopping, solver.patience, left=-1, noted=True, **of_course)
+            state = memory
+            if restarts:
+                _, state = solver.restart(equations, course.z, memory)
+            z, r, state = solver.step(equations, course.z, course.r, state)
+            taken = taken + 1
+            ends, verdict = course.follow(z, r, solver.estimate(z, r, state), merit and partial(merit, state), _unseen)
+            if verdict_of is not None:
+                ends, verdict = course.heed(verdict_of(state), ends, verdict)
+            ends, verdict = course.out_of_steps(taken, ends, verdict)
+            course.end(ends, verdict, taken)
+            course.end(course.running & (taken >= stopping.max_steps), course.status + Status.MAX_STEPS, taken)
+            in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
+            equations.evaluations, equations.products = at_start
+            return _tensors_of(course), solver.memory(state) if restarts else state, taken
+
+        def going(carried: _Carried) -> Tensor:
+            return carried[0]["running"].any()
+
+        memory = solver.memory(state) if restarts else state
+        carried = _tensors_of(course), memory, course.steps.new_zeros(())
+        if stopping.max_steps:
+            try:
+                carried = repeat(going, step, carried, operands)
+            except StructureChanged:  # what a method remembers is of another structure from the first step on
+                carried = repeat(going, step, step(carried), operands)
+        else:
+            course.end_all(Status.MAX_STEPS, 0)
+            carried = _tensors_of(course), memory, carried[2]
+        of_course, _, taken = carried
+        evaluations = equations.evaluations + in_a_step[0] * taken
+        products = equations.products + in_a_step[1] * taken
+    z, best, status, steps, error, bound = (of_course[name] for name in _RESULTS)
+    bounds = equations.bounds(z) if equations.kind.bounded else None
+    if bounds is not None:
+        z = at_bounds(equations, z, *bounds)
+    if equations.kind.minimised:
+        status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
+        z = z if polish is None else z - polish
+    return Found(z, status, steps, best, error, bound, counts=(evaluations, products))
+
+
+_Carried = tuple[dict[str, Any], Any, Tensor]
+_RESULTS = ("best_z", "best", "status", "steps", "error", "bound")
+_PLAIN = {"stopping", "patience", "estimate", "here", "left", "noted", "z0", "looks", "vanishes", "vanished", "jagged"}
+
+
+def _tensors_of(course: Course) -> dict[str, Any]:
+    """The part of a course that a loop in a graph carries: tensors, or None."""
+    found = {f.name: getattr(course, f.name) for f in fields(course) if f.name not in _PLAIN}
+    for name in ("size", "before"):
+        if not isinstance(found[name], Tensor):
+            found[name] = torch.full_like(course.norm, found[name])
+    if not isinstance(course.stuck, Tensor):
+        found["stuck"] = torch.zeros_like(course.steps)
+    return found
+
+
+def _unseen(z: Tensor, correction: Tensor) -> Tensor:
+    raise AssertionError("a gain is looked for where values are seen")
+
+
+def _after(found: Found, later: Found, rows: Tensor) -> Found:
+    """Where some systems have gone on to."""
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(rows.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    together: dict[str, Any] = {
+        name: put(getattr(found, name), getattr(later, name)) for name in ("z", "status", "residual", "error", "bound")
+    }
+    inverse = tuple(map(put, found.inverse, later.inverse)) if len(later.inverse) == len(found.inverse) else ()
+    trace = None if found.trace is None or later.trace is None else torch.cat([found.trace, later.trace[1:]])
+    return replace(
+        found, **together, steps=found.steps + torch.where(rows, later.steps, 0), inverse=inverse, trace=trace
+    )
+
+
+def _exactly(
+    step: Advance,
+    equations: Equations,
+    course: Course,
+    estimate: Callable[..., Estimate | None],
+    state: Any,
+    trace: list[Tensor],
+    watch: Watch | None,
+) -> Found:
+    """Where a number of steps leads, whatever happens."""
+    z, r, stopping = course.z, course.r, course.stopping
+    norm, exactly = course.norm, stopping.exactly or 0
+    done = torch.zeros_like(course.running)
+    for taken in range(1, exactly + 1):
+        z, r, state = step(z, r, state)
+        norm = measured(r.detach())
+        course.z, course.r, course.norm = z, r, norm
+        with torch.no_grad():
+            arrived = course.arrived(estimate(z, r, state), stopping.tolerance.bound(z.detach()))
+            done = torch.zeros_like(course.running) if arrived is None else arrived
+        if trace:
+            trace.append(norm)
+        if watch is not None:
+            watch(taken, z, norm)
+    course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
+    status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
+    bounds = equations.bounds(z.detach()) if equations.kind.bounded else None
+    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance, bounds=bounds)
+    steps = torch.full_like(status, exactly)
+    return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
+
+
+def _estimate_of(
+    solver: Solver, stopping: Stopping, advance: Advance | None
+) -> Callable[[Tensor, Tensor, Any], Estimate | None]:
+    """What estimates the error of z: the method itself, if it can, and if its states are its own."""
+    own: Callable[[Tensor, Tensor, Any], Estimate | None] | None = getattr(solver, "estimate", None)
+    return own if own is not None and advance is None else Secant(stopping.tolerance)
+
+
+def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
+    """Systems whose function was seen to give two answers for one z have nothing to converge to."""
+    if noisy is not None and len(noisy) == len(course.running) and occurs(noisy):
+        course.end(
+            noisy & course.running if taken else noisy, torch.where(noisy, Status.STOCHASTIC, course.status), taken
+        )
+
+
+def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+    return step(z, r, state)
+
+
+def _no_inverse(_: Any) -> tuple[Tensor, ...]:
+    return ()

@@ -1,0 +1,48 @@
+"""The norms in which sizes are taken."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.autograd.transforms import below, reaches, tracing
+
+
+def rms(v: Tensor) -> Tensor:
+    """Root-mean-square norm of each row: (B, n) -> (B,)."""
+    if v.shape[-1] == 0:
+        return v.new_zeros(v.shape[:-1])
+    if v.shape[-1] == 1:
+        return v.abs().squeeze(-1)
+    return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
+
+
+def measured(v: Tensor) -> Tensor:
+    """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
+    if tracing() and v.shape[-1] > 1:
+        unit = v.abs().amax(-1, keepdim=True)
+        unit = torch.where((unit > 0) & (unit < torch.inf), unit, 1)
+        return rms(v / unit) * unit.squeeze(-1)
+    norm, about = rms(v), torch.finfo(v.dtype)
+    if v.shape[-1] <= 1 or (below(norm, torch.inf) and not reaches(norm, about.tiny**0.5 / about.eps)):
+        return norm
+    unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
+    return rms(v / unit) * unit.squeeze(-1)
+
+
+def rounding(value: Tensor) -> Tensor:
+    """Changes of an objective that rounding may hide, (B,): eps^(2/3) of its size.
+
+    Below it, how much lower a point lies is read off the slopes on the way there, which are exact where differences of values
+    are not: a value near a minimum tells it to √eps only.
+    Source: Hager and Zhang, A new conjugate gradient method with guaranteed descent and an efficient line search, SIAM J. Optim.
+    16 (2005), section 4 ("approximate Wolfe conditions").
+    """
+    return torch.finfo(value.dtype).eps ** (2 / 3) * value.abs()
+
+
+def inverse_power_of_two(size: Tensor) -> Tensor:
+    """The power of two that scales `size` into [1, 2); 1 where it is zero or not finite."""
+    usable = size.isfinite() & (size > 0)
+    exponent = torch.log2(torch.where(usable, size, 1)).floor()
+    return torch.exp2(-exponent).clamp(max=torch.finfo(size.dtype).max)

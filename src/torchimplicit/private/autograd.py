@@ -1,0 +1,128 @@
+"""Autograd's own: its engine, its nodes, forward mode's level, and the batched cotangents of ``is_grads_batched``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+_AccumulateGrad: Any = vars(torch._C._functions)["AccumulateGrad"]
+_apply = vars(torch.autograd.Function)["apply"]
+
+
+def grads(output: Tensor, inputs: Sequence[Tensor], u: Tensor, create_graph: bool) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with ``retain_graph`` and ``allow_unused``, without the checks of what we know: they take as long as
+    the arithmetic of a small function."""
+    run = torch.autograd.Variable._execution_engine.run_backward
+    found: tuple[Tensor | None, ...] = run(
+        (output,), (u,), True, create_graph, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
+    return found
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether a node is where a graph ends: that of a variable, ``node.variable``."""
+    return isinstance(node, _AccumulateGrad)
+
+
+def is_compiled(node: Any) -> bool:
+    """Whether a node stands for what torch.compile has made. Its class is made anew for each graph: only its name tells."""
+    return type(node).__name__.startswith("CompiledFunction")
+
+
+def sequence(node: Any) -> int:
+    """When a node was made: a number that grows."""
+    return int(node._sequence_nr())
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for those of inference mode, which do not tell."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def is_view_of(tensor: Tensor, base: Tensor) -> bool:
+    """Whether autograd knows a tensor as a view of another; nothing else tells of a view that was changed in place."""
+    return tensor._base is base
+
+
+def storage(tensor: Tensor) -> int:
+    """What a tensor shares with its views and its ``.data``; an address may be that of nothing, or used again."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def changes_a_leaf(error: RuntimeError) -> bool:
+    """Whether an error says that a variable, or a view of one, was changed in place; torch has no class for it."""
+    return "view of a leaf Variable that requires grad is being used in an in-place" in str(error)
+
+
+def forbids_random_numbers(error: RuntimeError) -> bool:
+    """Whether an error says that a vmap allows no random numbers; torch has no class for it."""
+    return "vmap: " in str(error) and "random operation" in str(error)
+
+
+def forward_mode() -> bool:
+    """Whether a level of forward mode is active."""
+    return forward_ad._current_level >= 0
+
+
+def forward_mode_on() -> AbstractContextManager[None]:
+    """Forward mode inside the ``jvp`` of a Function, where torch has switched it off."""
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)`` outside of ``torch.func``, without reading the signature of ``forward`` each time."""
+    base: Any = super(torch.autograd.Function, function)
+    return base.apply(*args)
+
+
+def show_custom_functions(shown: Callable[..., Any] | None) -> None:
+    """``autograd.Function.apply`` calls ``shown(apply, *args)``, for torch shows it to no mode; None: it is as it was."""
+
+    @classmethod  # type: ignore[misc]
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        assert shown is not None
+        return shown(_apply.__get__(None, cls), *args, **kwargs)
+
+    torch.autograd.Function.apply = _apply if shown is None else apply  # type: ignore[method-assign]
+
+
+def over_batched_cotangents(
+    pullback: Callable[[Tensor], tuple[Tensor | None, ...]], v: Tensor
+) -> tuple[Tensor | None, ...]:
+    """``pullback(v)``, also for the cotangents of ``autograd.grad(..., is_grads_batched=True)``.
+
+    Those are batched tensors of another kind than torch.vmap's, for which a Function has no rule; they are exchanged.
+    """
+    if not is_batched_cotangent(v):
+        return pullback(v)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    present: list[int] = []
+    count = 0
+
+    def found(v: Tensor) -> tuple[Tensor, ...]:
+        nonlocal count
+        grads = pullback(v)
+        count = len(grads)
+        present.extend(i for i, grad in enumerate(grads) if grad is not None)
+        return tuple(grad for grad in grads if grad is not None)
+
+    # The condition is the same for all cotangents, and so are random numbers that it draws; that other kind forbids any.
+    vmap_mode: Any = torch._C._parse_dispatch_key("VmapMode")
+    allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(vmap_mode))
+    with allowed:
+        batch = torch.vmap(found, randomness="same")(torch._remove_batch_dim(v, level, 0, 0))
+    grads: list[Tensor | None] = [None] * count
+    for i, grad in zip(present, batch, strict=True):
+        grads[i] = torch._add_batch_dim(grad, 0, level)
+    return tuple(grads)
+
+
+def is_batched_cotangent(v: Tensor) -> bool:
+    """Whether v is one of those."""
+    return torch._C._functorch.is_legacy_batchedtensor(v)

@@ -1,0 +1,119 @@
+"""What of PyTorch's own inside a solve in a graph needs: an operator around the user's function, and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import traceback
+
+from torchimplicit.private import pytree
+
+try:
+    from torch._dynamo.exc import TorchDynamoException as TorchDynamoException
+    from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
+    from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
+    from torch._higher_order_ops.while_loop import while_loop_op
+    from torch.compiler import _compile_session_context  # noqa: F401  with it is_compiling() holds while a graph is lowered too
+    from torch.fx.experimental import proxy_tensor
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    AVAILABLE = True
+except ImportError:  # an older torch: solves break the graph, and compile=True has no effect
+    AVAILABLE = False
+
+LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in a graph"
+"""Why a solve is in no graph where not AVAILABLE."""
+
+
+def while_loop(
+    condition: Callable[..., Tensor], body: Callable[..., Any], carried: Sequence[Tensor], others: Sequence[Any]
+) -> Sequence[Tensor]:
+    """``torch.while_loop`` in a graph that is being made, with what it uses beside the tensors that it carries.
+
+    Where nothing but the shapes of the results is asked for, these are known. Otherwise torch would run both functions half a dozen
+    times, each time operation by operation: they are made graphs of first.
+    """
+    if get_proxy_mode() is None:
+        return carried
+    parts: list[Any] = []
+    for part in (condition, body):
+        graph = materialize_as_graph(part, (*carried, *others))
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        parts.append(graph)
+    loop: Any = while_loop_op
+    with _modules_by_name():
+        results: Sequence[Tensor] = loop(*parts, tuple(carried), tuple(others))
+    return results
+
+
+def after_autograd(fn: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """``fn(*operands)``, whose derivatives are operations like others: but the graph that torch.export makes is one before autograd,
+    which cannot see them. There a graph of ``fn`` is made first, as it is after autograd; the graph of the rest is then one of that.
+    """
+    tracer = proxy_tensor._CURRENT_MAKE_FX_TRACER
+    if tracer is None or not tracer.pre_dispatch:
+        return fn(*operands)
+    structure: list[Any] = []
+
+    def tensors(*operands: Any) -> list[Any]:
+        with torch.no_grad():
+            leaves, tree = pytree.tree_flatten(fn(*operands))
+        structure.append((leaves, tree))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    tracer.pre_dispatch = False
+    try:
+        with torch._C.DisableTorchFunction():
+            keys = torch._C._dispatch_tls_local_include_set().remove(torch._C.DispatchKey.PreDispatch)
+            graph = materialize_as_graph(tensors, tuple(operands), keys)
+    finally:
+        tracer.pre_dispatch = True
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    results, (leaves, tree) = iter(graph(*operands)), structure[0]
+    return pytree.tree_unflatten([next(results) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
+
+
+@contextmanager
+def _modules_by_name() -> Iterator[None]:
+    """The modules around a loop by the names of their classes: torch.export saves no classes inside one."""
+    stack = traceback.current_meta.get("nn_module_stack", {})
+    named = {
+        key: (path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}")
+        for key, (path, kind) in stack.items()
+    }
+    if stack:
+        traceback.current_meta["nn_module_stack"] = named
+    try:
+        yield
+    finally:
+        if stack:
+            traceback.current_meta["nn_module_stack"] = stack
+
+
+def built_extension(signature: list[str], source: str) -> Callable[..., Any]:
+    """A function in C++, built and kept by inductor's own machinery, with its flags: ``torch.utils.cpp_extension`` needs ninja."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    built: Any = AsyncCompile().cpp_pybinding(signature, source)
+    found: Callable[..., Any] = built.result() if hasattr(built, "result") else built
+    return found
+
+
+def graph_break(message: str) -> None:
+    """The graph ends here, for a reason; the public way takes none."""
+    torch._dynamo.graph_break(msg=message)
+
+
+def read_by_dynamo(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``fn``, read by Dynamo where torch.export has not done that: it runs the code itself, on tensors without values."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return _hop_compile_and_call(call, args, kwargs)

@@ -1,0 +1,66 @@
+"""CONTRIBUTING's map is the layering: no module imports one of a floor above its own, and none itself in a circle."""
+
+from __future__ import annotations
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "torchimplicit"
+
+
+def module(path: Path) -> str:
+    name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    return name.removesuffix("__init__").removesuffix(".")
+
+
+MODULES = {module(path): path for path in SOURCE.rglob("*.py")}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a module imports, at its top or later."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torchimplicit":
+            place = (node.module or "").removeprefix("torchimplicit").removeprefix(".")
+            for alias in node.names:
+                inner = f"{place}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in MODULES else place)
+    return found - {module(path)}
+
+
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def floors() -> list[list[str]]:
+    """The floors as CONTRIBUTING draws them, the lowest last: each line of the map begins with what stands on one."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (drawn,) = re.findall(r"^    src/torchimplicit/\n((?:      .*\n)+)", text, re.M)
+    lines = [line for line in drawn.splitlines() if re.match(r"      \S", line)]
+    return [[entry.strip(" ,") for entry in re.match(r"      ((?:\S+, )*\S+)", line)[1].split(",")] for line in lines]  # type: ignore[index]
+
+
+def floor_of(name: str, drawn: list[list[str]]) -> int:
+    for height, entries in enumerate(reversed(drawn)):
+        for entry in entries:
+            if name == entry.removesuffix(".py") or name.split(".")[0] == entry.removesuffix("/"):
+                return height
+    raise AssertionError(f"{name} stands on no floor of the map in CONTRIBUTING.md")
+
+
+def test_every_module_stands_on_a_floor_and_imports_none_above_it() -> None:
+    drawn = floors()
+    height = {name: floor_of(name, drawn) for name in MODULES if name}
+    above = {
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if name and other and height[other] > height[name]
+    }
+    assert not above
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    TopologicalSorter(IMPORTS).prepare()
