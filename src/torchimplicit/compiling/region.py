@@ -17,28 +17,10 @@ from torchimplicit.linear.iteration import EUCLIDEAN
 from torchimplicit.private import pytree
 from torchimplicit.private.dynamo import AVAILABLE, LACKING
 from torchimplicit.solution import Record, Solution, SolveInfo
+from torchimplicit.solvers import NAMES
 
 NO_OPTIONS = ("z0", "args", "batched", "compile")  # of what may be given by name
-IN_GRAPH = (  # the solvers that can be
-    "anderson",
-    "auto",
-    "bfgs",
-    "bisection",
-    "broyden",
-    "chandrupatla",
-    "chord",
-    "dogleg",
-    "gauss_newton",
-    "itp",
-    "lbfgs",
-    "levenberg_marquardt",
-    "newton",
-    "newton_cg",
-    "newton_krylov",
-    "picard",
-    "projected_newton",
-    "trust_newton",
-)
+IN_GRAPH = ("auto", *(name for name, method in NAMES.items() if method.in_graph))
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
 LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking")  # what they, and an adjoint, may hold
 

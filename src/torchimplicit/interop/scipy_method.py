@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.method import Method
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ MINIMUM = ("CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP", *WITH_HESSIAN, *WITHOUT_GRA
 WITH_BOUNDS = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "Nelder-Mead", "Powell", "COBYLA", "COBYQA", "trf", "dogbox")
 
 
-class SciPy:
+class SciPy(Method):
     """The method of ``scipy.optimize`` of that name, with the exact derivatives where it takes any.
 
     One step is one call of SciPy for every system, one after the other; where its result does not meet the tolerance of the call, the

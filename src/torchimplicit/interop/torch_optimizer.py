@@ -9,12 +9,13 @@ from torch import Tensor
 
 from torchimplicit.solvers.descent import check_minimised
 from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.method import Method
 
 # What one number of z becomes depends, in these, on its own gradients only, so that no row of a batch changes another.
 ELEMENTWISE = ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 
 
-class TorchOptimizer:
+class TorchOptimizer(Method):
     """Every step is one step of ``optimizer([z], **options)``, made anew for every solve.
 
     An optimiser that mixes the numbers of z (``torch.optim.LBFGS``, say) takes one system at a time: it raises ValueError for a batch

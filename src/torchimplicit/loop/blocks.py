@@ -7,12 +7,13 @@ from torch import Tensor
 
 from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.solve import Found, solve
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.method import Method
 
 ENTRIES = 2**18  # of z, of a block
 
 
-def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
+def solve_in_blocks(solver: Method, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
     """:func:`solve` for the rows of each block in turn. A device other than the processor takes all rows at once."""
     batch, n = z.shape
     rows = max(1, ENTRIES // max(1, n)) if z.device.type == "cpu" else batch
@@ -23,7 +24,7 @@ def solve_in_blocks(solver: Solver, equations: Equations, z: Tensor, stopping: S
     for start in range(0, batch, rows):
         block = slice(start, min(start + rows, batch))
         part = equations.of_rows(block)
-        own = solver.of_rows(block) if hasattr(solver, "of_rows") else solver
+        own = solver.of_rows(block)
         found.append(solve(own, part, z[block], stopping))
         counted.append((part, block.stop - block.start))
     equations.add(counted, batch)

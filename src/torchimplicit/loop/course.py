@@ -57,7 +57,7 @@ class Stopping:
 class Course:
     """The systems of a batch, (B,) or (B, n) each.
 
-    z, r, norm : the iterate, the residual there and its norm. Of systems that have ended they may go on, unheeded.
+    z, r, norm : the iterate, the residual there and its norm. Of systems that have ended they may go on.
     start : the norm at the start.
     best_z, best : the best iterate and its norm.
     estimate : what the method knows of the error at z, if anything.
@@ -152,7 +152,7 @@ class Course:
         return self.left < 0 or self.left != len(self.running)
 
     def follow(
-        self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
+        self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor | None], gain: Gain
     ) -> tuple[Tensor | None, Verdict]:
         """Go on to z with its residual r, where the error is estimated; which systems end there (None: none of them), and how."""
         norm, bound = rms(r.detach()), self.stopping.tolerance.bound(z.detach())
@@ -169,7 +169,7 @@ class Course:
         return self.arrived(estimate, bound, gain, all_moved=True), None
 
     def _judged(
-        self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor] | None, gain: Gain
+        self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor | None], gain: Gain
     ) -> tuple[Tensor, Verdict]:
         """The general case: each system moves, is stuck, or has come to where nothing is finite."""
         norm = measured(r.detach())
@@ -182,8 +182,8 @@ class Course:
         done = torch.zeros_like(moves) if arrived is None else moves & arrived
         closer = norm < self.best
         progress = norm < PROGRESS * self.mark
-        if merit is not None and self.lowest is not None:
-            level = merit()
+        level = None if self.lowest is None else merit()
+        if level is not None and self.lowest is not None:
             lower = level < self.lowest - rounding(self.lowest)
             closer, progress, self.lowest = closer | lower, progress | lower, torch.where(lower, level, self.lowest)
         better = done | (moves & closer)
@@ -337,8 +337,10 @@ class Course:
         self.here = torch.where(near, error, self._error_here())
         return near & (error <= bound)
 
-    def heed(self, said: Tensor, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
-        """Those that end, with those of which the method itself says so."""
+    def ended_by(self, said: Tensor | None, ends: Tensor | None, verdict: Verdict) -> tuple[Tensor | None, Verdict]:
+        """Those that end, with those of which the method itself says so; None: it says nothing."""
+        if said is None:
+            return ends, verdict
         ended = self.running & (said != Status.RUNNING)
         ended = ended if ends is None else ended & ~ends
         if not occurs(ended):
@@ -375,7 +377,7 @@ class Course:
             self.end(self.running, torch.where(self.running, status, self.status), taken)
 
     def strayed(self, error: float) -> Tensor | None:
-        """The systems (B,) that have ended before others and then, unheeded, went on to another z: if they depended on themselves
+        """The systems (B,) that have ended before others and then went on to another z: if they depended on themselves
         alone they would have stayed. ``error`` : so many tolerances count as having stayed. None where nothing is known of it."""
         arrived = self.status == Status.CONVERGED
         if self.z is self.best_z or values_hidden() or len(arrived) < 2 or not occurs(arrived):

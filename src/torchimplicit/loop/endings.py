@@ -17,7 +17,8 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.norms import measured, rms
-from torchimplicit.solvers.equations import Equations, Estimate, Solver
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
 from torchimplicit.tolerance import ROUNDING, Tolerance
 
@@ -33,7 +34,7 @@ FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g
 
 
 def gain(
-    solver: Solver, equations: Equations, estimate: Callable[..., Estimate | None], z: Tensor, correction: Tensor
+    solver: Method, equations: Equations, estimate: Callable[..., Estimate | None], z: Tensor, correction: Tensor
 ) -> Tensor:
     """How much larger than the correction the error of z is, (B,), where corrections are so small that rounding is all that they
     differ by from one step to the next: seen from the correction at a point beside z, at a distance of √eps in a generic direction.
@@ -48,7 +49,7 @@ def gain(
     return torch.where(change > 0, rms(d) / change, torch.inf).nan_to_num(nan=torch.inf).clamp(min=1)
 
 
-def stochastic(solver: Solver, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
+def stochastic(solver: Method, equations: Equations, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:
     """Of systems that failed, or whose function has drawn random numbers, those that get another answer at the best z.
 
     It may be the others that have moved since the answer before: systems that influence each other are called COUPLED.

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from torchimplicit.private import pytree
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.method import Method
 
 T = TypeVar("T")
 
@@ -24,10 +25,9 @@ class Gathering:
     remembers, which has.
     """
 
-    def __init__(self, solver: Solver, equations: Equations, z: Tensor) -> None:
-        self.solver: Any = solver
-        self.rowwise = getattr(solver, "rowwise", False)
-        self.possible = equations.part is not None and (self.rowwise or hasattr(solver, "restart"))
+    def __init__(self, solver: Method, equations: Equations, z: Tensor) -> None:
+        self.solver, self.rowwise = solver, solver.rowwise
+        self.possible = equations.part is not None and (self.rowwise or solver.has("restart"))
         self.batch, n = z.shape
         self.least = LEAST if self.rowwise else max(LEAST, LEAST_ENTRIES // max(1, n * n))
         self.whole = self.equations = equations
@@ -36,7 +36,7 @@ class Gathering:
         self._before: list[tuple[Tensor, tuple[Tensor, ...]]] = []
         self._parts: list[tuple[Equations, int]] = []
 
-    def worthwhile(self, left: int, batch: int) -> bool:
+    def pays(self, left: int, batch: int) -> bool:
         """Whether so many systems have ended that the rest goes on alone."""
         return self.possible and batch >= self.least and 0 < left <= FEWER * batch
 
@@ -53,8 +53,7 @@ class Gathering:
         """The residual and the state of the systems that go on, whose iterates are z."""
         if self.rowwise:
             return take(rows, (r, state))
-        result: tuple[Tensor, Any] = self.solver.restart(self.equations, z, take(rows, self.solver.memory(state)))
-        return result
+        return self.solver.restart(self.equations, z, take(rows, self.solver.remembered(state)))
 
     def all(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results of every system, from those of the last ones; their evaluations are counted."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
-from torchimplicit.linear.cholesky import CholeskyFactors
 from torchimplicit.loop.blocks import solve_in_blocks
 from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.solve import Advance, Found, Watch, solve
 from torchimplicit.loop.stages import solve_in_stages
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.polyalgorithm import Polyalgorithm
 
 
@@ -59,61 +59,53 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Iterate:
-    """Run a solver step by step (:func:`torchimplicit.loop.solve.solve`)."""
+    """Run a method step by step (:func:`torchimplicit.loop.solve.solve`)."""
 
-    solver: Solver
+    solver: Method
     trace: bool = False
     watch: Watch | None = None
 
     def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
-        if isinstance(self.solver, Polyalgorithm):
-            return solve_in_stages(self.solver.stages, equations, z0, stopping, self.watch, self.trace)
         if equations.part is not None and self.watch is None and not self.trace:
             return solve_in_blocks(self.solver, equations, z0, stopping)
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
-        if not getattr(self.solver, "unrolls", True):
+        if not self.solver.unrolls:
             raise TypeError(
                 f"the steps of {type(self.solver).__name__} have no derivative that tells how its result moves: Unrolled() "
                 f"cannot differentiate them. Use adjoint=Implicit(), which needs no steps, or another solver."
             )
         advance = self._checkpointed(equations) if checkpoint else None
-        stopping = replace(stopping, max_steps=min(stopping.max_steps, self._first.max_steps))
-        return solve(self._first, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)
-
-    @property
-    def _first(self) -> Any:
-        """The solver, or the first of several."""
-        return self.solver.stages[0] if isinstance(self.solver, Polyalgorithm) else self.solver
+        stopping = replace(stopping, max_steps=min(stopping.max_steps, self.solver.max_steps))
+        return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)
 
     @property
     def inverse_is_earlier(self) -> bool:
-        return getattr(self._first, "inverse_is_earlier", False)
+        return self.solver.inverse_is_earlier
 
     @property
     def near_identity(self) -> bool:
-        return getattr(self._first, "near_identity", False)
+        return self.solver.near_identity
 
     def inverse(self, found: Found) -> tuple[Tensor, ...]:
         return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        # A solver that leaves no inverse behind leaves the factors of the Hessian that was looked at in the end.
-        return getattr(self._first, "from_tensors", CholeskyFactors)(tensors)
+        return self.solver.from_tensors(tensors)
 
     def _checkpointed(self, equations: Equations) -> Advance:
         """Steps that keep their inputs only. A state that holds a graph is made anew from z and what its solver remembers."""
-        solver = self._first
+        solver = self.solver
 
         def restarted(z: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
             r, state = solver.restart(equations, z, memory)
             z, r, state = solver.step(equations, z, r, state)
-            return z, r, solver.memory(state)
+            return z, r, solver.remembered(state)
 
         def advance(z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-            if hasattr(solver, "restart"):
-                memory = state.content if isinstance(state, _Memory) else solver.memory(state)
+            if solver.has("restart"):
+                memory = state.content if isinstance(state, _Memory) else solver.remembered(state)
                 z, r, memory = recompute_later(restarted, z, memory, use_reentrant=False)
                 return z, r, _Memory(memory)
             result: tuple[Tensor, Tensor, Any] = recompute_later(
@@ -122,6 +114,23 @@ class Iterate:
             return result
 
         return advance
+
+
+@dataclass(frozen=True)
+class InTurn(Iterate):
+    """Run several methods (:func:`torchimplicit.loop.stages.solve_in_stages`), of which ``solver`` is the first."""
+
+    stages: Sequence[Method] = ()
+
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+        return solve_in_stages(self.stages, equations, z0, stopping, self.watch, self.trace)
+
+
+def search_by(solver: Method | Polyalgorithm, trace: bool, watch: Watch | None) -> Iterate:
+    """The search with a method, or with several in turn."""
+    if isinstance(solver, Polyalgorithm):
+        return InTurn(solver.stages[0], trace, watch, solver.stages)
+    return Iterate(solver, trace, watch)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from torchimplicit.loop.endings import (
 from torchimplicit.loop.gathering import Gathering
 from torchimplicit.loop.secant import Secant
 from torchimplicit.norms import measured
-from torchimplicit.solvers.equations import Equations, Estimate, Solver
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status, all_converged
 
 STRICTER = 10  # times, at least, where the estimates of a method were too small,
@@ -65,7 +66,7 @@ Advance = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]]
 
 
 def solve(
-    solver: Solver,
+    solver: Method,
     equations: Equations,
     z: Tensor,
     stopping: Stopping,
@@ -83,8 +84,7 @@ def solve(
     ``advance`` replaces ``solver.step`` (to checkpoint it, say). ``allowed`` limits the steps of each system, (B,); one that is
     allowed none is left alone, and counts as converged. ``began`` : z, and the residual, where a solve began that this one continues.
     """
-    if hasattr(solver, "starting_point"):
-        z = solver.starting_point(z)
+    z = solver.starting_point(z)
     if tracing():
         return _in_graph(solver, equations, z, stopping, allowed)
     z0 = z
@@ -95,27 +95,22 @@ def solve(
     if began is None and equations.kind.minimised:
         began = z.detach(), r.detach()
     estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
-    merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
-    verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
-    lowest = None if merit is None else merit(state)
+    lowest, judges = solver.merit(state), solver.has("verdict")
     doubts: dict[str, Callable[..., Tensor]] = {}
     if not equations.kind.minimised:
         doubts["jagged"] = lambda z: jagged(gathering.equations, z)
     if not (equations.kind.minimised or equations.kind.near_identity):
         doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
     with torch.no_grad():
-        course = Course.at(
-            stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, verdict_of is not None, doubts
-        )
+        course = Course.at(stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, judges, doubts)
     trace = [course.norm] if keep_trace else []
     if watch is not None:
         watch(0, z, course.norm)
     if stopping.exactly is not None:
         return _exactly(step, equations, course, estimate, state, trace, watch)
 
-    inverse_of: Callable[[Any], tuple[Tensor, ...]] = getattr(solver, "inverse", _no_inverse)
-    if advance is not None:  # its states are not the solver's
-        inverse_of = _no_inverse
+    keeps_inverse = advance is None and solver.has("inverse")  # or its states are not the solver's
+    inverse_of: Callable[[Any], tuple[Tensor, ...]] = solver.inverse if keeps_inverse else lambda _: ()
     attempt: Any = equations.attempt if stopping.forgiving else _taken
     taken = 0
     _end_noisy(course, equations.noisy, taken)
@@ -132,17 +127,18 @@ def solve(
         with torch.no_grad():
             look = partial(gain, solver, gathering.equations, estimate)
             guess = estimate(z, r, state)
-        ends, verdict = course.follow(z, r, guess, merit and partial(merit, state), look)  # z keeps its graph
-        if verdict_of is not None:
-            ends, verdict = course.heed(verdict_of(state), ends, verdict)
+        ends, verdict = course.follow(z, r, guess, partial(solver.merit, state), look)  # z keeps its graph
+        ends, verdict = course.ended_by(solver.verdict(state), ends, verdict)
         if course.vanished is not None:
-            ends, verdict = course.heed(torch.where(course.vanished, Status.DIVERGED, Status.RUNNING), ends, verdict)
+            ends, verdict = course.ended_by(
+                torch.where(course.vanished, Status.DIVERGED, Status.RUNNING), ends, verdict
+            )
         ends, verdict = course.out_of_steps(taken, ends, verdict)
         if watch is not None:
             running = course.running
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
         if course.end(ends, verdict, taken) and not (keep_trace or watch):
-            if gathering.worthwhile(course.left, len(course.running)):
+            if gathering.pays(course.left, len(course.running)):
                 rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
                 course = course.of_rows(rows)
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
@@ -152,7 +148,7 @@ def solve(
     failed = course.noted and not all_converged(status)
     if failed:
         status = singular(equations, z0.detach(), best_z.detach(), best, status)
-    if failed and verdict_of is None:  # to one that judges for itself a jump between two signs is no minimum
+    if failed and not judges:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
     strayed = course.strayed(DOUBT) if len(course.z) == len(best_z) else None
     if strayed is not None and occurs(strayed):
@@ -166,9 +162,9 @@ def solve(
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
     if bounds is not None:
         best_z = at_bounds(equations, best_z, *bounds)
-    hessian_of: Callable[[Any], Tensor] | None = getattr(solver, "hessian", None)
     known = advance is None and best_z is course.z and bounds is None
-    hessian = (course.r.detach(), hessian_of(state).detach()) if hessian_of and known else None
+    own = solver.hessian(state) if known else None
+    hessian = None if own is None else (course.r.detach(), own.detach())
     status, error, excess, polish, of_hessian = second_order(
         equations,
         best_z.detach(),
@@ -181,7 +177,7 @@ def solve(
         course.slow(best_z),
     )
     best_z = best_z if polish is None else best_z - polish
-    inverse = [*of_hessian] if inverse_of is _no_inverse else inverse
+    inverse = inverse if keeps_inverse else [*of_hessian]
     found = replace(found, z=best_z, status=status, error=error, inverse=tuple(inverse))
     if advance is None and not values_hidden() and occurs(excess) and stopping.strictness < STRICTEST:
         stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
@@ -194,18 +190,15 @@ def solve(
     return found
 
 
-def _in_graph(solver: Any, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
+def _in_graph(solver: Method, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
     """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
-    merit: Callable[[Any], Tensor] | None = getattr(solver, "merit", None)
-    verdict_of: Callable[[Any], Tensor] | None = getattr(solver, "verdict", None)
-    restarts = hasattr(solver, "restart")
+    restarts = solver.has("restart")
     operands = equations.operands
     assert operands is not None
     with torch.no_grad():
         r, state = solver.init(equations, z)
-        lowest = None if merit is None else merit(state)
-        first = solver.estimate(z, r, state)
-        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, verdict_of is not None, {})
+        first, lowest = solver.estimate(z, r, state), solver.merit(state)
+        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, solver.has("verdict"), {})
         at_start = equations.evaluations, equations.products
         in_a_step = 0, 0
 
@@ -218,20 +211,19 @@ def _in_graph(solver: Any, equations: Equations, z: Tensor, stopping: Stopping, 
                 _, state = solver.restart(equations, course.z, memory)
             z, r, state = solver.step(equations, course.z, course.r, state)
             taken = taken + 1
-            ends, verdict = course.follow(z, r, solver.estimate(z, r, state), merit and partial(merit, state), _unseen)
-            if verdict_of is not None:
-                ends, verdict = course.heed(verdict_of(state), ends, verdict)
+            ends, verdict = course.follow(z, r, solver.estimate(z, r, state), partial(solver.merit, state), _unseen)
+            ends, verdict = course.ended_by(solver.verdict(state), ends, verdict)
             ends, verdict = course.out_of_steps(taken, ends, verdict)
             course.end(ends, verdict, taken)
             course.end(course.running & (taken >= stopping.max_steps), course.status + Status.MAX_STEPS, taken)
             in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
             equations.evaluations, equations.products = at_start
-            return _tensors_of(course), solver.memory(state) if restarts else state, taken
+            return _tensors_of(course), solver.remembered(state) if restarts else state, taken
 
         def going(carried: _Carried) -> Tensor:
             return carried[0]["running"].any()
 
-        memory = solver.memory(state) if restarts else state
+        memory = solver.remembered(state) if restarts else state
         carried = _tensors_of(course), memory, course.steps.new_zeros(())
         if stopping.max_steps:
             try:
@@ -323,11 +315,10 @@ def _exactly(
 
 
 def _estimate_of(
-    solver: Solver, stopping: Stopping, advance: Advance | None
+    solver: Method, stopping: Stopping, advance: Advance | None
 ) -> Callable[[Tensor, Tensor, Any], Estimate | None]:
     """What estimates the error of z: the method itself, if it can, and if its states are its own."""
-    own: Callable[[Tensor, Tensor, Any], Estimate | None] | None = getattr(solver, "estimate", None)
-    return own if own is not None and advance is None else Secant(stopping.tolerance)
+    return solver.estimate if solver.has("estimate") and advance is None else Secant(stopping.tolerance)
 
 
 def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
@@ -340,7 +331,3 @@ def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
 
 def _taken(step: Advance, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
     return step(z, r, state)
-
-
-def _no_inverse(_: Any) -> tuple[Tensor, ...]:
-    return ()

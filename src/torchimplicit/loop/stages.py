@@ -13,12 +13,13 @@ from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.loop.blocks import solve_in_blocks
 from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.solve import Found, Watch, solve
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status, all_converged
 
 
 def solve_in_stages(
-    stages: Sequence[Solver],
+    stages: Sequence[Method],
     equations: Equations,
     z0: Tensor,
     stopping: Stopping,
@@ -47,7 +48,7 @@ def solve_in_stages(
         limited = replace(stopping, forgiving=forgiving, max_steps=int(allowed.max()))
         if equations.part is not None and not seen:
             part = equations.of_rows(rows)
-            own = stage.of_rows(rows) if hasattr(stage, "of_rows") else stage
+            own = stage.of_rows(rows)
             later = solve(own, part, z0[rows], limited, allowed=allowed[rows])
             equations.add([(part, len(rows))], len(z0))
         else:
@@ -70,12 +71,12 @@ def _hopeless(found: Found) -> Tensor:
     return ill_posed | ~found.residual.isfinite()
 
 
-def by_first(found: Found, stages: Sequence[Solver]) -> Found:
+def by_first(found: Found, stages: Sequence[Method]) -> Found:
     """Where the first of the stages has solved everything."""
     return replace(found, tried=_names(stages[:1]), solved_by=torch.zeros_like(found.status))
 
 
-def _names(stages: Sequence[Solver]) -> tuple[str, ...]:
+def _names(stages: Sequence[Method]) -> tuple[str, ...]:
     return tuple(type(stage).__name__ for stage in stages)
 
 

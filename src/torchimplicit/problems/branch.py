@@ -15,7 +15,7 @@ from torchimplicit.problems.root import root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov
 from torchimplicit.solvers.auto import DENSE_LIMIT
-from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
 
 FIRST_STEP = 0.05
@@ -55,7 +55,7 @@ def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
     or its orientation is another. Where the latter is so down to the shortest step, branches cross here, to working precision.
     """
     dense = curve.layout.size < DENSE_LIMIT
-    solver: Solver = Newton() if dense else NewtonKrylov()
+    solver: Method = Newton() if dense else NewtonKrylov()
     value, info = root(curve.g, z, (curve.s0, *curve.args), solver=solver, max_steps=CORRECTIONS, on_failure="ignore")
     y = torch.cat([curve.layout.flatten(value)[0], curve.s0.new_zeros(1)])
     path = Path(curve, info, [y])

@@ -21,7 +21,7 @@ from torchimplicit.problems.pose import check_adjoint, check_args
 from torchimplicit.problems.root import root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve
-from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure, check_policy, tell
 from torchimplicit.tolerance import Tolerance
 
@@ -57,7 +57,7 @@ def continuation(
     *,
     folds: int = 0,
     max_points: int = 500,
-    solver: str | Solver | None = None,
+    solver: str | Method | None = None,
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,

@@ -18,7 +18,7 @@ from torchimplicit.layout import per_system_vector
 from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure
 
 
@@ -48,7 +48,7 @@ def least_squares(
     bounds: Any = None,
     loss: str = "linear",
     f_scale: float = 1.0,
-    solver: str | Solver | None = None,
+    solver: str | Method | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
     batched: Any = None,

@@ -18,7 +18,7 @@ from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.layout import per_system_scalar
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure
 
 
@@ -51,7 +51,7 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
-    solver: str | Solver | None = None,
+    solver: str | Method | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
     batched: Any = None,

@@ -20,14 +20,14 @@ from torchimplicit.compiling.problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe
-from torchimplicit.loop.search import Iterate
+from torchimplicit.loop.search import search_by
 from torchimplicit.loop.solve import Watch
 from torchimplicit.parameters import check_steps
 from torchimplicit.private import pytree
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Record, Solution
-from torchimplicit.solvers import resolve
-from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers import Polyalgorithm, resolve
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
 
@@ -43,19 +43,19 @@ def pose_and_solve(
     args: tuple[Any, ...],
     output: Callable[[Layout, str], Callable[[Any], Tensor]],
     *,
-    solver: str | Solver | None,
-    adjoint: Adjoint | None,
-    batch_ndim: int,
-    batched: Any,
-    rtol: float | None,
-    atol: float | None,
-    max_steps: int | None,
-    randomness: Randomness,
-    on_failure: OnFailure,
-    has_aux: bool,
-    trace: bool,
-    callback: Callback | None,
-    compile: bool | Solution,
+    solver: str | Method | Polyalgorithm | None = None,
+    adjoint: Adjoint | None = None,
+    batch_ndim: int = 0,
+    batched: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    randomness: Randomness = "error",
+    on_failure: OnFailure = "warn",
+    has_aux: bool = False,
+    trace: bool = False,
+    callback: Callback | None = None,
+    compile: bool | Solution = False,
 ) -> Solution:
     """Check what was passed, choose the solver, and hand the problem to its adjoint."""
     if not callable(fn):
@@ -73,8 +73,7 @@ def pose_and_solve(
     method = resolve(
         solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares
     )
-    if hasattr(method, "fitted"):
-        method = method.fitted(layout)
+    method = method.fitted(layout)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
     fn = frozen(fn, randomness, layout.device)
@@ -88,7 +87,7 @@ def pose_and_solve(
         args,
         layout,
         output,
-        Iterate(method, trace, None if callback is None else _watch(callback, layout)),
+        search_by(method, trace, None if callback is None else _watch(callback, layout)),
         Tolerance.of(rtol, atol, layout.tolerance_dtype).of_leaves(layout.widths),
         method.max_steps if max_steps is None else max_steps,
         on_failure,

@@ -14,7 +14,7 @@ from torchimplicit.condition import Kind
 from torchimplicit.layout import same_as_z
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.solution import Solution
-from torchimplicit.solvers.equations import Solver
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure
 
 
@@ -37,7 +37,7 @@ def root(
     z0: Any,
     args: tuple[Any, ...] = (),
     *,
-    solver: str | Solver | None = None,
+    solver: str | Method | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
     batched: Any = None,

@@ -14,6 +14,7 @@ from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
+from torchimplicit.solvers.method import Method
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
 
@@ -43,7 +44,7 @@ class AndersonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Anderson:
+class Anderson(Method):
     """Plain steps, of which every ``period``-th starts from the mixture of the last ``memory`` ones for which the linear model of
     the residual is smallest.
 

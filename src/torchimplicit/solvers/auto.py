@@ -7,8 +7,8 @@ from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chandrupatla import Chandrupatla
 from torchimplicit.solvers.dogleg import Dogleg
-from torchimplicit.solvers.equations import Solver
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.newton import Newton
 from torchimplicit.solvers.newton_cg import NewtonCG
 from torchimplicit.solvers.newton_krylov import NewtonKrylov
@@ -30,7 +30,7 @@ def choose(
     minimised: bool = False,
     bounded: bool = False,
     sums_squares: bool = False,
-) -> Solver:
+) -> Method | Polyalgorithm:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
     (Newton–Krylov) beyond. From n = 64 Broyden's method, which needs no Jacobian, is given a few steps to come nearer first: it

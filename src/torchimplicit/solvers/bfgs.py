@@ -34,7 +34,7 @@ class BFGS(LineSearch):
             return InverseHessian(eye, torch.zeros(z.shape[0], dtype=torch.int64, device=z.device))
         return InverseHessian(torch.where(rows[:, None, None], eye, memory.H), torch.where(rows, 0, memory.k))
 
-    def remember(self, memory: InverseHessian, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> InverseHessian:
+    def updated(self, memory: InverseHessian, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> InverseHessian:
         H, k = memory
         rows = rows & curved(s, y)
         sy = dot(s, y)

@@ -13,6 +13,7 @@ from torchimplicit.autograd.transforms import finished, inside_functorch, occurs
 from torchimplicit.layout import Layout, describe
 from torchimplicit.private.functorch import level
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
 
 End = Tensor | float | None
@@ -165,7 +166,7 @@ class BracketState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bracketing(ABC):
+class Bracketing(Method, ABC):
     """The root of one equation in one unknown, between two points where g has different signs.
 
     lower, upper : the ends of the bracket: numbers, or tensors that broadcast to z. Between two ends the middle is the start,

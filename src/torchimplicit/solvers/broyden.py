@@ -15,6 +15,7 @@ from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct
 
 FADING = 0.7  # of what an earlier step has shown of the gain, at each later one
@@ -41,7 +42,7 @@ class BroydenState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Broyden:
+class Broyden(Method):
     """Broyden's first ("good") method: z ← z − H g(z), H a rank-one update of the inverse Jacobian at every step.
 
     H starts as the identity, the inverse Jacobian of a fixed point z − f(z) where f is nearly constant, or

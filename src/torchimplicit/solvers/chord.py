@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.shortest import Inverse
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct, inverse_at, kept
 
 
@@ -21,7 +22,7 @@ class ChordState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chord:
+class Chord(Method):
     """z ← z − J(z0)⁻¹ g(z): one factorisation for all steps, linear convergence, fast from a good start. Where J is
     singular along a gauge, the steps are the shortest of several.
 

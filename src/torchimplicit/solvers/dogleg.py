@@ -15,6 +15,7 @@ from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.triangular import apply
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
 
 
@@ -34,7 +35,7 @@ class DoglegState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dogleg:
+class Dogleg(Method):
     """The step p that makes ‖r + J p‖ small on the path from z over the Cauchy point to the Newton point, as far as ‖D p‖ ≤ Δ.
 
     D holds the largest norms that the columns of J have had, so that the units of the unknowns do not matter. Δ starts at

@@ -1,10 +1,10 @@
-"""What a solver is, and what it may ask about the problem."""
+"""What a method may ask about the problem, and what it knows of the error of z."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,45 +47,6 @@ def growth(dz: Tensor, dr: Tensor) -> Tensor:
 def whole(gain: Tensor, r: Tensor) -> Estimate:
     """All that a residual stands for: so many times, (B,), itself."""
     return Estimate(r, 0.0, gain, complete=True)
-
-
-class Solver(Protocol):
-    """A method for residual(z) = 0 on (B, n) tensors. It knows nothing of tolerances, batches that finish, or failures.
-
-    max_steps : step limit when the call gives none.
-    patience : steps without progress after which a system counts as stagnated.
-
-    A few methods are optional. ``estimate(z, r, state)`` is the :class:`Estimate` of the error of z, or None where nothing is known
-    yet; for a method without it the loop sees one in how residuals change from step to step (:class:`~.secant.Secant`).
-    ``merit(state)``, (B,), falls where a method makes progress that the residual may not show: the objective of one that goes
-    downhill. ``inverse(state) -> tensors`` and ``from_tensors(tensors) -> factors`` hand on an approximate inverse of the last
-    Jacobian, with ``solve(b, adjoint)`` and ``suspicious``, for the backward. ``hessian(state)``, (B, n, n), is that of a minimum's
-    objective at z. A solver whose state holds a graph has ``memory(state)`` and ``restart(equations, z, memory) -> (r, state)``, so
-    that steps can be checkpointed, and systems that have ended be put aside.
-
-    A solver with parameters for each system, or for some problems only, has ``fitted(layout)``, itself with those parameters as
-    (B, 1), and ``of_rows(rows)``, itself for some systems. ``starting_point(z)`` is the start as the method wants it. One that knows
-    itself when there is nothing more to do has ``verdict(state)``, a status for each system, RUNNING where it goes on; the
-    error is asked first. One whose steps have no useful derivative says ``unrolls = False``; one whose state is a pytree of
-    tensors with the systems in their first dimension says ``rowwise = True``, and those that have ended are then gathered out.
-    """
-
-    @property
-    def max_steps(self) -> int: ...
-
-    @property
-    def patience(self) -> int: ...
-
-    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
-        """The residual at the start, and the method's state."""
-        ...
-
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        """The next z, the residual there, and the next state, from z and its residual r.
-
-        Rows of systems that have finished are ignored; no row may influence another.
-        """
-        ...
 
 
 class Equations:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
 
 
@@ -21,7 +22,7 @@ class GaussNewtonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Method):
     """z ← z + t p, where p makes ‖r + J p‖ smallest, by a QR factorisation of J; t is halved until ‖r‖² falls by enough.
 
     One t is tried in each step of the loop. Where J has not full rank, p is the shortest of several, in units in which the columns

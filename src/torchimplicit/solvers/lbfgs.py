@@ -42,7 +42,7 @@ class LBFGS(LineSearch):
             return Pairs(window, window.clone(), torch.zeros(z.shape[0], dtype=torch.int64, device=z.device))
         return memory._replace(k=torch.where(rows, 0, memory.k))
 
-    def remember(self, memory: Pairs, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> Pairs:
+    def updated(self, memory: Pairs, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> Pairs:
         rows = rows & curved(s, y)
         return Pairs(store_rows(memory.s, memory.k, s, rows), store_rows(memory.y, memory.k, y, rows), memory.k + rows)
 

@@ -13,6 +13,7 @@ from torchimplicit.graph.loop import settle
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
@@ -36,7 +37,7 @@ class LevenbergMarquardtState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class LevenbergMarquardt(Method):
     """The step p that makes ‖r + J p‖ smallest within ‖D p‖ ≤ Δ: (JᵀJ + λD²) p = −Jᵀr, with λ = 0 where that lies within.
 
     Solved by QR factorisation of J and of (R, √λ D), never through JᵀJ. D holds the largest norms that the columns of J have

@@ -13,6 +13,7 @@ from torchimplicit.autograd.transforms import finished
 from torchimplicit.norms import rounding
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 
 TRIALS = 25  # on one line, before it is given up for steepest descent
 FIRST = (
@@ -55,7 +56,7 @@ class LineState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LineSearch(ABC):
+class LineSearch(Method, ABC):
     """z ← z + α d. Every step tries one point on the line of each system, with one evaluation of the objective and its gradient.
 
     A system whose trial point is refused (too high, still falling steeply, or not finite) stays where it is, and tries another
@@ -75,7 +76,7 @@ class LineSearch(ABC):
         """The memory with nothing in it for these rows; ``memory`` is None at the start."""
 
     @abstractmethod
-    def remember(self, memory: Any, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> Any:
+    def updated(self, memory: Any, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> Any:
         """The memory after the steps s of these rows, along which the gradient has changed by y to r."""
 
     @abstractmethod
@@ -109,7 +110,7 @@ class LineSearch(ABC):
         state = LineState(d, _between(low, high), start, low, high, trials, gain, memory)
         if finished(~turns):
             return z_new, r_new, state
-        memory = self.remember(
+        memory = self.updated(
             memory, torch.where(moved, trial - z, 0), torch.where(moved, r_trial - r, 0), r_new, accepted
         )
         memory = self.forget(memory, z_new, lost)

@@ -18,6 +18,7 @@ from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 
 
 class NewtonState(NamedTuple):
@@ -73,7 +74,7 @@ def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solve
 
 
 @dataclass(frozen=True)
-class Newton:
+class Newton(Method):
     """z ← z − damping · J(z)⁻¹ g(z), with J (n × n for each system) from one batched sweep and factorised.
 
     The factors of the last step stay behind for the backward pass. One evaluation of g a step: it gives the residual and
@@ -138,7 +139,7 @@ class Newton:
             return r, state._replace(search=memory.search)
         return equations.residual(z), NewtonState(None, memory.factors, memory.age, memory.search)
 
-    def memory(self, state: NewtonState) -> NewtonMemory:
+    def remembered(self, state: NewtonState) -> NewtonMemory:
         """What a restart needs beside z: the factors, if they will be used again, and the memory of the line search."""
         if state.jacobian is not None:
             return NewtonMemory(None, 0, state.search)

@@ -14,6 +14,7 @@ from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.trust_region import judge, nearer, steihaug
 
 
@@ -43,7 +44,7 @@ def _nothing(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class NewtonCG:
+class NewtonCG(Method):
     """z ← z + s, s from conjugate gradients on H s = −∇φ, stopped where they leave the ball ‖s‖ ≤ Δ, at a direction of negative
     curvature (followed to the edge of the ball), or at ‖H s + ∇φ‖ ≤ η ‖∇φ‖.
 
@@ -115,6 +116,6 @@ class NewtonCG:
         hessian = equations.jacobian(z)
         return hessian.value, NewtonCGState(hessian, memory)
 
-    def memory(self, state: NewtonCGState) -> NewtonCGMemory:
+    def remembered(self, state: NewtonCGState) -> NewtonCGMemory:
         """What a restart needs beside z."""
         return state.memory

@@ -14,6 +14,7 @@ from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
+from torchimplicit.solvers.method import Method
 
 RUN_OFF = 0.75  # a step whose J s is less than eps to this power of s, beside ‖J‖, is along a gauge, and rounding is all it rests on
 FAR = 10  # times as far as z is large
@@ -38,7 +39,7 @@ class NewtonKrylovMemory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NewtonKrylov:
+class NewtonKrylov(Method):
     """Inexact Newton: J(z) s = −g(z) is solved to a relative residual η that falls as the steps converge.
 
     η = 0.9 (‖g(z)‖ / ‖g(z previous)‖)², safeguarded, between 1e-4 and ``loosest``: choice 2 of Eisenstat and Walker,
@@ -105,7 +106,7 @@ class NewtonKrylov:
         r, state = self.init(equations, z)
         return r, state._replace(forcing=memory.forcing, search=memory.search, gain=memory.gain)
 
-    def memory(self, state: NewtonKrylovState) -> NewtonKrylovMemory:
+    def remembered(self, state: NewtonKrylovState) -> NewtonKrylovMemory:
         """What a restart needs beside z."""
         return NewtonKrylovMemory(state.forcing, state.search, state.gain)
 

@@ -38,6 +38,7 @@ class NonlinearCG(LineSearch):
     curvature: ClassVar[float] = 0.1
     max_steps: ClassVar[int] = 3000
     patience: ClassVar[int] = 500
+    in_graph: ClassVar[bool] = False
 
     def forget(self, memory: LastStep | None, z: Tensor, rows: Tensor) -> LastStep:
         if memory is None:
@@ -45,7 +46,7 @@ class NonlinearCG(LineSearch):
             return LastStep(nothing, nothing, torch.zeros_like(rows), torch.ones_like(rows, dtype=z.dtype))
         return memory._replace(known=memory.known & ~rows)
 
-    def remember(self, memory: LastStep, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> LastStep:
+    def updated(self, memory: LastStep, s: Tensor, y: Tensor, r: Tensor, rows: Tensor) -> LastStep:
         moved = rows.unsqueeze(-1)
         known = torch.where(rows, curved(s, y), memory.known)
         before = torch.linalg.vector_norm((r - y).detach(), dim=-1)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 
 
 @dataclass(frozen=True)
-class Picard:
+class Picard(Method):
     """z ← z − damping · residual; for a fixed point, z ← (1 − damping) z + damping f(z).
 
     Converges linearly where the map is a contraction: the spectral radius of ∂f/∂z (damped) below 1.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from torchimplicit.layout import Layout
-from torchimplicit.solvers.equations import Equations, Solver
+from torchimplicit.solvers.method import Method, adopted, is_method
 
 
 @dataclass(frozen=True)
@@ -26,40 +23,27 @@ class Polyalgorithm:
     runs next.
     """
 
-    stages: Sequence[Solver]
+    stages: Sequence[Method]
 
     def __post_init__(self) -> None:
         stages = self.stages
         if not isinstance(stages, (tuple, list)) or not stages:
             raise ValueError(f"Polyalgorithm needs a tuple of solvers, at least one; got {stages!r}.")
         for stage in stages:
-            known = all(hasattr(stage, part) for part in ("init", "step", "max_steps", "patience"))
-            if isinstance(stage, (type, Polyalgorithm)) or not known:
+            if not is_method(stage):
                 raise TypeError(
                     f"Polyalgorithm: each stage must be an object of torchimplicit.solvers, such as Newton(), and no Polyalgorithm "
                     f"itself; got {stage!r}."
                 )
+        object.__setattr__(self, "stages", tuple(map(adopted, stages)))
 
     @property
     def max_steps(self) -> int:
         """Of all stages together."""
         return sum(stage.max_steps for stage in self.stages)
 
-    @property
-    def patience(self) -> int:
-        """Of the first stage."""
-        return self.stages[0].patience
-
     def fitted(self, layout: Layout) -> Polyalgorithm:
-        """With every stage fitted that wants to be."""
-        if not any(hasattr(stage, "fitted") for stage in self.stages):
-            return self
-        return replace(self, stages=[s.fitted(layout) if hasattr(s, "fitted") else s for s in self.stages])
-
-    def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, Any]:
-        """Of the first stage."""
-        return self.stages[0].init(equations, z)
-
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        """Of the first stage."""
-        return self.stages[0].step(equations, z, r, state)
+        """With every stage fitted."""
+        stages = [stage.fitted(layout) for stage in self.stages]
+        same = all(new is old for new, old in zip(stages, self.stages, strict=True))
+        return self if same else Polyalgorithm(stages)

@@ -14,6 +14,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.norms import measured, rounding
 from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.trust_region import steihaug
 
 SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
@@ -36,7 +37,7 @@ class ProjectedState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ProjectedNewton:
+class ProjectedNewton(Method):
     """z ← P(z + d), P the projection on the bounds, d = −(H + λI)⁻¹∇φ in the free unknowns; one evaluation a step.
 
     An unknown is held when it lies at a bound, or nearer to it than a part of its own last step, and ∂φ/∂zᵢ presses it there: it
@@ -150,7 +151,7 @@ class ProjectedNewton:
         r, state = self.init(equations, z)
         return r, state._replace(damping=memory)
 
-    def memory(self, state: ProjectedState) -> Tensor:
+    def remembered(self, state: ProjectedState) -> Tensor:
         """What a restart needs beside z."""
         return state.damping
 

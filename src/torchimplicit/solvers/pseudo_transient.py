@@ -13,6 +13,7 @@ from torchimplicit.linear.lu import factor
 from torchimplicit.norms import rms
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 
 
 class PseudoTransientState(NamedTuple):
@@ -23,7 +24,7 @@ class PseudoTransientState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PseudoTransient:
+class PseudoTransient(Method):
     """(I/δ + J(z)) s = −g(z), z ← z + s: implicit Euler steps for dz/dt = −g(z) that lengthen as the residual falls.
 
     δ ← δ ‖g(z)‖ / ‖g(z + s)‖ (switched evolution relaxation), so that the method follows the flow from the start and ends as
@@ -37,6 +38,7 @@ class PseudoTransient:
     first: float = 10.0
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 100
+    in_graph: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive("PseudoTransient: |first|", abs(self.first))

@@ -14,6 +14,7 @@ from torchimplicit.graph.loop import settle, where_needed
 from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.trust_region import first_radius, judge, nearer
 from torchimplicit.status import Status
 
@@ -62,7 +63,7 @@ class TrustState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrustNewton:
+class TrustNewton(Method):
     """z ← z + s, s the minimiser of the parabola φ + ∇φᵀs + sᵀHs / 2 in the ball ‖s‖ ≤ Δ: Newton's step where H is positive
     definite and Δ allows it.
 
