@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import alive, values_hidden
+from torchimplicit.autograd.transforms import values_hidden, without_dead_wrappers
 from torchimplicit.capture.names import name as name_of
 from torchimplicit.condition import Flat, Kind, between
 from torchimplicit.graph.explicit import Explicit
@@ -56,7 +56,7 @@ class Bounded(Kind):
             return seen[-1]
 
         gradient = self.gradient(noted, z)
-        (whole,) = alive(seen[:1])
+        (whole,) = without_dead_wrappers(seen[:1])
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
         return gradient, z, lower, upper
 

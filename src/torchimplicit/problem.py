@@ -20,17 +20,17 @@ from torchimplicit.capture.randomness import Frozen
 from torchimplicit.capture.sharding import sharded_modules_refused
 from torchimplicit.condition import Condition, Flat, Kind
 from torchimplicit.layout import Layout
-from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.search import Inside, Search
-from torchimplicit.loop.solve import Found
+from torchimplicit.loop.solve import SearchResult
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.private import pytree
 from torchimplicit.private.autograd import changes_a_leaf, version
-from torchimplicit.solution import Facts, Record, Solution
+from torchimplicit.solution import Record, Solution, SolveStats
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import OnFailure, Status, report
 from torchimplicit.tolerance import Tolerance
 
-SMALL = 2**10  # entries of z up to which the evaluation that is recorded may serve the backward too
+KEEPS_GRAPH = 2**10  # entries of z up to which the evaluation that is recorded may serve the backward too
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Problem:
         """The condition as a pure function of explicit tensors, recorded at z, what the user's function returned there, and the
         linearised condition, if it is worth keeping.
         """
-        condition = self.kind.condition if z.numel() <= SMALL else None
+        condition = self.kind.condition if z.numel() <= KEEPS_GRAPH else None
         captured, out, linearised = capture(self.fn, z, self.layout.argument, self.args, self.value, condition)
 
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
@@ -135,10 +135,10 @@ class Problem:
 
     def find(
         self, z0: Tensor, equations: Equations, inside: Inside | None = None
-    ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, SolveStats, tuple[Tensor, ...]]:
         """The solution, the facts, and the inverse that the search leaves. Nothing is recorded. Failures are reported here."""
         if self.known is not None:
-            return self.layout.flatten(self.known.value).detach(), Facts.of(self.known.info), ()
+            return self.layout.flatten(self.known.value).detach(), SolveStats.of(self.known.info), ()
         if cache_may_lack_graphs():
             self.function(z0)
         self.watch(equations)
@@ -153,7 +153,7 @@ class Problem:
         if not isinstance(self.fn, Frozen):
             equations.watch(self.layout.device)
 
-    def noted(self, found: Found, equations: Equations) -> Facts:
+    def noted(self, found: SearchResult, equations: Equations) -> SolveStats:
         """The facts of a search that has ended; its trace is kept and its failures are reported."""
         same = found.status.shape[0] == self.layout.batch
         batch_shape = self.layout.batch_shape if same else (-1, *self.layout.batch_shape)
@@ -172,9 +172,9 @@ class Problem:
                 equations.remark,
             )
         counts = found.counts or (equations.evaluations, equations.products)
-        return Facts.counted(found.status, found.steps, found.residual, found.error, *counts)
+        return SolveStats.counted(found.status, found.steps, found.residual, found.error, *counts)
 
-    def solution(self, z: Tensor, facts: Facts, aux: Any = None) -> Solution:
+    def solution(self, z: Tensor, facts: SolveStats, aux: Any = None) -> Solution:
         """z (B, n) and the facts as the user sees them."""
         info = facts.info(self.layout.batch_shape, self.record, aux)
         if self.on_failure == "nan":

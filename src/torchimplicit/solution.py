@@ -39,7 +39,7 @@ class Record:
 
 @dataclass(repr=False)
 class SolveInfo:
-    """Facts of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
+    """SolveStats of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
 
     ``print(info)`` is one line, however many systems there are; ``print(info.summary())`` says more.
 
@@ -171,7 +171,7 @@ def _unflatten(children: Iterable[Any], context: tuple[bool, Record]) -> SolveIn
 pytree.register_pytree_node(SolveInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.SolveInfo")
 
 
-class Facts(NamedTuple):
+class SolveStats(NamedTuple):
     """What a solve tells of itself as flat tensors, which travel through transforms: (B,) each, the last two 0-d."""
 
     status: Tensor
@@ -189,18 +189,18 @@ class Facts(NamedTuple):
         error: Tensor,
         evaluations: int | Tensor,
         products: int | Tensor,
-    ) -> Facts:
+    ) -> SolveStats:
         """With the counts as tensors."""
         counts = (n if isinstance(n, Tensor) else status.new_full((), n) for n in (evaluations, products))
-        return Facts(status, steps, residual, error, *counts)
+        return SolveStats(status, steps, residual, error, *counts)
 
     @staticmethod
-    def of(info: SolveInfo) -> Facts:
+    def of(info: SolveInfo) -> SolveStats:
         """Those of a solution, flat again."""
         status, steps, residual, error = (
             part.reshape(-1) for part in (info.status, info.steps, info.residual, info.error)
         )
-        return Facts(status, steps, residual, error, info.evaluations, info.products)
+        return SolveStats(status, steps, residual, error, info.evaluations, info.products)
 
     def info(self, batch_shape: torch.Size, record: Record, aux: Any = None) -> SolveInfo:
         """As the user sees it: in z's batch dimensions (with those of vmap in front, where they are part of the batch)."""

@@ -92,10 +92,10 @@ def report(
         )
     if remark:
         lines.append(remark)
-    tell(f"The {what} was not found. " + " ".join(lines), on_failure)
+    announce(f"The {what} was not found. " + " ".join(lines), on_failure)
 
 
-def tell(message: str, on_failure: OnFailure) -> None:
+def announce(message: str, on_failure: OnFailure) -> None:
     """Warn or raise, where that is what the user wants."""
     if on_failure == "raise":
         raise ConvergenceError(message)

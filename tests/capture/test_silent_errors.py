@@ -12,7 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 import torchimplicit as ti
-from torchimplicit.problem import SMALL
+from torchimplicit.problem import KEEPS_GRAPH
 
 N = 4
 TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
@@ -52,7 +52,7 @@ def test_a_closure_over_a_loop_variable_keeps_the_tensor_of_its_own_turn(W: Tens
     assert torch.allclose(W.grad, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("rows", [1, SMALL // N, SMALL // N + 1, 2 * SMALL // N])
+@pytest.mark.parametrize("rows", [1, KEEPS_GRAPH // N, KEEPS_GRAPH // N + 1, 2 * KEEPS_GRAPH // N])
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_a_number_that_was_rebound_since_the_forward_is_that_of_the_forward(
     W: Tensor, rows: int, create_graph: bool
@@ -71,7 +71,7 @@ def test_a_number_that_was_rebound_since_the_forward_is_that_of_the_forward(
 def test_a_branch_on_what_was_rebound_since_the_forward_is_an_error_where_it_is_taken_again(W: Tensor) -> None:
     squared = False
     f = lambda z: torch.tanh(z @ W / 4) ** 2 if squared else torch.tanh(z @ W / 4 + 1)  # noqa: E731
-    z = ti.fixed_point(f, torch.zeros(SMALL, N, dtype=torch.float64)).value
+    z = ti.fixed_point(f, torch.zeros(KEEPS_GRAPH, N, dtype=torch.float64)).value
     squared = True
     with pytest.raises(ti.CaptureError, match="another path"):
         z.sum().backward()

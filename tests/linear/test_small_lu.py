@@ -76,7 +76,7 @@ def test_a_singular_matrix_leaves_its_neighbours_alone() -> None:
 
 def test_what_the_code_is_not_for_is_left_to_lapack() -> None:
     A = torch.eye(4).expand(100, 4, 4)
-    assert small_lu.worthwhile(A)
-    assert not small_lu.worthwhile(A[:8])
-    assert not small_lu.worthwhile(A.to(torch.complex64))
-    assert not small_lu.worthwhile(torch.eye(20).expand(100, 20, 20))
+    assert small_lu.pays(A)
+    assert not small_lu.pays(A[:8])
+    assert not small_lu.pays(A.to(torch.complex64))
+    assert not small_lu.pays(torch.eye(20).expand(100, 20, 20))

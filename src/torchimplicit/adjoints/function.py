@@ -20,19 +20,19 @@ from torch.autograd import forward_ad
 
 from torchimplicit.adjoints.failed import replace_failed, replace_what_failed
 from torchimplicit.autograd.products import Linearisation
-from torchimplicit.autograd.transforms import alive, inside_functorch, values_hidden
+from torchimplicit.autograd.transforms import inside_functorch, values_hidden, without_dead_wrappers
 from torchimplicit.capture.autocast import full_precision
 from torchimplicit.condition import Condition
 from torchimplicit.private.autograd import apply, forward_mode_on, over_batched_cotangents
-from torchimplicit.solution import Facts
+from torchimplicit.solution import SolveStats
 from torchimplicit.status import all_converged
 
-INVERSE = 1 + len(Facts._fields)  # where, among the outputs of the Function, those of the inverse begin
+INVERSE = 1 + len(SolveStats._fields)  # where, among the outputs of the Function, those of the inverse begin
 
 
-def facts_of(output: Sequence[Tensor]) -> Facts:
+def facts_of(output: Sequence[Tensor]) -> SolveStats:
     """The facts among the outputs of the Function."""
-    return Facts(*output[1:INVERSE])
+    return SolveStats(*output[1:INVERSE])
 
 
 class System(Protocol):
@@ -52,7 +52,7 @@ class System(Protocol):
         """What vanishes at the solution, as a pure function."""
         ...
 
-    def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
+    def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, SolveStats, tuple[Tensor, ...]]:
         """z*, the facts, and the tensors of an approximate inverse of ∂g/∂z (possibly none). Nothing is recorded here."""
         ...
 
@@ -79,7 +79,7 @@ class System(Protocol):
 class LinearSystem(System, Protocol):
     """A w = b, with A the operator of another system or its transpose; b is the first of its tensors."""
 
-    def pulled_back(
+    def vjp(
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
     ) -> Sequence[Tensor | None]:
         """−wᵀ ∂g/∂x for some x, from the other system's condition g linearised in its unknowns and in every x. For plain code
@@ -123,7 +123,7 @@ class ImplicitFunction(torch.autograd.Function):
         # Torch calls this with forward mode off, for the levels around this one too, whose tangents would be lost: it is
         # switched on again, for tensors without the tangents of this level.
         with forward_mode_on():
-            saved = [_primal(tensor) for tensor in alive(ctx.saved_tensors)]
+            saved = [_primal(tensor) for tensor in without_dead_wrappers(ctx.saved_tensors)]
             w = _pushforward(ctx, saved, dx)
         return (w, *(None,) * (INVERSE - 1 + ctx.inverse))
 
@@ -145,7 +145,7 @@ class ImplicitFunction(torch.autograd.Function):
 def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:
     """−uᵀ ∂g/∂x for the wanted inputs x of the Function, with (∂g/∂z)ᵀ u = v."""
     system: System = ctx.system
-    z, status, *rest = alive(ctx.saved_tensors)
+    z, status, *rest = without_dead_wrappers(ctx.saved_tensors)
     inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
     which = [i - 2 for i in wanted]
     if system.own_operator and not torch.is_grad_enabled() and not values_hidden():
@@ -160,7 +160,7 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
             which = list(range(len(some)))
         adjoint, at = system.linear(True, z, status, inverse, tensors, [i - 2 for i in wanted])
         with full_precision(z.device.type):
-            return tuple(adjoint.pulled_back((v, *at), linearised, which))
+            return tuple(adjoint.vjp((v, *at), linearised, which))
     z = replace_failed(z, status)
     some = [tensors[i] for i in which]
     adjoint, at = system.linear(True, z, status, inverse, tensors, which)
@@ -209,5 +209,5 @@ def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple
     if inside_functorch():
         output = ImplicitFunction.apply(system, z0, *tensors)
     else:
-        output = apply(ImplicitFunction, system, z0, *alive(tensors))
+        output = apply(ImplicitFunction, system, z0, *without_dead_wrappers(tensors))
     return output

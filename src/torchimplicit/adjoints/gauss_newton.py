@@ -15,8 +15,8 @@ from torchimplicit.autograd.transforms import inside_functorch, inside_transform
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
 from torchimplicit.problem import Problem
-from torchimplicit.solution import Facts, Solution
-from torchimplicit.status import Status, tell
+from torchimplicit.solution import Solution, SolveStats
+from torchimplicit.status import Status, announce
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class GaussNewton:
         if occurs(singular):
             facts = facts._replace(status=torch.where(singular, Status.SINGULAR, facts.status))
             if not inside_functorch():
-                tell(
+                announce(
                     f"The Gauss-Newton derivative does not exist in {int(singular.sum())} of {len(singular)} systems: "
                     f"{Status.SINGULAR.prose_for('least-squares fit')}",
                     problem.on_failure,
@@ -66,7 +66,7 @@ class GaussNewton:
         return problem.solution(z, facts, aux)
 
 
-def _told(m: int, rtol: float, v: Tensor, status: Tensor, R: Tensor) -> Facts:
+def _told(m: int, rtol: float, v: Tensor, status: Tensor, R: Tensor) -> SolveStats:
     """Of the adjoint system Rᵀy = v, of which Qy is the gradient in r: solved directly, after m products for J = QR."""
     y = solve_triangle(R, v, transposed=True)
     residual = torch.linalg.vector_norm(v - apply(R.mT, y), dim=-1)
@@ -74,4 +74,4 @@ def _told(m: int, rtol: float, v: Tensor, status: Tensor, R: Tensor) -> Facts:
     ended = torch.where(solved, Status.CONVERGED, Status.STAGNATED)
     singular_or_failed = (status == Status.SINGULAR) | (status == Status.NONFINITE)
     ended = torch.where(singular_or_failed, status, ended)
-    return Facts.counted(ended, torch.ones_like(ended), residual, torch.full_like(residual, torch.nan), 0, m)
+    return SolveStats.counted(ended, torch.ones_like(ended), residual, torch.full_like(residual, torch.nan), 0, m)

@@ -19,7 +19,7 @@ from torchimplicit.condition import Condition
 from torchimplicit.loop.search import Inside
 from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem, detached
-from torchimplicit.solution import Facts, Solution
+from torchimplicit.solution import Solution, SolveStats
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.tolerance import Tolerance
 
@@ -70,7 +70,7 @@ class Implicit:
             z = solve_system(system, z, captured.tensors)[0]
         return problem.solution(z, facts, aux)
 
-    def solve_only(self, problem: Problem, z0: Tensor) -> tuple[Tensor, Facts, Any]:
+    def solve_only(self, problem: Problem, z0: Tensor) -> tuple[Tensor, SolveStats, Any]:
         """z* (B, n) without a derivative, the facts and aux: what the approximate adjoints start from."""
         if inside_transform() or being_captured():
             z, facts, aux = self._solve_inside(problem, z0)
@@ -79,7 +79,7 @@ class Implicit:
             aux = problem.aux(z) if problem.has_aux else None
         return z.detach(), facts, aux
 
-    def _solve_inside(self, problem: Problem, z0: Tensor) -> tuple[Tensor, Facts, Any]:
+    def _solve_inside(self, problem: Problem, z0: Tensor) -> tuple[Tensor, SolveStats, Any]:
         """Inside a transform the Function itself solves, for only there the batch of a vmap is seen as a whole."""
         captured, condition, *_ = problem.capture(z0)
         given = len(captured.args.places)
@@ -118,7 +118,7 @@ class Implicit:
 class _Solved:
     """What a forward solve outside the Function has found, handed over once (kept, it would close a reference cycle)."""
 
-    def __init__(self, z: Tensor, facts: Facts, inverse: tuple[Tensor, ...]) -> None:
+    def __init__(self, z: Tensor, facts: SolveStats, inverse: tuple[Tensor, ...]) -> None:
         self.solved: Solved | None = (z, facts, inverse)
 
     def __call__(self, condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:

@@ -18,9 +18,9 @@ from torchimplicit.linear import GMRES, LU
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.solve import solve
-from torchimplicit.solution import Facts
+from torchimplicit.loop.stopping import Stopping
+from torchimplicit.solution import SolveStats
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import Status
@@ -48,7 +48,7 @@ class System(Protocol):
     def inverse(self, rest: Sequence[Tensor]) -> Any: ...
 
 
-def solve_in_graph(system: System, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[], Facts]]:
+def solve_in_graph(system: System, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[], SolveStats]]:
     """w with A w = b, and what makes the facts, for the tensors of a ``JacobianSystem``."""
     b, z, forward, *rest = tensors
     of_g = rest[system.inverses :]
@@ -78,7 +78,7 @@ def solve_in_graph(system: System, kind: Kind, tensors: Sequence[Tensor]) -> tup
     else:
         w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
         w = reported(w, status, residual, limit, steps, kind.name, system.settings.on_failure, "residual")
-    return w, partial(Facts.counted, status, steps, residual, error_of(w, b, residual), 1, 1)
+    return w, partial(SolveStats.counted, status, steps, residual, error_of(w, b, residual), 1, 1)
 
 
 def _by_factors(

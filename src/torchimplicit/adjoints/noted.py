@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import alive
+from torchimplicit.autograd.transforms import without_dead_wrappers
 from torchimplicit.private.autograd import is_batched_cotangent
 from torchimplicit.problem import Problem
-from torchimplicit.solution import Facts, Record
+from torchimplicit.solution import Record, SolveStats
 from torchimplicit.status import Status
 
-Told = Callable[..., Facts]  # from the gradient v (B, n) and tensors with the systems in their first dimension
+Told = Callable[..., SolveStats]  # from the gradient v (B, n) and tensors with the systems in their first dimension
 
 
 def noted(z: Tensor, problem: Problem, told: Told, *tensors: Tensor) -> Tensor:
@@ -37,10 +37,10 @@ def few_steps(steps: int) -> Told:
     return partial(_few_steps, steps)
 
 
-def _few_steps(steps: int, v: Tensor, status: Tensor) -> Facts:
+def _few_steps(steps: int, v: Tensor, status: Tensor) -> SolveStats:
     unknown = v.new_full((len(v),), torch.nan)
     ended = torch.where(status == Status.NONFINITE, status, int(Status.MAX_STEPS))
-    return Facts.counted(ended, torch.full_like(ended, steps), unknown, unknown, 0, steps)
+    return SolveStats.counted(ended, torch.full_like(ended, steps), unknown, unknown, 0, steps)
 
 
 class _Through(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        tensors = alive(ctx.saved_tensors)
+        tensors = without_dead_wrappers(ctx.saved_tensors)
         if not is_batched_cotangent(v):  # for those of is_grads_batched a Function has no rule
             v = _Note.apply(v, ctx.note, *tensors)
         return v, None, *(None,) * len(tensors)

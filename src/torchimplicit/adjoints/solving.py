@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, LinearSolution, Look, look
+from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Diagnosis, LinearSolution, look
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import Division, better_of
@@ -138,7 +138,7 @@ class LinearisedSolver:
                 self.direct = LU().factorize(self.operator)
         return getattr(self.direct, "singular", None)
 
-    def look(self, at: LinearSolution, rows: Tensor, gauge: bool) -> Look | None:
+    def look(self, at: LinearSolution, rows: Tensor, gauge: bool) -> Diagnosis | None:
         """What the solution says of z* in ``rows`` (B,), if that is worth a look; nothing of a tangent found iteratively. Beside a
         ``gauge``, it says more than factors do."""
         factors = self.inverse if self.direct is None and self.inverse_is_near else self.direct

@@ -15,17 +15,17 @@ from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.gauge import solve_singular, unseen
 from torchimplicit.adjoints.in_graph import solve_in_graph
 from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings, Tiled
-from torchimplicit.adjoints.well_posed import LinearSolution, Look
+from torchimplicit.adjoints.well_posed import Diagnosis, LinearSolution
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import occurs, tracing
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LU, Auto, LinearResult
 from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.solution import Facts, Record, SolveInfo
-from torchimplicit.status import Status, named, report, tell
+from torchimplicit.solution import Record, SolveInfo, SolveStats
+from torchimplicit.status import Status, announce, named, report
 
-Solved = tuple[Tensor, Facts, tuple[Tensor, ...]]
+Solved = tuple[Tensor, SolveStats, tuple[Tensor, ...]]
 
 TINY = 64  # entries of all Jacobians of the batch, up to which they cost hardly more than one product and are made anew
 
@@ -143,18 +143,18 @@ class JacobianSystem:
         w, facts = self.solve_linearised(tensors, None)
         return w, facts(), ()
 
-    def pulled_back(
+    def vjp(
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
     ) -> Sequence[Tensor | None]:
         if self.settings.solver is None and tensors[1].numel() * tensors[1].shape[-1] <= TINY:
-            grads = self._pulled_back_tiny(tensors, linearised, which)
+            grads = self._vjp_tiny(tensors, linearised, which)
             if grads is not None:
                 return grads
         w, _ = self.solve_linearised(tensors, linearised.restricted([0]))
         w = -w  # under its own name: the last product then needs no more memory than those before
         return linearised.restricted([1 + i for i in which]).pull(w)
 
-    def _pulled_back_tiny(
+    def _vjp_tiny(
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
     ) -> Sequence[Tensor | None] | None:
         """The same for so few numbers that only the number of operations counts: the Jacobian is factorised anew, and the last
@@ -182,9 +182,9 @@ class JacobianSystem:
             if occurs(at.doubtful(forward == 0, *self.settings.tolerance.largest(factors.solve(operator.value), z))):
                 return None
 
-        def facts(products: int = operator.products + 1) -> Facts:
+        def facts(products: int = operator.products + 1) -> SolveStats:
             status = torch.zeros(b.shape[0], dtype=torch.int64, device=b.device)
-            return Facts.counted(status, status + 1, norms[0], error_of(w, b, norms[0]), 0, products)
+            return SolveStats.counted(status, status + 1, norms[0], error_of(w, b, norms[0]), 0, products)
 
         self._note(facts)
         return grads
@@ -198,7 +198,7 @@ class JacobianSystem:
 
     def solve_linearised(
         self, tensors: Sequence[Tensor], linearisation: Linearisation | None
-    ) -> tuple[Tensor, Callable[[], Facts]]:
+    ) -> tuple[Tensor, Callable[[], SolveStats]]:
         """w and what makes the facts, from a linearisation of g in z at z*, or from one evaluation of g."""
         if tracing():
             return solve_in_graph(self, Derivative(), tensors)
@@ -215,7 +215,7 @@ class JacobianSystem:
         gauge = singular is not None and occurs(singular)
         if singular is not None and gauge:
             result, singular = self._beside_a_gauge(operator, result, singular & (b != 0).any(-1), (b, z, *rest))
-        found: Look | None = None
+        found: Diagnosis | None = None
         if not (self.base.kind.linear or solver.truncated):
             rows = result.converged & (forward == 0)
             rows = rows if singular is None else rows & ~singular
@@ -235,11 +235,11 @@ class JacobianSystem:
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
         error = error_of(result.x, b, result.residual_norm)
         counts = 1 + (0 if found is None else found.evaluations), operator.products
-        facts = partial(Facts.counted, status, result.steps, result.residual_norm, error, *counts)
+        facts = partial(SolveStats.counted, status, result.steps, result.residual_norm, error, *counts)
         self._note(facts)
         if failed and not solver.truncated:
             if found is not None and occurs(found.off):
-                tell(self._inaccurate(found, z), self.settings.on_failure)
+                announce(self._inaccurate(found, z), self.settings.on_failure)
             limit = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
             others = torch.where(status == Status.INACCURATE, Status.CONVERGED, status)
             how = self.settings.on_failure
@@ -269,7 +269,7 @@ class JacobianSystem:
         residual = torch.where(rows, residual, result.residual_norm)
         return result._replace(x=x, residual_norm=residual, converged=result.converged | rows), singular & ~rows
 
-    def _inaccurate(self, found: Look, z: Tensor) -> str:
+    def _inaccurate(self, found: Diagnosis, z: Tensor) -> str:
         """What is said of systems whose z is off."""
         rows = found.off.nonzero().flatten()
         worst = rows[found.excess[rows].argmax()]
@@ -280,7 +280,7 @@ class JacobianSystem:
             f"{float(bound):.3g}): {Status.INACCURATE.prose}"
         )
 
-    def _note(self, facts: Callable[[], Facts]) -> None:
+    def _note(self, facts: Callable[[], SolveStats]) -> None:
         """Keep what makes the facts, for those who ask."""
         if self.record is not None:
             self.record.backward = partial(_info, facts, self.batch_shape)
@@ -290,5 +290,5 @@ class JacobianSystem:
         return Tiled(self.settings.inverse(rest[: self.inverses]), len(rest[0])) if self.inverses else None
 
 
-def _info(facts: Callable[[], Facts], batch_shape: torch.Size) -> SolveInfo:
+def _info(facts: Callable[[], SolveStats], batch_shape: torch.Size) -> SolveInfo:
     return facts().info(batch_shape, Record(Derivative.name))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.capture.autocast import full_precision
-from torchimplicit.loop.course import Stopping
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.parameters import check_count
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution

@@ -185,7 +185,7 @@ class ByAdjoint:
         return largest(self.again(residual)) / largest(self.u) if occurs(change > HINT) else change
 
 
-class Look(NamedTuple):
+class Diagnosis(NamedTuple):
     """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off;
     and the evaluations that it took."""
 
@@ -195,8 +195,8 @@ class Look(NamedTuple):
     evaluations: int
 
 
-def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Look | None:
-    """Look at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
+def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Diagnosis | None:
+    """Diagnosis at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
     Where g is undefined, only z is judged."""
     z, value, eps = at.jacobian.z, at.jacobian.value, torch.finfo(at.b.dtype).eps
     w, *seen = estimate.error(value)
@@ -223,7 +223,7 @@ def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Look | None:
     if occurs(singular) and occurs(loose := singular & (w.abs() > LOOSE * sizes).any(-1)):
         evaluations += 2
         off = off | (loose & ~_persists(at, beside))
-    return Look(off, singular & ~off, excess, evaluations)
+    return Diagnosis(off, singular & ~off, excess, evaluations)
 
 
 def _persists(at: LinearSolution, z: Tensor) -> Tensor:

@@ -38,15 +38,15 @@ def outside_transforms() -> AbstractContextManager[object]:
     return functorch.none_active() if inside_functorch() else nullcontext()
 
 
-def alive(tensors: Iterable[Tensor]) -> list[Tensor]:
+def without_dead_wrappers(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors without the wrappers of transforms that have ended: a pullback from ``torch.func.vjp`` is called after it,
     and autograd takes what is still wrapped for a constant."""
-    return [_alive(tensor) for tensor in tensors]
+    return [_unwrapped(tensor) for tensor in tensors]
 
 
-def _alive(tensor: Tensor) -> Tensor:
+def _unwrapped(tensor: Tensor) -> Tensor:
     inner = functorch.without_dead_wrapper(tensor)
-    return tensor if inner is tensor else _alive(inner)
+    return tensor if inner is tensor else _unwrapped(inner)
 
 
 def finished(mask: Tensor) -> bool:

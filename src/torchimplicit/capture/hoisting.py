@@ -83,7 +83,9 @@ class _First(TorchFunctionMode):
         leaves = pytree.tree_leaves(z)
         self.device = leaves[0].device
         self.calls: list[_Call] = []
-        self.dependent = {_memory(leaf): leaf for leaf in leaves}  # kept alive, so that no memory is used twice
+        self.dependent = {
+            _memory(leaf): leaf for leaf in leaves
+        }  # kept without_dead_wrappers, so that no memory is used twice
         self.refused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

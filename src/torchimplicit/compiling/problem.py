@@ -20,7 +20,7 @@ from torchimplicit.graph.reports import reported
 from torchimplicit.layout import Layout
 from torchimplicit.loop.search import Inside
 from torchimplicit.problem import Problem
-from torchimplicit.solution import Facts
+from torchimplicit.solution import SolveStats
 from torchimplicit.solvers.equations import Equations
 
 
@@ -93,7 +93,7 @@ class TracedProblem(Problem):
 
     def find(
         self, z0: Tensor, equations: Equations, inside: Inside | None = None
-    ) -> tuple[Tensor, Facts, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, SolveStats, tuple[Tensor, ...]]:
         """The solution; its failures are reported when the graph runs."""
         z, facts, inverse = super().find(z0, equations, inside)
         if tracing():

@@ -12,7 +12,7 @@ from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
 from torchimplicit.linear.masks import divide
 from torchimplicit.parameters import check_count
 
-SMALL = 0.1  # of a vector, left by orthogonalisation: less is not orthogonal any more
+PARALLEL = 0.1  # of a vector, left by orthogonalisation: less is not orthogonal any more
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class GMRES(IterativeSolver):
             h = self.inner_products(basis, w)
             w = w - (h.unsqueeze(-2) @ basis).squeeze(-2)
             eta = norm(w)
-            if not finished((eta > SMALL * size) | ~going_now):  # cancellation: what is left is not orthogonal
+            if not finished((eta > PARALLEL * size) | ~going_now):  # cancellation: what is left is not orthogonal
                 again = self.inner_products(basis, w)
                 w = w - (again.unsqueeze(-2) @ basis).squeeze(-2)
                 h = h + again

@@ -24,7 +24,7 @@ class LUFactors(Factors):
             return b / (LU.mH if adjoint else LU)
         if tracing() and LU.shape[-1] <= written_out.LARGEST:
             return written_out.solve(LU, pivots, b, adjoint)
-        if tracing() and b.shape[-1] == 1 and small_lu.worthwhile(LU):
+        if tracing() and b.shape[-1] == 1 and small_lu.pays(LU):
             return small_lu.solve(LU, pivots, b.squeeze(-1), adjoint).unsqueeze(-1)
         return torch.linalg.lu_solve(LU, pivots, b, adjoint=adjoint)
 
@@ -68,7 +68,7 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
         return F, torch.ones((), dtype=torch.int32, device=F.device).expand(F.shape[:-1])
     if tracing() and F.shape[-1] <= written_out.LARGEST:
         return written_out.factor(F)
-    if tracing() and small_lu.worthwhile(F):
+    if tracing() and small_lu.pays(F):
         return small_lu.factor(F)
     threads = torch.get_num_threads()
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:

@@ -14,7 +14,7 @@ from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
 
-SWEEP_ENTRIES = 2**20  # vmap may copy the matrix behind a product for each vector of a sweep: bounds those copies
+CONCURRENT_ENTRIES = 2**20  # vmap may copy the matrix behind a product for each vector of a sweep: bounds those copies
 
 
 class LinearOperator(ABC):
@@ -78,7 +78,7 @@ class LinearOperator(ABC):
     def _sweep(self, product: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
         if not len(x):
             return x.new_zeros((*x.shape[:-1], size))
-        at_once = SWEEP_ENTRIES // max(1, x[0].numel() * size)
+        at_once = CONCURRENT_ENTRIES // max(1, x[0].numel() * size)
         if at_once > 1:
             try:
                 return torch.vmap(product, chunk_size=at_once)(x)

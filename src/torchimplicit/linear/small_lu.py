@@ -101,7 +101,7 @@ extern "C" void kernel(T* A, int32_t* pivots, T* x, const int64_t batch,
 """
 
 
-def worthwhile(A: Tensor) -> bool:
+def pays(A: Tensor) -> bool:
     """Whether the matrices (B, n, n) are so many and so small, and of a kind that the code is for (which is written for GCC and
     Clang)."""
     return (

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.loop.course import Stopping
-from torchimplicit.loop.solve import Found, solve
+from torchimplicit.loop.solve import SearchResult, solve
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.method import Method
 
 ENTRIES = 2**18  # of z, of a block
 
 
-def solve_in_blocks(solver: Method, equations: Equations, z: Tensor, stopping: Stopping) -> Found:
+def solve_in_blocks(solver: Method, equations: Equations, z: Tensor, stopping: Stopping) -> SearchResult:
     """:func:`solve` for the rows of each block in turn. A device other than the processor takes all rows at once."""
     batch, n = z.shape
     rows = max(1, ENTRIES // max(1, n)) if z.device.type == "cpu" else batch
     if batch <= rows:
         return solve(solver, equations, z, stopping)
-    found: list[Found] = []
+    found: list[SearchResult] = []
     counted = []
     for start in range(0, batch, rows):
         block = slice(start, min(start + rows, batch))
@@ -34,6 +34,6 @@ def solve_in_blocks(solver: Method, equations: Equations, z: Tensor, stopping: S
 
     inverses = zip(*(part.inverse for part in found), strict=True) if all(part.inverse for part in found) else ()
     inverse = tuple(torch.cat(part) for part in inverses)
-    return Found(
+    return SearchResult(
         whole("z"), whole("status"), whole("steps"), whole("residual"), whole("error"), whole("bound"), inverse
     )

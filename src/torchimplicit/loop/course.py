@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import below, count, finished, occurs, reaches, values_hidden
 from torchimplicit.loop.gathering import take
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.norms import measured, rms, rounding
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.status import Status
-from torchimplicit.tolerance import Tolerance, largest
+from torchimplicit.tolerance import largest
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -31,26 +31,6 @@ HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
 Gain = Callable[[Tensor, Tensor], Tensor]  # (z, correction) -> how much larger than the correction the error is
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """When the loop stops.
-
-    tolerance : of the error of z.
-    max_steps : at most so many steps.
-    strictness : how many times smaller than the tolerance the estimate of a method has to be that was seen to be so much too small.
-    exactly : take this many steps whatever happens (the explicit way).
-    at_least_one : also from a start that is a root (the explicit way has no gradient without a step).
-    forgiving : a step in which the function raises is the last one, not an error: those that still run have failed.
-    """
-
-    tolerance: Tolerance
-    max_steps: int
-    strictness: float = 1.0
-    exactly: int | None = None
-    at_least_one: bool = False
-    forgiving: bool = False
 
 
 @dataclass
@@ -400,11 +380,6 @@ class Course:
         taken = dict(zip(different, take(rows, tuple(different.values())), strict=True))
         parts: dict[str, Any] = {name: taken[id(tensor)] for name, tensor in known.items()}
         return replace(self, estimate=None, **parts)
-
-
-def all_finite(v: Tensor) -> bool:
-    """Whether every number is finite, as far as their sum tells; inside a functorch transform never."""
-    return not values_hidden() and math.isfinite(v.sum())
 
 
 def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

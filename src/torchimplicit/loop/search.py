@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
 from torchimplicit.loop.blocks import solve_in_blocks
-from torchimplicit.loop.course import Stopping
-from torchimplicit.loop.solve import Advance, Found, Watch, solve
+from torchimplicit.loop.solve import Advance, SearchResult, Watch, solve
 from torchimplicit.loop.stages import solve_in_stages
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.polyalgorithm import Polyalgorithm
@@ -30,15 +30,15 @@ class Inside:
 class Search(Protocol):
     """How a root is found: a solver in the loop, a linear solver, or a black box."""
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
         """Without autograd. ``inside`` is None in plain code."""
         ...
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
         """With autograd, through every step."""
         ...
 
-    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
         ...
 
@@ -65,12 +65,12 @@ class Iterate:
     trace: bool = False
     watch: Watch | None = None
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
         if equations.part is not None and self.watch is None and not self.trace:
             return solve_in_blocks(self.solver, equations, z0, stopping)
         return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
         if not self.solver.unrolls:
             raise TypeError(
                 f"the steps of {type(self.solver).__name__} have no derivative that tells how its result moves: Unrolled() "
@@ -88,7 +88,7 @@ class Iterate:
     def near_identity(self) -> bool:
         return self.solver.near_identity
 
-    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
@@ -122,7 +122,7 @@ class InTurn(Iterate):
 
     stages: Sequence[Method] = ()
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
         return solve_in_stages(self.stages, equations, z0, stopping, self.watch, self.trace)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished, occurs, tracing, values_hidden
 from torchimplicit.capture.randomness import random_state
 from torchimplicit.graph.loop import StructureChanged, repeat
-from torchimplicit.loop.course import Course, Stopping, where
+from torchimplicit.loop.course import Course, where
 from torchimplicit.loop.endings import (
     DOUBT,
     at_bounds,
@@ -28,6 +28,7 @@ from torchimplicit.loop.endings import (
 )
 from torchimplicit.loop.gathering import Gathering
 from torchimplicit.loop.secant import Secant
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.norms import measured
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
@@ -38,7 +39,7 @@ STRICTEST = 1e12  # and at most, all times together
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Where the loop ended; per system: status, steps, residual, the estimated error of z and the tolerance it was held against.
 
     inverse : the tensors of the approximate inverse of ∂g/∂z that the solver leaves behind; of one that has none, those of the
@@ -76,7 +77,7 @@ def solve(
     advance: Advance | None = None,
     allowed: Tensor | None = None,
     began: tuple[Tensor, Tensor] | None = None,
-) -> Found:
+) -> SearchResult:
     """Run ``solver`` from z, (B, n), until every system has a status.
 
     What is returned for a system is the best z that it has seen until it finished, whatever becomes of it while others go on.
@@ -156,7 +157,9 @@ def solve(
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
-    found = Found(best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None)
+    found = SearchResult(
+        best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None
+    )
     if not equations.kind.minimised:
         return found
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
@@ -190,7 +193,9 @@ def solve(
     return found
 
 
-def _in_graph(solver: Method, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None) -> Found:
+def _in_graph(
+    solver: Method, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None
+) -> SearchResult:
     """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
     restarts = solver.has("restart")
     operands = equations.operands
@@ -243,7 +248,7 @@ def _in_graph(solver: Method, equations: Equations, z: Tensor, stopping: Stoppin
     if equations.kind.minimised:
         status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
-    return Found(z, status, steps, best, error, bound, counts=(evaluations, products))
+    return SearchResult(z, status, steps, best, error, bound, counts=(evaluations, products))
 
 
 _Carried = tuple[dict[str, Any], Any, Tensor]
@@ -266,7 +271,7 @@ def _unseen(z: Tensor, correction: Tensor) -> Tensor:
     raise AssertionError("a gain is looked for where values are seen")
 
 
-def _after(found: Found, later: Found, rows: Tensor) -> Found:
+def _after(found: SearchResult, later: SearchResult, rows: Tensor) -> SearchResult:
     """Where some systems have gone on to."""
 
     def put(old: Tensor, new: Tensor) -> Tensor:
@@ -290,7 +295,7 @@ def _exactly(
     state: Any,
     trace: list[Tensor],
     watch: Watch | None,
-) -> Found:
+) -> SearchResult:
     """Where a number of steps leads, whatever happens."""
     z, r, stopping = course.z, course.r, course.stopping
     norm, exactly = course.norm, stopping.exactly or 0
@@ -311,7 +316,7 @@ def _exactly(
     bounds = equations.bounds(z.detach()) if equations.kind.bounded else None
     status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance, bounds=bounds)
     steps = torch.full_like(status, exactly)
-    return Found(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
+    return SearchResult(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
 
 
 def _estimate_of(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.loop.blocks import solve_in_blocks
-from torchimplicit.loop.course import Stopping
-from torchimplicit.loop.solve import Found, Watch, solve
+from torchimplicit.loop.solve import SearchResult, Watch, solve
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status, all_converged
@@ -25,7 +25,7 @@ def solve_in_stages(
     stopping: Stopping,
     watch: Watch | None = None,
     keep_trace: bool = False,
-) -> Found:
+) -> SearchResult:
     """Where the stages end. Its inverse is that of the first stage if this has solved every system; else there is none."""
     seen = watch is not None or keep_trace  # then the rows stay together
     forgiving = len(stages) > 1
@@ -65,13 +65,13 @@ def solve_in_stages(
     return replace(found, tried=_names(stages[:tried]), solved_by=solved_by)
 
 
-def _hopeless(found: Found) -> Tensor:
+def _hopeless(found: SearchResult) -> Tensor:
     """The systems (B,) that no other method can solve either."""
     ill_posed = (found.status == Status.STOCHASTIC) | (found.status == Status.COUPLED)
     return ill_posed | ~found.residual.isfinite()
 
 
-def by_first(found: Found, stages: Sequence[Method]) -> Found:
+def by_first(found: SearchResult, stages: Sequence[Method]) -> SearchResult:
     """Where the first of the stages has solved everything."""
     return replace(found, tried=_names(stages[:1]), solved_by=torch.zeros_like(found.status))
 
@@ -90,7 +90,7 @@ def _after(watch: Watch, steps: int) -> Watch:
     return watch_later
 
 
-def _better(found: Found, later: Found, rows: Tensor) -> Found:
+def _better(found: SearchResult, later: SearchResult, rows: Tensor) -> SearchResult:
     """Per system the better of what was found and what a later stage has found for some rows."""
     if len(later.status) > len(rows):
         later = replace(later, **{name: getattr(later, name)[rows] for name in _PER_SYSTEM})

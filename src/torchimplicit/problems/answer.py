@@ -12,7 +12,7 @@ from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
-from torchimplicit.loop.solve import Found
+from torchimplicit.loop.solve import SearchResult
 from torchimplicit.norms import measured, rms
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import Status
@@ -31,7 +31,7 @@ def tolerance_of_answers(rtol: float | None, atol: float | None, dtype: torch.dt
     return replace(given, rtol=rtol, atol=torch.finfo(dtype).eps ** 0.75 if atol is None else given.atol)
 
 
-def judged(equations: Equations, z: Tensor, widths: tuple[int, ...], tolerance: Tolerance) -> Found:
+def judged(equations: Equations, z: Tensor, widths: tuple[int, ...], tolerance: Tolerance) -> SearchResult:
     """The answers z (B, n) with their statuses, by the Newton correction J⁻¹g(z), which says how far they are off.
 
     ``widths`` : how many numbers of a system each leaf of z holds. Up to n = 64 the factors of J are left for the backward. There
@@ -56,7 +56,7 @@ def judged(equations: Equations, z: Tensor, widths: tuple[int, ...], tolerance: 
     status = torch.where(finite, status, Status.NONFINITE)
     error = torch.where(finite, error, torch.nan)
     inverse = () if factors is None else factors.tensors
-    return Found(z, status, torch.zeros_like(status), measured(g), error, bound, inverse)
+    return SearchResult(z, status, torch.zeros_like(status), measured(g), error, bound, inverse)
 
 
 def _as_linearised(

@@ -22,7 +22,7 @@ from torchimplicit.problems.root import root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.method import Method
-from torchimplicit.status import OnFailure, check_policy, tell
+from torchimplicit.status import OnFailure, announce, check_policy
 from torchimplicit.tolerance import Tolerance
 
 
@@ -136,7 +136,7 @@ def continuation(
         found = [curve.z(y) for y in path.points]
     if path.end is None:
         value, info = found[-1], path.info
-        tell(
+        announce(
             f"The branch was not followed to s1 = {float(last):.6g}: {path.problem} after {len(s)} points, at s = "
             f"{float(s[-1]):.6g}, with {len(path.folds)} folds on the way. {path.advice}",
             on_failure,
@@ -156,14 +156,14 @@ def continuation(
         found.append(pytree.tree_map(Tensor.detach, value))
         away = curve.distance(path.end, found[-1])
         if info.converged and away > torch.finfo(s.dtype).eps ** 0.25:
-            tell(
+            announce(
                 f"The solver has left the branch: its solution at s1 = {float(last):.6g} is {away:.3g} of the size of z away "
                 f"from where the branch arrives. Pass a solver that stays near its start, as the default does.",
                 on_failure,
             )
             value = _spoilt(value, on_failure)
         if path.crossings:
-            tell(
+            announce(
                 f"Another branch crosses this one at s = {float(path.crossings[0]):.6g}, or comes nearer than steps in {s.dtype} "
                 f"resolve; it was followed straight on. All such values of s are in branch.crossings.",
                 on_failure,

@@ -23,9 +23,9 @@ from torchimplicit.condition import Vmap
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
 from torchimplicit.linear import LU
-from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.search import Inside
-from torchimplicit.loop.solve import Found
+from torchimplicit.loop.solve import SearchResult
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.private import functorch, pytree
 from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.answer import judged, tolerance_of_answers
@@ -49,7 +49,7 @@ class BlackBox:
     vmap: str
     tolerance: Tolerance
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
         z = z0 if inside is None else self._inside(inside)
         return judged(equations, z, self.layout.widths, self.tolerance)
 
@@ -65,7 +65,7 @@ class BlackBox:
         ]
         return torch.cat([row.to(self.layout.real_dtype) for row in rows])
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
         raise TypeError(NO_STEPS)
 
     @property
@@ -76,7 +76,7 @@ class BlackBox:
     def near_identity(self) -> bool:
         return False
 
-    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:

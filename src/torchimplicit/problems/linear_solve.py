@@ -21,9 +21,9 @@ from torchimplicit.layout import HALF, Layout, describe, same_as_z
 from torchimplicit.linear import Auto, Dense, LinearOperator, LinearResult, Richardson, as_operator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, error_of, linear_status
-from torchimplicit.loop.course import Stopping
 from torchimplicit.loop.search import Inside
-from torchimplicit.loop.solve import Found
+from torchimplicit.loop.solve import SearchResult
+from torchimplicit.loop.stopping import Stopping
 from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
@@ -56,7 +56,7 @@ class LinearSearch:
     max_steps: int | None
     factors: Factors | None = field(default=None, init=False)
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> Found:
+    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
         if inside is not None or self.operator is None:
             jacobian = equations.jacobian(z0)
             found = self._found(jacobian, -jacobian.value, lambda z: z)[0]
@@ -64,7 +64,7 @@ class LinearSearch:
             found = self.recorded(equations, z0, stopping, checkpoint=False)
         return found if self.operator is not None and self.operator.explicit else self._check_linear(equations, found)
 
-    def _check_linear(self, equations: Equations, found: Found) -> Found:
+    def _check_linear(self, equations: Equations, found: SearchResult) -> SearchResult:
         """Raise ValueError where a solution z of the linear system has A(z) ≠ b, or A(2 z) ≠ 2 b: the callable A is not linear. In a
         graph, which cannot raise, such a system has stagnated."""
         once = equations.residual(found.z)
@@ -84,13 +84,13 @@ class LinearSearch:
             )
         return found
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> Found:
+    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
         assert self.operator is not None
         found, products = self._found(self.operator, self.b, self.layout.flatten)
         equations.products += products
         return found
 
-    def _found(self, operator: LinearOperator, b: Tensor, flat: Callable[[Tensor], Tensor]) -> tuple[Found, int]:
+    def _found(self, operator: LinearOperator, b: Tensor, flat: Callable[[Tensor], Tensor]) -> tuple[SearchResult, int]:
         """The solution, and the number of products with the operator. Its error is Newton's correction by the factors, where there
         are some; else relatively as large as the residual."""
         state = self.solver.factorize(operator)
@@ -116,7 +116,7 @@ class LinearSearch:
         shape = result.converged.shape
         facts = (status, result.steps, result.residual_norm, error, bound)
         status, steps, residual, error, bound = (t.expand(shape).reshape(-1) for t in facts)
-        return Found(flat(result.x), status, steps, residual, error, bound), products
+        return SearchResult(flat(result.x), status, steps, residual, error, bound), products
 
     @property
     def inverse_is_earlier(self) -> bool:
@@ -126,7 +126,7 @@ class LinearSearch:
     def near_identity(self) -> bool:
         return False
 
-    def inverse(self, found: Found) -> tuple[Tensor, ...]:
+    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         if self.factors is None:
             return ()
         systems = self.factors.tensors[0].shape[:-2]

@@ -18,7 +18,7 @@ from torchimplicit.bounds import Output
 from torchimplicit.layout import Layout
 from torchimplicit.parameters import check_positive
 
-SMALL = 0.01  # below it, log(1 + s)/s is summed as a series, whose derivatives exist at 0
+SERIES = 0.01  # below it, log(1 + s)/s is summed as a series, whose derivatives exist at 0
 
 
 def linear(r: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def soft_l1(r: Tensor) -> Tensor:
 def cauchy(r: Tensor) -> Tensor:
     """ρ(s) = log(1 + s)."""
     s = r.square()
-    near = s < SMALL
+    near = s < SERIES
     series = torch.zeros_like(s)
     for k in range(9, 0, -1):
         series = 1 / k - torch.where(near, s, 0) * series

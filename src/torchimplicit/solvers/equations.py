@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.products import Linearisation
-from torchimplicit.autograd.transforms import alive
+from torchimplicit.autograd.transforms import without_dead_wrappers
 from torchimplicit.capture.calls import CaptureError
 from torchimplicit.capture.randomness import Watched
 from torchimplicit.condition import Flat, Kind, defined
@@ -156,7 +156,7 @@ class Equations:
             return self.kind.gradient(noted, z)
 
         jacobian = self._linearised(part, z, self.kind.minimised)
-        (out,) = alive(seen[:1])
+        (out,) = without_dead_wrappers(seen[:1])
         return self.kind.objective(lambda z: out.detach(), z), jacobian
 
     def attempt(self, evaluate: Callable[..., T], *at: Any) -> T | None:

@@ -1,0 +1,59 @@
+"""What the entry points share: the arguments that mean the same everywhere, told in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TEXTS = {
+    "{start}": """\
+z0: the start, like z: a tensor (0-d too) or a pytree of tensors of one floating or complex dtype and one device. No
+            gradient flows to it: z* does not depend on it. Half precision is solved in float32 and returned as it came.
+        args: further arguments, any pytree; what is no tensor passes through.""",
+    "{bounds}": """\
+bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
+            none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.bounds`.""",
+    "{adjoint}": """\
+adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.""",
+    "{options}": """\
+batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
+        batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
+        rtol, atol: no number of z is off by more than atol + rtol · rms(z), in each leaf, by the solver's estimate; by default √eps
+            and eps of the dtype (:class:`torchimplicit.tolerance.Tolerance`).
+        max_steps: step limit; by default the solver's, of several in turn that of all together.
+        randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones
+            at every evaluation of this solve and its backward, and others in the next call.
+        on_failure: "warn", "raise", "nan" (failed systems only) or "ignore"; for the forward and the backward.
+        has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
+        trace: keep the residual of every step in ``info.trace``.
+        callback: called as ``callback(step, z, residual)`` before the first and after every step.
+        compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes some ten seconds. What is
+            differentiated is the function itself.
+
+    Returns:
+        ``Solution(value, info)``: z*, like z0, and a :class:`torchimplicit.SolveInfo`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message says what was passed and what was expected.
+        CaptureError: the function uses a tensor in a way whose gradient would be lost.
+        ConvergenceError: a system failed under ``on_failure="raise"``.""",
+}
+
+OPTIONS = (
+    *("solver", "adjoint", "batch_ndim", "batched", "rtol", "atol", "max_steps"),
+    *("randomness", "on_failure", "has_aux", "trace", "callback", "compile"),
+)
+
+
+def documented(fn: F) -> F:
+    """Decorator: the docstring with these texts in the places that name them."""
+    for place, text in TEXTS.items():
+        fn.__doc__ = None if fn.__doc__ is None else fn.__doc__.replace(place, text)
+    return fn
+
+
+def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of what an entry point was given, its ``locals()``, that go on to :func:`~torchimplicit.problems.pose.pose_and_solve`."""
+    return {name: given[name] for name in OPTIONS}
