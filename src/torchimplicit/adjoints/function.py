@@ -12,7 +12,7 @@ and u comes from it, every derivative of the derivative is exact, recursively, w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,12 +27,25 @@ from torchimplicit.private.autograd import apply, forward_mode_on, over_batched_
 from torchimplicit.solution import SolveStats
 from torchimplicit.status import all_converged
 
-INVERSE = 1 + len(SolveStats._fields)  # where, among the outputs of the Function, those of the inverse begin
+STATS = len(SolveStats._fields)
 
 
-def facts_of(output: Sequence[Tensor]) -> SolveStats:
-    """The facts among the outputs of the Function."""
-    return SolveStats(*output[1:INVERSE])
+class Solved(NamedTuple):
+    """A solution z*, the facts, and the tensors of an approximate inverse of ∂g/∂z there, if any: the outputs of the Function."""
+
+    z: Tensor
+    stats: SolveStats
+    inverse: tuple[Tensor, ...]
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        """As the Function returns them."""
+        return (self.z, *self.stats, *self.inverse)
+
+    @staticmethod
+    def of(flat: Sequence[Tensor]) -> Solved:
+        """From what the Function has returned."""
+        return Solved(flat[0], SolveStats(*flat[1 : 1 + STATS]), tuple(flat[1 + STATS :]))
 
 
 class System(Protocol):
@@ -52,8 +65,8 @@ class System(Protocol):
         """What vanishes at the solution, as a pure function."""
         ...
 
-    def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, SolveStats, tuple[Tensor, ...]]:
-        """z*, the facts, and the tensors of an approximate inverse of ∂g/∂z (possibly none). Nothing is recorded here."""
+    def solve(self, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+        """The solution. Nothing is recorded here."""
         ...
 
     def vmapped(
@@ -93,9 +106,9 @@ class ImplicitFunction(torch.autograd.Function):
     @staticmethod
     def forward(system: System, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         with full_precision(z0.device.type):
-            z, facts, inverse = system.solve(z0, tensors)
+            solved = system.solve(z0, tensors)
         # An input returned as it is could not be saved as an output.
-        return (z.view_as(z), *facts, *inverse)
+        return solved._replace(z=solved.z.view_as(solved.z)).flat
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -103,9 +116,9 @@ class ImplicitFunction(torch.autograd.Function):
         ctx.system = system
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
-        facts = facts_of(output)
-        saved = (output[0], facts.status, *output[INVERSE:], *tensors)
-        ctx.inverse = len(output) - INVERSE
+        solved = Solved.of(output)
+        saved = (solved.z, solved.stats.status, *solved.inverse, *tensors)
+        ctx.inverse = len(solved.inverse)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -125,7 +138,7 @@ class ImplicitFunction(torch.autograd.Function):
         with forward_mode_on():
             saved = [_primal(tensor) for tensor in without_dead_wrappers(ctx.saved_tensors)]
             w = _pushforward(ctx, saved, dx)
-        return (w, *(None,) * (INVERSE - 1 + ctx.inverse))
+        return (w, *(None,) * (STATS + ctx.inverse))
 
     @staticmethod
     def vmap(
@@ -136,7 +149,7 @@ class ImplicitFunction(torch.autograd.Function):
         z0 = z0.expand(size, *z0.shape) if in_dims[1] is None else z0.movedim(in_dims[1], 0)
         dims = [None if d is None else 0 for d in in_dims[2:]]
         larger, z0, front = system.vmapped(size, dims, z0, front)
-        output = solve_system(larger, z0, front)
+        output = solve_system(larger, z0, front).flat
         out_dims = [0 if t.ndim else None for t in output]  # the counts are those of the whole batch
         split = [t.unflatten(0, (size, t.shape[0] // size)) if t.ndim else t for t in output]
         return tuple(split), tuple(out_dims)
@@ -164,7 +177,7 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
     z = replace_failed(z, status)
     some = [tensors[i] for i in which]
     adjoint, at = system.linear(True, z, status, inverse, tensors, which)
-    u = solve_system(adjoint, torch.zeros_like(z), (v, *at))[0]
+    u = solve_system(adjoint, torch.zeros_like(z), (v, *at)).z
     return Linearisation(in_some(system.condition, z, tensors, which), some).pull(-u)
 
 
@@ -180,7 +193,7 @@ def _pushforward(ctx: Any, saved: list[Tensor], dx: Sequence[Tensor | None]) -> 
     g = in_some(system.condition, z, tensors, moving)
     rhs = -Linearisation(g, [tensors[i] for i in moving]).push([dx[i] for i in moving])
     tangent, at = system.linear(False, z, status, inverse, tensors)
-    return solve_system(tangent, torch.zeros_like(z), (rhs, *at))[0]
+    return solve_system(tangent, torch.zeros_like(z), (rhs, *at)).z
 
 
 def _primal(tensor: Tensor) -> Tensor:
@@ -203,11 +216,11 @@ def in_some(condition: Condition, z: Tensor, tensors: Sequence[Tensor], which: S
     return g
 
 
-def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Apply the Function: (z*, *facts, *inverse)."""
+def solve_system(system: System, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+    """Apply the Function."""
     output: tuple[Tensor, ...]
     if inside_functorch():
         output = ImplicitFunction.apply(system, z0, *tensors)
     else:
         output = apply(ImplicitFunction, system, z0, *without_dead_wrappers(tensors))
-    return output
+    return Solved.of(output)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.function import facts_of, solve_system
+from torchimplicit.adjoints.function import Solved, solve_system
 from torchimplicit.adjoints.solving import LinearSettings
-from torchimplicit.adjoints.systems import ConditionSystem, Solved
+from torchimplicit.adjoints.systems import ConditionSystem
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.mode import as_one_call, being_captured
@@ -66,8 +66,8 @@ class Implicit:
         captured, condition, out, linearised = problem.capture(z)
         aux = detached(out[1]) if problem.has_aux else None
         if any(tensor.requires_grad for tensor in captured.tensors):
-            system = self._system(problem, condition, _Solved(z, facts, inverse), linearised)
-            z = solve_system(system, z, captured.tensors)[0]
+            system = self._system(problem, condition, _Once(Solved(z, facts, inverse)), linearised)
+            z = solve_system(system, z, captured.tensors).z
         return problem.solution(z, facts, aux)
 
     def solve_only(self, problem: Problem, z0: Tensor) -> tuple[Tensor, SolveStats, Any]:
@@ -87,12 +87,13 @@ class Implicit:
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
             with captured.searching():
                 inside = Inside(tensors[:given], condition.vmaps)
-                solved = problem.find(z0, Equations(condition.at(tensors), problem.kind), inside)
-                captured.check_nothing_hidden(condition, solved[0], tensors)
+                solved = Solved(*problem.find(z0, Equations(condition.at(tensors), problem.kind), inside))
+                captured.check_nothing_hidden(condition, solved.z, tensors)
             return solved
 
-        output = as_one_call(_solve, self._system(problem, condition, find), z0.detach(), *captured.tensors)
-        return output[0], facts_of(output), problem.aux(output[0]) if problem.has_aux else None
+        flat = as_one_call(_solve, self._system(problem, condition, find), z0.detach(), *captured.tensors)
+        z, stats, _ = Solved.of(flat)
+        return z, stats, problem.aux(z) if problem.has_aux else None
 
     def _system(
         self, problem: Problem, condition: Condition, find: Any, linearised: Linearisation | None = None
@@ -115,11 +116,11 @@ class Implicit:
         )
 
 
-class _Solved:
+class _Once:
     """What a forward solve outside the Function has found, handed over once (kept, it would close a reference cycle)."""
 
-    def __init__(self, z: Tensor, facts: SolveStats, inverse: tuple[Tensor, ...]) -> None:
-        self.solved: Solved | None = (z, facts, inverse)
+    def __init__(self, solved: Solved) -> None:
+        self.solved: Solved | None = solved
 
     def __call__(self, condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         solved, self.solved = self.solved, None
@@ -128,4 +129,4 @@ class _Solved:
 
 
 def _solve(system: ConditionSystem, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return solve_system(system, z0, tensors)
+    return solve_system(system, z0, tensors).flat

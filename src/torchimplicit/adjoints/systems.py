@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.function import in_some
+from torchimplicit.adjoints.function import Solved, in_some
 from torchimplicit.adjoints.gauge import solve_singular, unseen
 from torchimplicit.adjoints.in_graph import solve_in_graph
 from torchimplicit.adjoints.solving import LinearisedSolver, LinearSettings, Tiled
@@ -24,8 +24,6 @@ from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solution import Record, SolveInfo, SolveStats
 from torchimplicit.status import Status, announce, named, report
-
-Solved = tuple[Tensor, SolveStats, tuple[Tensor, ...]]
 
 TINY = 64  # entries of all Jacobians of the batch, up to which they cost hardly more than one product and are made anew
 
@@ -141,7 +139,7 @@ class JacobianSystem:
 
     def solve(self, w0: Tensor, tensors: Sequence[Tensor]) -> Solved:
         w, facts = self.solve_linearised(tensors, None)
-        return w, facts(), ()
+        return Solved(w, facts(), ())
 
     def vjp(
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]

@@ -193,18 +193,18 @@ def _implicit(
     layout = Layout.of(z, batch_ndim, name=f"the result of {getattr(box, '__name__', 'the solver')}")
     tolerance = tolerance_of_answers(rtol, atol, layout.tolerance_dtype)
     problem = (TracedProblem if isinstance(condition, Explicit) else Problem)(
-        Answer(),
-        condition,
-        args,
-        layout,
-        lambda layout, _: same_as_z(layout, "condition"),
-        BlackBox(box, Arguments.of(args), layout, vmap, tolerance),
-        tolerance,
-        0,
-        on_failure,
-        False,
-        Record(Answer.name),
-        Autocast.now(layout.device.type),
+        kind=Answer(),
+        fn=condition,
+        args=args,
+        layout=layout,
+        flatten=lambda layout, _: same_as_z(layout, "condition"),
+        search=BlackBox(box, Arguments.of(args), layout, vmap, tolerance),
+        tolerance=tolerance,
+        max_steps=0,
+        on_failure=on_failure,
+        has_aux=False,
+        record=Record(Answer.name),
+        autocast=Autocast.now(layout.device.type),
     )
     return (adjoint or Implicit()).run(problem, layout.flatten(z))
 

@@ -256,18 +256,18 @@ def _solve(
     layout = Layout.of(b, b.ndim - 1, name="b")
     tolerance = Tolerance.of(rtol, 0.0 if atol is None else atol, layout.real_dtype)
     problem = (TracedProblem if isinstance(fn, Explicit) else Problem)(
-        kind,
-        fn,
-        args,
-        layout,
-        lambda layout, _: same_as_z(layout, "A"),
-        LinearSearch(solver or Auto(), operator, b, layout, tolerance, max_steps),
-        tolerance,
-        0,
-        on_failure,
-        False,
-        Record(Linear.name),
-        Autocast.now(layout.device.type),
+        kind=kind,
+        fn=fn,
+        args=args,
+        layout=layout,
+        flatten=lambda layout, _: same_as_z(layout, "A"),
+        search=LinearSearch(solver or Auto(), operator, b, layout, tolerance, max_steps),
+        tolerance=tolerance,
+        max_steps=0,
+        on_failure=on_failure,
+        has_aux=False,
+        record=Record(Linear.name),
+        autocast=Autocast.now(layout.device.type),
     )
     return adjoint.run(problem, torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device))
 

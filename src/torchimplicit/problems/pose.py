@@ -82,20 +82,20 @@ def pose_and_solve(
         if layout.dtype in HALF:
             layout = _precision_of(layout, fn, start, args)
     problem = (TracedProblem if isinstance(fn, Explicit) else Problem)(
-        kind,
-        fn,
-        args,
-        layout,
-        output,
-        search_by(method, trace, None if callback is None else _watch(callback, layout)),
-        Tolerance.of(rtol, atol, layout.tolerance_dtype).of_leaves(layout.widths),
-        method.max_steps if max_steps is None else max_steps,
-        on_failure,
-        has_aux,
-        Record(kind.name),
-        Autocast.now(layout.device.type),
-        rows,
-        compile if isinstance(compile, Solution) else None,
+        kind=kind,
+        fn=fn,
+        args=args,
+        layout=layout,
+        flatten=output,
+        search=search_by(method, trace, None if callback is None else _watch(callback, layout)),
+        tolerance=Tolerance.of(rtol, atol, layout.tolerance_dtype).of_leaves(layout.widths),
+        max_steps=method.max_steps if max_steps is None else max_steps,
+        on_failure=on_failure,
+        has_aux=has_aux,
+        record=Record(kind.name),
+        autocast=Autocast.now(layout.device.type),
+        batched=rows,
+        known=compile if isinstance(compile, Solution) else None,
     )
     if rtol is None:
         problem = _as_precise_as_the_function(problem, start)
