@@ -19,7 +19,9 @@ TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
 def added() -> dict[str, Any]:
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.S):
-        exec(block, names)
+        own: dict[str, Any] = {}  # each block is a file of its own
+        exec(block, own)
+        names |= own
     return names
 
 

@@ -32,4 +32,4 @@ def test_the_torch_of_the_environment_has_what_a_graph_needs() -> None:
 
     from torchimplicit.private.dynamo import AVAILABLE
 
-    assert AVAILABLE or torch.__version__ < "2.13", "a private name in graph/private.py has moved"
+    assert AVAILABLE or torch.__version__ < "2.13", "a private name in private/dynamo.py has moved"

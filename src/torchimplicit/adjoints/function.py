@@ -5,8 +5,9 @@ For z*(x) with g(z*, x) = 0 the implicit function theorem gives
     reverse   dℓ/dx = −uᵀ ∂g/∂x   with  (∂g/∂z)ᵀ u = (dℓ/dz*)ᵀ
     forward   dz* = w              with  (∂g/∂z) w = −(∂g/∂x) dx
 
-Both linear systems are root problems themselves, in u or w, so the same Function solves them. Since z* is its saved output
-and u comes from it, every derivative of the derivative is exact, recursively, with no further code.
+Both linear systems are root problems themselves, in u or w. Where a derivative of the derivative may be asked for, the same Function
+solves them: z* is its saved output and u comes from it, so every order is exact, recursively, with no further code. In a backward that
+ends there, in plain code, the system is solved directly (:meth:`LinearSystem.vjp`, written in :mod:`torchimplicit.adjoints.systems`).
 """
 
 from __future__ import annotations
@@ -119,7 +120,9 @@ class ImplicitFunction(torch.autograd.Function):
         solved = Solved.of(output)
         saved = (solved.z, solved.stats.status, *solved.inverse, *tensors)
         ctx.inverse = len(solved.inverse)
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(
+            *saved
+        )  # torch itself raises where one was changed in place since: a captured buffer, say
         ctx.save_for_forward(*saved)
 
     @staticmethod
@@ -171,13 +174,13 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
             some = [tensors[i] for i in which]
             linearised = Linearisation(lambda z, *some: in_some(system.condition, z, tensors, which)(*some), (z, *some))
             which = list(range(len(some)))
-        adjoint, at = system.linear(True, z, status, inverse, tensors, [i - 2 for i in wanted])
+        transposed, at = system.linear(True, z, status, inverse, tensors, [i - 2 for i in wanted])
         with full_precision(z.device.type):
-            return tuple(adjoint.vjp((v, *at), linearised, which))
+            return tuple(transposed.vjp((v, *at), linearised, which))
     z = replace_failed(z, status)
     some = [tensors[i] for i in which]
-    adjoint, at = system.linear(True, z, status, inverse, tensors, which)
-    u = solve_system(adjoint, torch.zeros_like(z), (v, *at)).z
+    transposed, at = system.linear(True, z, status, inverse, tensors, which)
+    u = solve_system(transposed, torch.zeros_like(z), (v, *at)).z
     return Linearisation(in_some(system.condition, z, tensors, which), some).pull(-u)
 
 

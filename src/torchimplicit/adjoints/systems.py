@@ -25,7 +25,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.solution import Record, SolveInfo, SolveStats
 from torchimplicit.status import Status, announce, named, report
 
-TINY = 64  # entries of all Jacobians of the batch, up to which they cost hardly more than one product and are made anew
+TINY = 64  # entries of all Jacobians of the batch up to which the backward forms them anew: they cost little more than one product
 
 
 class Derivative(Kind):
@@ -82,7 +82,7 @@ class JacobianSystem:
     wanted : the tensors of g whose gradient −wᵀ ∂g/∂x is asked for, where that is known.
     """
 
-    own_operator: ClassVar[bool] = False  # but that of the system that it was made for
+    own_operator: ClassVar[bool] = False  # its operator is the Jacobian of ``base``
     linearised: ClassVar[None] = None
     base: Condition
     transpose: bool
@@ -156,7 +156,7 @@ class JacobianSystem:
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
     ) -> Sequence[Tensor | None] | None:
         """The same for so few numbers that only the number of operations counts: the Jacobian is factorised anew, and the last
-        product checks the residual. None where anything is out of the ordinary, by the criteria of :meth:`solve_linearised`.
+        product checks the residual too. None where anything is unusual, by the criteria of :meth:`solve_linearised`.
         """
         b, z, forward, *rest = tensors
         if Status.NONFINITE in forward.tolist():
@@ -247,8 +247,8 @@ class JacobianSystem:
     def _beside_a_gauge(
         self, operator: Jacobian, result: LinearResult, singular: Tensor, tensors: Sequence[Tensor]
     ) -> tuple[LinearResult, Tensor]:
-        """The result and the systems without a derivative, where a singular Jacobian does no harm to what is asked for: v does not
-        see the directions in which z* may move freely, and the gradients −uᵀ∂g/∂x do not see in which u may."""
+        """Accept solutions beside a singular Jacobian where the gradients do not depend on the directions in which z* and u may move
+        freely. Returns the result, and which systems are still without a derivative."""
         b, z, *rest = tensors
         if not (self.transpose and self.wanted and occurs(singular)) or operator.shape[-1] > Auto.dense_limit:
             return result, singular

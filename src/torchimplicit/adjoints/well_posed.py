@@ -107,8 +107,8 @@ class LinearSolution:
     def doubtful(self, rows: Tensor, size: Tensor, allowed: Tensor) -> Tensor:
         """Those of ``rows`` (B,) that are worth a look where z is off by ``size``: it may be a part of what it is allowed to be, or
         0, where rounding hides what it is; and x may change with that. It does not where J is the identity less a contraction and
-        amplifies little, nor where an earlier J, of a z that was farther away, gives nearly the same x. (Quite the same says
-        nothing: z has not moved.)"""
+        amplifies little, nor where an earlier J, of a z that was farther away, gives nearly the same x. (An
+        identical x is no evidence: z has not moved.)"""
         rows = rows & ((size > doubt(self.tolerance, allowed)) | (size == 0))
         if not occurs(rows):
             return rows

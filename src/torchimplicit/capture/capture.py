@@ -33,7 +33,9 @@ from torchimplicit.condition import Flat
 from torchimplicit.private import dynamo_is_loaded, functorch, pytree
 from torchimplicit.private.parametrize import cache_as_it_was, cache_now
 
-KEPT = 2**15  # entries of what a function makes, up to which the graph of its evaluation waits for the backward
+KEPT = (
+    2**15
+)  # entries of all that a function computes, up to which the graph of its evaluation is kept for the backward
 
 _PASS_IN_ARGS = "Pass it in args: f(z, w) with args=(w,)."
 

@@ -73,7 +73,7 @@ class _Seen(TorchDispatchMode):
         super().__init__()
         while functorch.wrapped(z):
             z = functorch.inside(z)
-        self.dependent = {id(z): z}  # kept without_dead_wrappers, so that no identity is used twice
+        self.dependent = {id(z): z}  # kept alive, so that no identity is used twice
         self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -3,7 +3,7 @@
 ``tanh(z @ W.T + x @ U.T + b)`` computes ``x @ U.T`` at every evaluation and always gets the same. During a solve, evaluations
 without autograd run under a mode that knows the sequence of torch calls of the first one. A call is given its first result
 again if it stands at the same place in that sequence, with the very same tensors (not changed in place since), the same plain
-arguments, and a result that nobody has changed. From the first call that differs on, an evaluation is computed.
+arguments, and a result that nobody has changed. After the first call that differs, the rest is computed as usual.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ class _First(TorchFunctionMode):
         leaves = pytree.tree_leaves(z)
         self.device = leaves[0].device
         self.calls: list[_Call] = []
-        self.dependent = {
-            _memory(leaf): leaf for leaf in leaves
-        }  # kept without_dead_wrappers, so that no memory is used twice
+        self.dependent = {_memory(leaf): leaf for leaf in leaves}  # kept alive, so that no memory is used twice
         self.refused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

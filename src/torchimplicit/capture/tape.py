@@ -50,7 +50,7 @@ class Tape(Mode):
         )
         self._versions: list[int] = []
         self._slots: dict[int, int] = {}
-        self._made: dict[int, Tensor] = {}  # kept without_dead_wrappers, so that no identity is used twice
+        self._made: dict[int, Tensor] = {}  # kept alive, so that no identity is used twice
         self._kept: list[Tensor] = []
         self._variables: list[Tensor] = []
         self._start = 0

@@ -43,7 +43,7 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return 'randomness="frozen" needs the states of the generators'
     solver, adjoint = options.get("solver"), options.get("adjoint")
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
-        return f"adjoint={type(adjoint).__name__}: only Implicit can, with a direct or a Krylov solver"
+        return f"adjoint={type(adjoint).__name__}: only Implicit can, with LU, QR, Cholesky or GMRES"
     if entry == "linear_solve":
         if solver is None or _constant(solver, LINEAR):
             return None

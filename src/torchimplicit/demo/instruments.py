@@ -38,7 +38,7 @@ def quiet_machine() -> Iterator[None]:
 class LiveStorage(TorchDispatchMode):
     """Counts the storage made while it is on and still held by somebody when asked.
 
-    After a forward pass that is what the backward pass keeps without_dead_wrappers, wherever it is hidden: saved tensors, closures,
+    After a forward pass that is what the backward pass keeps alive, wherever it is hidden: saved tensors, closures,
     factorisations. (Hooks on saved tensors would see the first of these only.)
     """
 

@@ -314,7 +314,7 @@ class IterativeState:
 
 
 def _better(before: tuple[Tensor, ...], after: tuple[Tensor, ...], tol: Tensor) -> tuple[Tensor, ...]:
-    """Where a cycle has led systems that it has brought nearer, and what they were before of the others."""
+    """Take what a cycle gave where it made the residual smaller, and keep what there was elsewhere."""
     x, r, residual, steps, broken_down, active = before
     x_new, r_new, residual_new, taken, broken = after
     better = active & (residual_new < residual)  # False for NaN

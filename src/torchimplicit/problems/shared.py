@@ -18,7 +18,7 @@ bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree l
     "{adjoint}": """\
 adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.""",
     "{options}": """\
-batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: z is one unknown.
+batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: all of z is one system.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
         rtol, atol: no number of z is off by more than atol + rtol · rms(z), in each leaf, by the solver's estimate; by default √eps
             and eps of the dtype (:class:`torchimplicit.tolerance.Tolerance`).

@@ -50,7 +50,7 @@ def resolve(
     bounded: bool = False,
     sums_squares: bool = False,
 ) -> Method | Polyalgorithm:
-    """The solver object that was asked for by name, as an object, or (None, "auto") not at all."""
+    """The solver that was named or given, or the one that is chosen (None, "auto")."""
     if solver is None or solver == "auto":
         return choose(near_identity, batch, n, minimised, bounded, sums_squares)
     if isinstance(solver, str):
