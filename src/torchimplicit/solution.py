@@ -39,7 +39,7 @@ class Record:
 
 @dataclass(repr=False)
 class SolveInfo:
-    """SolveStats of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
+    """The facts of a solve. Tensors have one entry per batch element (shape: z's batch dimensions; ``()`` without any).
 
     ``print(info)`` is one line, however many systems there are; ``print(info.summary())`` says more.
 

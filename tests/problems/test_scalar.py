@@ -309,7 +309,7 @@ def test_inside_transforms(method: Method) -> None:
     M, e = M.reshape(5, 3), e.reshape(5, 3)
     lower = torch.tensor([-9.0, -8.0, -7.0], dtype=D)
 
-    def solve(M: Tensor, e: Tensor, solver: ti.solvers.Solver) -> Tensor:
+    def solve(M: Tensor, e: Tensor, solver: ti.solvers.Method) -> Tensor:
         return ti.root(kepler, torch.zeros_like(M), (M, e), solver=solver, batch_ndim=1, rtol=1e-13).value
 
     whole, _ = ti.root(kepler, M, (M, e), batch_ndim=2, rtol=1e-13)

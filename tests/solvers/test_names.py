@@ -19,7 +19,7 @@ def test_a_name_stands_for_the_object_with_its_defaults_and_is_that_of_its_class
     assert kind.__name__ in ti.solvers.__all__
 
 
-def stages(batch: int, n: int) -> tuple[ti.solvers.Solver, ...]:
+def stages(batch: int, n: int) -> tuple[ti.solvers.Method, ...]:
     chosen = choose(False, batch, n)
     assert isinstance(chosen, ti.solvers.Polyalgorithm)
     return tuple(chosen.stages)

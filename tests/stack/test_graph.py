@@ -215,7 +215,8 @@ def value_and_gradient(model: Model, *inputs: Tensor) -> tuple[Tensor, ...]:
     inputs = tuple(x.clone().requires_grad_() for x in inputs)
     z = model(*inputs)
     weights = torch.arange(1, z.numel() + 1, dtype=D).reshape(z.shape)
-    return (z.detach(), *torch.autograd.grad((z * weights).abs().sum(), inputs))
+    grads = torch.autograd.grad((z * weights).abs().sum(), inputs, allow_unused=True)
+    return (z.detach(), *[torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)])
 
 
 torch.manual_seed(0)
@@ -233,6 +234,11 @@ LINEAR: dict[str, tuple[Model, Tensor, Tensor]] = {
     "complex": (
         lambda A, b: ti.linear_solve(A + 1j * torch.eye(5, dtype=D), b + 0j)[0],
         *(MATRIX_5, torch.randn(5, dtype=D)),
+    ),
+    "one tensor twice": (lambda A, _: ti.linear_solve(A, A)[0], MATRIX_5, torch.randn(5, dtype=D)),
+    "diagonals": (
+        lambda A, b: ti.linear_solve(ti.linear.Diagonal(A.abs() + 1), b)[0],
+        *(MATRIX_5[:3], torch.randn(5, dtype=D)),
     ),
     "larger than what is made dense": (
         lambda A, b: ti.linear_solve(A, b)[0],
@@ -257,6 +263,14 @@ def test_a_linear_system_without_a_solution_is_reported_in_a_graph() -> None:
     assert info.status == ti.Status.SINGULAR
     with pytest.warns(ti.ConvergenceWarning, match="solution of the linear system was not found"):
         compiled(lambda b: ti.linear_solve(lambda z: z**3 + z, b)[0])(torch.ones(2, dtype=D))
+
+
+def test_a_linear_system_keeps_its_step_limit_and_its_checks_in_a_graph() -> None:
+    b = torch.ones(5, dtype=D)
+    _, info = compiled(lambda A, b: ti.linear_solve(A, b, max_steps=0, on_failure="ignore"))(MATRIX_5, b)
+    assert info.status == ti.linear_solve(MATRIX_5, b, max_steps=0, on_failure="ignore")[1].status
+    with pytest.raises(Exception, match="on_failure must be"):
+        compiled(lambda A, b: ti.linear_solve(A, b, on_failure="rasie")[0])(MATRIX_5, b)
 
 
 def test_a_sparse_matrix_is_refused_by_name() -> None:

@@ -196,7 +196,7 @@ class Diagnosis(NamedTuple):
 
 
 def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Diagnosis | None:
-    """Diagnosis at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
+    """A look at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
     Where g is undefined, only z is judged."""
     z, value, eps = at.jacobian.z, at.jacobian.value, torch.finfo(at.b.dtype).eps
     w, *seen = estimate.error(value)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from torchimplicit.capture.names import reachable
 from torchimplicit.private import functorch
-from torchimplicit.private.parametrize import cached
+from torchimplicit.private.parametrize import buffers_of, cached
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,7 @@ def states_of(fn: Any) -> list[State]:
     lists = (
         part for module in modules for part in module.modules() if isinstance(part, parametrize.ParametrizationList)
     )
-    return [State(owner, name) for part in lists for owner in part.modules() for name in _buffers_of(owner)]
-
-
-def _buffers_of(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]
+    return [State(owner, name) for part in lists for owner in part.modules() for name in buffers_of(owner)]
 
 
 @contextmanager

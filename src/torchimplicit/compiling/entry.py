@@ -15,6 +15,19 @@ from torchimplicit.private import dynamo_is_loaded
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def answer(solver: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What a black box gives in code that is made a graph of: a part of that, if it can be read."""
+    if not torch.compiler.is_dynamo_compiling():
+        return solver(*args)
+    from torchimplicit.private.dynamo import AVAILABLE
+
+    if not AVAILABLE:
+        return torch.compiler.disable(solver)(*args)
+    from torchimplicit.compiling.region import read_black_box
+
+    return read_black_box(solver, args)
+
+
 def entry_point(fn: F) -> F:
     """In code that torch.compile reads, one operator of the graph (:mod:`torchimplicit.compiling.region`), or, where that cannot be, a
     call of the function in plain code. With ``compile=True`` the solution is found by a graph of ours.

@@ -45,9 +45,9 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
         return f"adjoint={type(adjoint).__name__}: only Implicit can, with LU, QR, Cholesky or GMRES"
     if entry == "linear_solve":
-        if solver is None or _constant(solver, LINEAR):
+        if solver is None or _constant(solver, ("auto", *LINEAR)):
             return None
-        return f"the solver {type(solver).__name__} is not one of LU, QR, Cholesky and GMRES, with plain numbers"
+        return f"the solver {type(solver).__name__} is not one of Auto, LU, QR, Cholesky and GMRES, with plain numbers"
     if isinstance(solver, str) and solver not in IN_GRAPH:
         return f"solver={solver!r} is not among {', '.join(IN_GRAPH)}"
     if solver is not None and not isinstance(solver, str) and not _constant(solver, CLASSES):
@@ -60,10 +60,12 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
 def _constant(option: Any, names: tuple[str, ...]) -> bool:
     """Whether an object is of one of these classes, and all that it holds is plain."""
     if type(option).__name__ == "Geometry":
-        return option is EUCLIDEAN
+        return option == EUCLIDEAN
     if type(option).__name__.lower() not in names:
         return False
     parts = [getattr(option, name) for name in option.__dataclass_fields__]
+    if getattr(option, "preconditioner", None) is not None:
+        return False  # whose factors the body of a loop would not see
     return all(part is None or isinstance(part, (bool, int, float, str)) or _constant(part, LINEAR) for part in parts)
 
 
@@ -74,14 +76,15 @@ def read(entry: str, *args: Any, **options: Any) -> Solution:
     """The solve as Dynamo reads it: one operator, of the user's function and all tensors that it uses."""
     if entry == "linear_solve":
         return _read_linear(entry, *args, **options)
-    return _read(entry, options, options.get("batch_ndim", 0), *args, **options)
+    return _read(entry, options, *args, **options)
 
 
 def _read_linear(entry: str, A: Any, b: Tensor, **options: Any) -> Solution:
     """A z − b as a function of z. It uses b first, and then A, if that has entries: so they are its first two tensors."""
+    of_A: Sequence[int] = ()
     symmetric, positive_definite = False, False
     if isinstance(A, LinearOperator):
-        symmetric, positive_definite = A.symmetric, A.positive_definite
+        of_A, symmetric, positive_definite = A.batch_shape, A.symmetric, A.positive_definite
         A = A.A if isinstance(A, Dense) else A.apply
     dense = isinstance(A, Tensor)
 
@@ -89,18 +92,19 @@ def _read_linear(entry: str, A: Any, b: Tensor, **options: Any) -> Solution:
         minus = -b
         return ((A @ z.unsqueeze(-1)).squeeze(-1) if dense else A(z)) + minus
 
-    batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-1]) if dense else b.shape[:-1]
+    batch = torch.broadcast_shapes(A.shape[:-2] if dense else of_A, b.shape[:-1])
     known = {"dense": dense, "symmetric": symmetric, "positive_definite": positive_definite}
-    return _read(entry, {**options, **known}, len(batch), residual, b.new_zeros((*batch, b.shape[-1])))
+    return _read(entry, {**options, **known}, residual, b.new_zeros((*batch, b.shape[-1])), batch_ndim=len(batch))
 
 
 def _read(
     entry: str,
     options: dict[str, Any],
-    batch_ndim: int,
     fn: Callable[..., Any],
     z0: Any,
     args: Sequence[Any] = (),
+    *,
+    batch_ndim: int = 0,
     has_aux: bool = False,
     **_: Any,
 ) -> Solution:
@@ -158,7 +162,7 @@ def _read(
     return Solution(z, info)
 
 
-def answer(solver: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def read_black_box(solver: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """What a black box gives, as Dynamo reads it: one operator, of the solver and all tensors that it uses."""
     from torchimplicit.compiling.operator import black_box_operator
 

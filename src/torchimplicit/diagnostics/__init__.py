@@ -1,4 +1,4 @@
-"""Diagnosis into a solve: checks of a layer's well-posedness and gradients, and a progress bar."""
+"""A look into a solve: checks of a layer's well-posedness and gradients, and a progress bar."""
 
 from torchimplicit.diagnostics.check import check
 from torchimplicit.diagnostics.progress import ProgressBar

@@ -289,7 +289,7 @@ class IterativeState:
         carried = state, state[3].new_zeros(())
         if self.solver.cycles_in_graph is None:
             return repeat(going, step, carried, operands)[0]
-        for _ in range(self.solver.cycles_in_graph):
+        for _ in range(min(limit, self.solver.cycles_in_graph)):
             carried = step(carried)
         return carried[0]
 

@@ -73,7 +73,7 @@ class Iterate:
     def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
         if not self.solver.unrolls:
             raise TypeError(
-                f"the steps of {type(self.solver).__name__} have no derivative that tells how its result moves: Unrolled() "
+                f"the steps of {self.solver.title} have no derivative that tells how its result moves: Unrolled() "
                 f"cannot differentiate them. Use adjoint=Implicit(), which needs no steps, or another solver."
             )
         advance = self._checkpointed(equations) if checkpoint else None

@@ -77,7 +77,7 @@ def by_first(found: SearchResult, stages: Sequence[Method]) -> SearchResult:
 
 
 def _names(stages: Sequence[Method]) -> tuple[str, ...]:
-    return tuple(type(stage).__name__ for stage in stages)
+    return tuple(stage.title for stage in stages)
 
 
 def _after(watch: Watch, steps: int) -> Watch:

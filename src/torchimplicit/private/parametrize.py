@@ -1,4 +1,4 @@
-"""The weights that ``torch.nn.utils.parametrize.cached()`` keeps, of which nothing public tells."""
+"""What parametrised modules keep: the weights of ``parametrize.cached()``, and buffers, also those that are None as yet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from torch.nn.utils import parametrize
 
 
@@ -28,3 +29,8 @@ def cache_as_it_was(cache: dict[Any, Any] | None) -> Iterator[None]:
     with parametrize.cached():
         parametrize._cache.update(cache)
         yield
+
+
+def buffers_of(module: nn.Module) -> list[str]:
+    """The names of its own buffers; ``named_buffers`` leaves out those that are None."""
+    return list(module._buffers)

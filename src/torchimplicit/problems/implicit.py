@@ -16,9 +16,8 @@ from torchimplicit.capture.autocast import Autocast
 from torchimplicit.capture.capture import Arguments
 from torchimplicit.capture.mode import being_captured, paused
 from torchimplicit.compiling.entries import solves
-from torchimplicit.compiling.entry import entry_point
+from torchimplicit.compiling.entry import answer, entry_point
 from torchimplicit.compiling.problem import TracedProblem
-from torchimplicit.compiling.region import answer
 from torchimplicit.condition import Vmap
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
@@ -160,9 +159,7 @@ def implicit(
 
             if tracing():  # what can be read of the solver is in the graph too
                 with torch.no_grad():
-                    start = (
-                        answer(box, detached(args)) if torch.compiler.is_dynamo_compiling() else box(*detached(args))
-                    )
+                    start = answer(box, detached(args))
                 return _implicit(condition, start, args, **options).value
             inside = inside_transform() or being_captured()
             with torch.no_grad(), paused(), outside_transforms():

@@ -186,17 +186,11 @@ def linear_solve(
     """
     if not isinstance(b, Tensor):
         raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
-    check_policy(on_failure)
-    check_steps(max_steps)
-    check_adjoint(adjoint)
     if solver is not None and (isinstance(solver, type) or not hasattr(solver, "factorize")):
         raise TypeError(
             f"solver must be an object of torchimplicit.linear with factorize(operator), such as linear.CG(); got {solver!r}."
         )
-    if b.dtype in HALF:
-        raise TypeError(
-            f"half precision cannot be factorised; got a {describe(b)} as b. Solve in float32: A.float(), b.float()."
-        )
+    _check(b, adjoint, max_steps, on_failure)
     if isinstance(A, Tensor) and A.layout == torch.strided:
         A = _spread(A, b)
     operator = as_operator(A, like=b)
@@ -228,13 +222,24 @@ def linear_system(
     on_failure: OnFailure = "warn",
 ) -> Solution:
     """The same as a graph has it: z, like z0, with A z − b = 0, the residual. ``dense`` : b and the entries of A are the first args."""
+    _check(z0, adjoint, max_steps, on_failure)
     operator, b = None, torch.zeros_like(z0)
     solver = solver or Auto(dense_limit=DENSE_LIMIT)  # for there it has no second choice
     if isinstance(residual, Explicit) and dense:
-        b, A = args[0].expand(z0.shape), args[1]
+        b, A = args[0].expand(z0.shape), args[1 if len(args) > 1 else 0]  # one tensor may be both
         operator = Dense(_spread(A, b), symmetric, positive_definite)
     kind = Linear(symmetric or positive_definite)
     return _solve(kind, residual, args, operator, b, solver, adjoint, rtol, atol, max_steps, on_failure)
+
+
+def _check(b: Tensor, adjoint: Adjoint | None, max_steps: int | None, on_failure: OnFailure) -> None:
+    check_policy(on_failure)
+    check_steps(max_steps)
+    check_adjoint(adjoint)
+    if b.dtype in HALF:
+        raise TypeError(
+            f"half precision cannot be factorised; got a {describe(b)} as b. Solve in float32: A.float(), b.float()."
+        )
 
 
 def _solve(

@@ -65,3 +65,6 @@ def resolve(
             + (" Call the class: solvers.Newton()." if isinstance(solver, type) else "")
         )
     return adopted(solver)
+
+
+__all__ = ["choose", "resolve", *sorted(name for name, each in globals().items() if isinstance(each, type))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -26,7 +27,8 @@ class Method:
         unrolls: whether its steps have a derivative that tells how the result moves.
         rowwise: whether its state is a pytree of tensors with the systems in their first dimension: those that have ended are then
             put aside as they are.
-        in_graph: whether a solve by it may be part of a graph of torch.compile: its steps look at no value.
+        in_graph: whether a solve by it may be part of a graph of torch.compile, if it is one of torchimplicit.solvers: its steps look
+            at no value.
         inverse_is_earlier: whether ``inverse`` is that of the Jacobian at an iterate before the last.
         near_identity: whether it works only where the Jacobian is the identity less a contraction.
 
@@ -48,10 +50,15 @@ class Method:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         known = [name for name in (*vars(Method), *REQUIRED) if not name.startswith("_")]
-        for name, value in vars(cls).items():
+        for name in vars(cls):
             meant = get_close_matches(name, known, n=1, cutoff=0.85)
-            if meant and name not in known and callable(value) and not name.startswith("_"):
+            if meant and name not in known and not name.startswith("_"):
                 raise TypeError(f"{cls.__name__}.{name} is nothing that the loop asks for. Did you mean {meant[0]}?")
+
+    @property
+    def title(self) -> str:
+        """What it is called in reports."""
+        return type(self).__name__
 
     @property
     def inverse_is_earlier(self) -> bool:
@@ -122,7 +129,8 @@ class Method:
 
     def has(self, name: str) -> bool:
         """Whether it has an answer of its own to one of these questions."""
-        return getattr(type(self), name) is not getattr(Method, name)
+        own = getattr(self, name)
+        return getattr(own, "__func__", own) is not getattr(Method, name)
 
 
 def is_method(solver: Any) -> bool:
@@ -131,11 +139,30 @@ def is_method(solver: Any) -> bool:
 
 
 def adopted(solver: Any) -> Method:
-    """The solver itself, if it is a :class:`Method`; else one like it, with the defaults of what it does not have."""
-    if isinstance(solver, Method):
-        return solver
-    cls = type(solver)
-    twin: Any = object.__new__(type(cls.__name__, (cls, Method), {}))
-    twin.__dict__.update(vars(solver))
-    found: Method = twin
-    return found
+    """The solver itself, if it is a :class:`Method`; else one that asks it, and has the defaults of what it does not answer."""
+    return solver if isinstance(solver, Method) else _Adopted(solver)
+
+
+@dataclass(frozen=True)
+class _Adopted(Method):
+    """A solver that was not made as a :class:`Method`."""
+
+    solver: Any
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("solver", "title", "has", "fitted", "of_rows", "in_graph"):
+            return object.__getattribute__(self, name)
+        solver = object.__getattribute__(self, "solver")
+        if name == "remembered" and not hasattr(solver, name) and callable(getattr(solver, "memory", None)):
+            name = "memory"  # as it was called before
+        return getattr(solver, name) if hasattr(solver, name) else object.__getattribute__(self, name)
+
+    @property
+    def title(self) -> str:
+        return type(self.solver).__name__
+
+    def fitted(self, layout: Layout) -> Method:  # type: ignore[override]
+        return adopted(self.solver.fitted(layout)) if hasattr(self.solver, "fitted") else self
+
+    def of_rows(self, rows: slice | Tensor) -> Method:  # type: ignore[override]
+        return adopted(self.solver.of_rows(rows)) if hasattr(self.solver, "of_rows") else self

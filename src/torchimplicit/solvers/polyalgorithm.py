@@ -35,7 +35,6 @@ class Polyalgorithm:
                     f"Polyalgorithm: each stage must be an object of torchimplicit.solvers, such as Newton(), and no Polyalgorithm "
                     f"itself; got {stage!r}."
                 )
-        object.__setattr__(self, "stages", tuple(map(adopted, stages)))
 
     @property
     def max_steps(self) -> int:
@@ -43,7 +42,5 @@ class Polyalgorithm:
         return sum(stage.max_steps for stage in self.stages)
 
     def fitted(self, layout: Layout) -> Polyalgorithm:
-        """With every stage fitted."""
-        stages = [stage.fitted(layout) for stage in self.stages]
-        same = all(new is old for new, old in zip(stages, self.stages, strict=True))
-        return self if same else Polyalgorithm(stages)
+        """With every stage fitted, and a :class:`Method`."""
+        return Polyalgorithm([adopted(stage).fitted(layout) for stage in self.stages])
