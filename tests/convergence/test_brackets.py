@@ -112,6 +112,7 @@ JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("unit", "start"), [("one", 0.31), ("tiny", 1.5), *(pytest.param(f, -1.0, marks=slow) for f in ("one", "huge"))]
 )

@@ -86,6 +86,7 @@ def check(equation: Equation, result: Outcome, by_plain_steps: bool = False) -> 
     assert not silently_wrong(result, known & ~right(result.z, truth, rows=True), known & bad), report
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("name", EQUATIONS)
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ def test_coupled_equations_are_solved_from_afar_or_it_is_said(solver: str, dtype
 # Minima
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("steepness", [1e4, pytest.param(1e8, marks=slow)])
 @pytest.mark.parametrize(
@@ -191,6 +193,7 @@ def rosenbrock(z: Tensor) -> Tensor:
     return (100 * (z[..., 1:] - z[..., :-1] ** 2) ** 2 + (1 - z[..., :-1]) ** 2).sum(-1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("n", [2, 5, 10])
 @pytest.mark.parametrize(
     "solver", [pytest.param(s, marks=[slow] * (s == "nonlinear_cg")) for s in DESCENTS if s != "auto"]

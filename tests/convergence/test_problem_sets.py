@@ -117,6 +117,7 @@ def check(result: Outcome, truth: Truth, bound: float, singular: bool) -> None:
 # Float64
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", fast_are(STANDARD, SYSTEMS))
 def test_systems_of_equations(name: str) -> None:
     system = SYSTEMS[name]
@@ -225,6 +226,7 @@ def check_single(
     assert near(result.gradient, truth.gradient, 1e-2 + min(changed, 0.1)), (result.gradient, truth.gradient, changed)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", fast_are(STANDARD, SYSTEMS))
 def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     system = SYSTEMS[name]

@@ -464,6 +464,7 @@ def test_each_leaf_of_a_tree_is_judged_by_itself(solver: str, dtype: torch.dtype
         assert float(result.gradient) == pytest.approx(10, rel=1e-3)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg"])
 def test_each_leaf_of_a_minimum_is_judged_by_itself(solver: str, dtype: torch.dtype) -> None:

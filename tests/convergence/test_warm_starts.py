@@ -86,6 +86,7 @@ def test_a_minimum(solver: str, dtype: str) -> None:
         check(*twice(lambda z, phi=phi: ti.minimize(phi, z, **options), units.NEAR.to(kind)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", units.DTYPES)
 @pytest.mark.parametrize("solver", some([*units.SQUARES, "bounded"]))
 def test_a_fit(solver: str, dtype: str) -> None:

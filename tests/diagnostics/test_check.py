@@ -108,6 +108,7 @@ def test_an_adjoint_that_is_not_exact_is_found_out():
     assert "adjoint that is not exact" in str(report)
 
 
+@pytest.mark.slow
 def test_a_singular_jacobian_fails():
     def g(z, x):
         return torch.stack([z[0] ** 2 + z[1] / 2 - x, z[1] - z[0] ** 3 / 3])

@@ -89,6 +89,7 @@ def test_unrolling_until_convergence_gives_the_exact_gradient(solver: str, check
     assert same(solved(solver=solver, adjoint=adjoint, max_steps=200), exact(), atol=1e-5)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("steps", [1, 3, 8])
 @pytest.mark.parametrize("solver", GENERAL)
 def test_checkpointing_does_not_change_the_unrolled_gradient(solver: str, steps: int) -> None:
@@ -162,6 +163,7 @@ def test_the_approximate_adjoints_are_the_same_inside_transforms(adjoint: object
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x]))[0], plain, atol=1e-9)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "solver", [s if s != "newton_krylov" else pytest.param(s, marks=pytest.mark.slow) for s in GENERAL]
 )

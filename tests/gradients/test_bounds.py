@@ -78,6 +78,7 @@ def test_fits_are_those_of_scipy() -> None:
         torch.testing.assert_close(z[i], torch.as_tensor(found.x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_boxes_around_the_starts_of_the_standard_problems(problem: object) -> None:
     """Nowhere is the objective higher than where SciPy's L-BFGS-B ends."""

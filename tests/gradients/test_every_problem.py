@@ -15,16 +15,19 @@ every_problem = pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__
 F = Callable[[Tensor, Tensor], Tensor]
 
 
+@pytest.mark.sampled(3)
 @every_problem
 def test_first_derivatives_reverse_and_forward_equal_finite_differences(f: F) -> None:
     assert gradcheck(f, inputs(), check_forward_ad=True, check_batched_grad=True)
 
 
+@pytest.mark.sampled(3)
 @every_problem
 def test_second_derivatives_equal_finite_differences(f: F) -> None:
     assert gradgradcheck(f, inputs())
 
 
+@pytest.mark.sampled(3)
 @every_problem
 def test_jacobians_agree_in_every_nesting_of_transforms(f: F) -> None:
     W, x = (t.detach() for t in inputs())
@@ -41,6 +44,7 @@ def test_jacobians_agree_in_every_nesting_of_transforms(f: F) -> None:
             assert torch.allclose(block, J[i] if i == k else torch.zeros_like(J[i]), atol=1e-8)
 
 
+@pytest.mark.sampled(3)
 @every_problem
 def test_hessians_agree_in_every_nesting_of_transforms(f: F) -> None:
     W, x = (t.detach() for t in inputs())

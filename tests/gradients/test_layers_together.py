@@ -78,6 +78,7 @@ def elimination(inner: Inner) -> Callable[[Tensor, Tensor], Tensor]:
     return layer
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("inner", INNER, ids=lambda f: f.__name__)
 def test_a_nested_layer_of_every_class_has_exact_first_derivatives(inner: Inner) -> None:
     assert gradcheck(nested(inner), inputs(), check_forward_ad=True)
@@ -107,6 +108,7 @@ def test_a_nested_layer_of_every_class_is_the_same_in_one_transform(inner: Inner
     assert torch.allclose(torch.vmap(layer, (None, 0))(W, xs), torch.stack([layer(W, y) for y in xs]), atol=1e-9)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("inner", INNER, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("direct", [False, True], ids=["", "the inner layer closes over x itself"])
 def test_a_nested_layer_of_every_class_is_the_same_in_nested_transforms(inner: Inner, direct: bool) -> None:

@@ -46,6 +46,7 @@ def expect_report(policy: str, run: Callable[[], tuple[Tensor, Callable[[], int]
         assert policy == "ignore" or bool(grad.isnan().all())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("exactly", [True, False], ids=["exactly", "to rounding"])
 @pytest.mark.parametrize("n", [3, 20, 63, 64, 65, 66])

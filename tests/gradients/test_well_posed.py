@@ -44,6 +44,7 @@ MULTIPLE = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("name", MULTIPLE)
@@ -59,6 +60,7 @@ def test_a_multiple_root_away_from_zero_is_reported_from_every_start(
         assert said(run), f"from {start}"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", GENERAL)
 def test_a_tangent_fixed_point_is_reported(solver: str, dtype: torch.dtype) -> None:
@@ -71,6 +73,7 @@ def test_a_tangent_fixed_point_is_reported(solver: str, dtype: torch.dtype) -> N
         assert said(run), f"from {start}"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 70])
 def test_a_double_root_in_one_direction_of_many_is_reported(n: int, dtype: torch.dtype) -> None:
@@ -93,6 +96,7 @@ def test_a_double_root_in_one_direction_of_many_is_reported(n: int, dtype: torch
             assert said(run), f"{solver} from {start}"
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", ["auto", "trust_newton", "lbfgs", "newton_cg", "newton"])
 @pytest.mark.parametrize("start", [2.0, 0.0, 1.01])
@@ -154,6 +158,7 @@ def test_no_unit_of_g_or_z_plays_a_part(scale: float) -> None:
                 assert abs(float(x.grad) / unit - 1 / 3) < 1e-7
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rtol", [1e-2, None, 1e-12])
 @pytest.mark.parametrize("solver", ["newton", "newton_krylov", "auto"])
@@ -251,6 +256,7 @@ def test_what_is_off_is_reported_by_every_policy_and_row_by_row() -> None:
     assert abs(float(x.grad[1]) - 1 / (3 * root**2 + 1)) < 1e-8
 
 
+@pytest.mark.slow
 def test_no_second_derivative_is_taken() -> None:
     """Attention, whose backward on the processor has no derivative, and a loose tolerance, which leaves z* a part of it off."""
     q = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))

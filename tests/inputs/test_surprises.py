@@ -78,6 +78,7 @@ def test_a_small_scale_is_no_convergence(dtype: torch.dtype, scale: float) -> No
     torch.testing.assert_close(z**3 + z, X.to(dtype), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", [*GENERAL, None])
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_a_small_g_is_no_root(dtype: torch.dtype, method: str | None) -> None:

@@ -45,6 +45,7 @@ def spread(n: int, dtype: torch.dtype) -> Tensor:
     return torch.diag(torch.arange(1, n + 1).to(dtype)) + 0.3 * torch.randn(n, n, dtype=dtype)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("solver", DIRECT + ITERATIVE, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("adjoint", [False, True])

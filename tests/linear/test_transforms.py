@@ -39,6 +39,7 @@ def solve(solver: Any, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
     return f
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 @pytest.mark.parametrize("kind", ["dense", "matrix-free"])
 def test_vmap_is_the_loop(solver: Any, kind: str, matrix: Callable) -> None:

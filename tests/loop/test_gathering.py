@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.solvers import blocks
+from torchimplicit.loop import blocks
 
 from .test_counts import Operations
 

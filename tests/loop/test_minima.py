@@ -93,6 +93,7 @@ def test_a_slope_that_nothing_bends_leads_to_no_minimum(n: int, periodic: bool, 
     assert info.status == Status.DIVERGED
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("solver", ["bfgs", "lbfgs", "nonlinear_cg", "newton_cg", "newton"])
 @pytest.mark.parametrize("n", [3, 20, 70, pytest.param(300, marks=pytest.mark.slow)])
 def test_nor_does_it_by_any_method(n: int, solver: str) -> None:
@@ -100,6 +101,7 @@ def test_nor_does_it_by_any_method(n: int, solver: str) -> None:
     assert not ti.minimize(phi, torch.zeros(n, dtype=D), solver=solver, on_failure="ignore").info.converged
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("periodic", [True, False])
 @pytest.mark.parametrize("n", [3, 10, 20, 70, 120, 300])
@@ -124,6 +126,7 @@ def test_a_number_that_enters_by_a_slope_alone(dtype: torch.dtype) -> None:
     assert ti.minimize(lambda z: z[0] ** 2 + 0 * z[1], z0).info.converged
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("solver", ["trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg"])
 def test_a_plateau_is_no_minimum_in_whatever_unit(solver: str, unit: float) -> None:

@@ -237,6 +237,7 @@ def test_all_35_least_squares_problems_are_there() -> None:
     assert len(PROBLEM) == len(mgh.PROBLEMS)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("problem", mgh.PROBLEMS, ids=named)
 def test_published_minima(problem: LeastSquares) -> None:
     assert problem.residuals(problem.start).shape == (problem.m,)

@@ -176,6 +176,7 @@ def rightmost(s: float, e: float) -> float:
     return low
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [1.0, 10.0])
 @pytest.mark.parametrize("e", [1e-1, 1e-2, 1e-3, -1e-3, 1e-4, 1e-5, 1e-6, -1e-6])
@@ -210,6 +211,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_branches_close_to_each_other_are_not_confused(shape: str, dtype: torch.dtype) -> None:

@@ -73,6 +73,7 @@ def test_a_robust_fit_passes_by_outliers(loss: str) -> None:
     assert torch.allclose(z, torch.tensor([2, 1.3, 0.5], dtype=D), atol=0.1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loss", ROBUST)
 def test_the_gradient_is_that_of_differences_to_second_order(loss: str) -> None:
     y = observations().requires_grad_()

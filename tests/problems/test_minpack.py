@@ -88,6 +88,7 @@ def solved(system: System, z: Tensor) -> bool:
     return bool(system.g(z, system.p).abs().max() <= 1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in ("dogleg", "levenberg_marquardt"))) for m in METHODS]
 )

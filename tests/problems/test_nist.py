@@ -46,6 +46,7 @@ def names(problem: Regression) -> str:
     return problem.name
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=names)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_certified_parameters_are_found_from_both_starts(method: str, problem: Regression) -> None:
@@ -69,6 +70,7 @@ def test_the_certified_parameters_are_found_from_both_starts(method: str, proble
     assert torch.allclose(found, torch.full_like(found, problem.sum_of_squares), rtol=digits, atol=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=names)
 def test_with_the_default_tolerance_the_parameters_are_found_to_five_digits(problem: Regression) -> None:
     z, info = ti.least_squares(problem.residuals, problem.starts[1], (problem.y,))

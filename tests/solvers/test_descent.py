@@ -42,6 +42,7 @@ def test_the_gradient_of_a_minimum_is_that_of_its_closed_form(solver: str) -> No
     torch.testing.assert_close(second, torch.tensor(2.0, dtype=D), rtol=1e-6, atol=0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("solver", METHODS)
 def test_a_batch_is_solved_as_its_systems_are_one_by_one(solver: str) -> None:
     """A start at the minimum, easy and hard ones, one without a value, and a function without a minimum."""
@@ -167,6 +168,7 @@ def test_a_function_without_a_minimum_is_a_failure(solver: str) -> None:
     assert info.status in (Status.DIVERGED, Status.NONFINITE, Status.MAX_STEPS)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("solver", METHODS)
 def test_they_hold_under_vmap_and_when_unrolled(solver: str) -> None:
     b = random(4, 3)

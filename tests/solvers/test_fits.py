@@ -109,6 +109,7 @@ def test_a_huge_residual_hides_nothing_of_the_others(solver: object, dtype: torc
     assert torch.allclose(z, torch.tensor([2.0, 3.0], dtype=dtype), rtol=3 * torch.finfo(dtype).eps ** 0.5)
 
 
+@pytest.mark.sampled(4)
 def test_a_batch_whose_rows_are_known_is_fitted_as_one_by_one(solver: object) -> None:
     """With more systems than are worth gathering out, one in NaN, and one from a start at its solution."""
     y, start = series(300), torch.ones(300, 3, dtype=D)

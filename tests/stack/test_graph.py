@@ -202,6 +202,7 @@ def product(x: Tensor) -> Any:
     return ti.linear_solve(lambda z: A @ z + x * z, x)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("solve", [numbers, system, product, answer, bounded])
 def test_what_takes_derivatives_is_exported(solve: Model, strict: bool) -> None:
@@ -247,6 +248,7 @@ LINEAR: dict[str, tuple[Model, Tensor, Tensor]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("which", LINEAR)
 def test_a_linear_system_is_solved_in_a_graph(which: str) -> None:
     model, *inputs = LINEAR[which]

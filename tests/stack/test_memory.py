@@ -65,6 +65,7 @@ def held(steps: int, solver: Any, adjoint: Any) -> int:
     return births.live_bytes()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("solver", GENERAL)
 def test_the_implicit_way_holds_as_much_after_10_steps_as_after_1000(solver: str) -> None:
     assert held(10, solver, ti.Implicit()) == held(1000, solver, ti.Implicit())
@@ -135,6 +136,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize(
     "use", ["forward", "backward", "double backward", "failure", "func.grad", "checkpoint", "hooks"]

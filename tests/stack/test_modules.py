@@ -101,6 +101,7 @@ def recomputed(module: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("use", [nn.Module.__call__, cached, cached_and_used_again, cached_before, recomputed])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", ["spectral", "weight", "orthogonal"])

@@ -100,16 +100,16 @@ class Implicit:
     ) -> ConditionSystem:
         floor = ROUNDING * torch.finfo(problem.layout.real_dtype).eps
         settings = LinearSettings(
-            self.linear_solver,
-            max(problem.tolerance.rtol, floor) if self.rtol is None else self.rtol,
-            0.0 if self.atol is None else self.atol,
-            self.max_steps,
-            self.rtol is None and self.atol is None,
-            problem.on_failure,
-            problem.search.from_tensors,
-            problem.search.inverse_is_earlier,
-            problem.kind.near_identity or problem.search.near_identity,
-            problem.tolerance,
+            solver=self.linear_solver,
+            rtol=max(problem.tolerance.rtol, floor) if self.rtol is None else self.rtol,
+            atol=0.0 if self.atol is None else self.atol,
+            max_steps=self.max_steps,
+            forgiving=self.rtol is None and self.atol is None,
+            on_failure=problem.on_failure,
+            inverse=problem.search.from_tensors,
+            inverse_is_earlier=problem.search.inverse_is_earlier,
+            near_identity=problem.kind.near_identity or problem.search.near_identity,
+            tolerance=problem.tolerance,
         )
         return ConditionSystem(
             condition, find, settings, problem.layout.batch_shape, problem.record, linearised=linearised

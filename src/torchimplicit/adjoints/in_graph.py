@@ -72,7 +72,7 @@ def solve_in_graph(system: System, kind: Kind, tensors: Sequence[Tensor]) -> tup
         off = seen > FAR * (each(system.settings.tolerance, z) * b.abs()).sum(-1)
         status = torch.where(off & (status == Status.CONVERGED), Status.INACCURATE, status)
     status = torch.where(unusable & (tensors[0] != 0).any(-1), Status.NONFINITE, status)
-    limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+    limit = system.settings.limit(b)
     if system.settings.on_failure == "nan":
         w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
     else:
@@ -93,7 +93,7 @@ def _by_factors(
     factors = (system.settings.solver or LU(equilibrate=z.shape[-1] > 1)).factorize(operator)
     w = factors.solve(b, system.transpose)
     residual = torch.linalg.vector_norm(b - operator.apply(w, system.transpose), dim=-1)
-    limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+    limit = system.settings.limit(b)
     status = torch.where(residual <= limit, Status.CONVERGED, Status.STAGNATED)
     status = torch.where(w.isfinite().all(-1) & residual.isfinite(), status, Status.NONFINITE)
     asked = (b != 0).any(-1)
@@ -125,7 +125,7 @@ def _by_inverse(
     size, refined = (torch.linalg.vector_norm(v, dim=-1) for v in (rest, b - operator.apply(w, system.transpose)))
     better = refined < size
     w, residual = torch.where(better.unsqueeze(-1), w, first), torch.where(better, refined, size)
-    limit = system.settings.atol + system.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+    limit = system.settings.limit(b)
     status = torch.where(residual <= limit, Status.CONVERGED, Status.SINGULAR)
     status = torch.where(w.isfinite().all(-1) & residual.isfinite(), status, Status.NONFINITE)
     return w, residual, status, torch.ones_like(status)

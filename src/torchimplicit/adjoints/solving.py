@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Ric
 from torchimplicit.linear.auto import Division, better_of
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
+from torchimplicit.linear.solver import Bound, LinearSolver, bind
 from torchimplicit.status import OnFailure
 from torchimplicit.tolerance import Tolerance
+
+T = TypeVar("T", Tensor, float)
 
 REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
 KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
@@ -35,7 +38,7 @@ class LinearSettings:
     tolerance : of the forward solve: the error that z may have.
     """
 
-    solver: Any
+    solver: LinearSolver | None
     rtol: float
     atol: float
     max_steps: int | None
@@ -45,6 +48,14 @@ class LinearSettings:
     inverse_is_earlier: bool
     near_identity: bool
     tolerance: Tolerance
+
+    def limit(self, b: Tensor) -> Tensor:
+        """The residual norms (B,) with which A w = b counts as solved."""
+        return self.allowed(torch.linalg.vector_norm(b, dim=-1))
+
+    def allowed(self, size: T) -> T:
+        """The same, from the norm of b."""
+        return self.atol + self.rtol * size
 
 
 class LinearisedSolver:
@@ -69,10 +80,10 @@ class LinearisedSolver:
         return self.operator.shape[-1] <= Auto.dense_limit
 
     @cached_property
-    def state(self) -> Any:
-        """The chosen solver factorised on the operator, when it is needed."""
+    def state(self) -> Bound:
+        """The chosen solver bound to the operator, when it is needed."""
         automatic = Contraction() if self.settings.near_identity else Auto()
-        return (automatic if self.named is None else self.named).factorize(self.operator)
+        return bind(automatic if self.named is None else self.named, self.operator, REFINEMENTS)
 
     def solve(self) -> LinearResult:
         """The solution."""
@@ -107,20 +118,14 @@ class LinearisedSolver:
         x = division.solve(self.b)
         product = self.operator.apply(x, self.adjoint) if len(x) > 1 else division.d * x
         residual = (self.b - product).abs().squeeze(-1)
-        converged = residual <= self.settings.atol + self.settings.rtol * self.b.abs().squeeze(-1)
+        converged = residual <= self.settings.limit(self.b)
         one = torch.ones_like(converged, dtype=torch.int64)
         return LinearResult(x, residual, one, converged, ~converged, torch.zeros_like(converged), 0)
 
     def _chosen(self, b: Tensor, rtol: float | None = None) -> LinearResult:
-        state = self.state
-        if not hasattr(state, "iterate"):  # a direct solver: its answer is refined, and its residual known
-            self.direct = state
-            state = Richardson(preconditioner=state, max_steps=REFINEMENTS).factorize(self.operator)
         limits: dict[str, Any] = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
-        result: LinearResult = state.iterate(
-            b, self.adjoint, rtol=self.settings.rtol if rtol is None else rtol, **limits
-        )
-        self.direct = getattr(state, "direct", self.direct)
+        result = self.state.iterate(b, self.adjoint, rtol=self.settings.rtol if rtol is None else rtol, **limits)
+        self.direct = self.direct if self.state.direct is None else self.state.direct
         return result
 
     def singular(self) -> Tensor | None:

@@ -170,7 +170,7 @@ class JacobianSystem:
         norms = torch.linalg.vector_norm(torch.stack((b + product, b, w)), dim=-1)
         pivots, finfo = factors.pivots().abs().tolist(), torch.finfo(z.dtype)
         for residual, size_b, size_w in norms.mT.tolist():
-            solved = residual <= self.settings.atol + self.settings.rtol * size_b
+            solved = residual <= self.settings.allowed(size_b)
             if not (solved and finfo.tiny**0.25 < size_b < finfo.max**0.25 and size_w < torch.inf):
                 return None
         if not all(min(row) > finfo.eps**0.5 * max(row) for row in pivots):
@@ -238,7 +238,7 @@ class JacobianSystem:
         if failed and not solver.truncated:
             if found is not None and occurs(found.off):
                 announce(self._inaccurate(found, z), self.settings.on_failure)
-            limit = self.settings.atol + self.settings.rtol * torch.linalg.vector_norm(b, dim=-1)
+            limit = self.settings.limit(b)
             others = torch.where(status == Status.INACCURATE, Status.CONVERGED, status)
             how = self.settings.on_failure
             report(Derivative.name, others, result.residual_norm, limit, result.steps, how, what_of="residual")

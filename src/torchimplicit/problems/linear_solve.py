@@ -18,9 +18,10 @@ from torchimplicit.compiling.problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
-from torchimplicit.linear import Auto, Dense, LinearOperator, LinearResult, Richardson, as_operator
+from torchimplicit.linear import Auto, Dense, LinearOperator, as_operator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, error_of, linear_status
+from torchimplicit.linear.solver import LinearSolver, bind
 from torchimplicit.loop.search import Inside
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.loop.stopping import Stopping
@@ -48,7 +49,7 @@ class Linear(Kind):
 class LinearSearch:
     """A linear solver applied to A itself, or, inside a transform, to the Jacobian of A z − b."""
 
-    solver: Any
+    solver: LinearSolver
     operator: LinearOperator | None
     b: Tensor
     layout: Layout
@@ -93,14 +94,10 @@ class LinearSearch:
     def _found(self, operator: LinearOperator, b: Tensor, flat: Callable[[Tensor], Tensor]) -> tuple[SearchResult, int]:
         """The solution, and the number of products with the operator. Its error is Newton's correction by the factors, where there
         are some; else relatively as large as the residual."""
-        state = self.solver.factorize(operator)
-        direct = getattr(state, "direct", state)
-        direct = None if hasattr(direct, "iterate") else direct
+        state = bind(self.solver, operator)
+        direct = state.direct
         self.factors = direct if isinstance(direct, Factors) else None
-        if not hasattr(state, "iterate"):
-            state = Richardson(preconditioner=state).factorize(operator)
-        limits = {"rtol": self.tolerance.rtol, "atol": self.tolerance.atol, "max_steps": self.max_steps}
-        result: LinearResult = state.iterate(b, **limits)
+        result = state.iterate(b, rtol=self.tolerance.rtol, atol=self.tolerance.atol, max_steps=self.max_steps)
         status = linear_status(result)
         if self.factors is not None:
             status = torch.where(self.factors.singular, Status.SINGULAR, status)
