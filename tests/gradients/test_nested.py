@@ -28,7 +28,7 @@ def inputs() -> tuple[Tensor, Tensor]:
     return (randn(3, 3, seed=1) / 4).requires_grad_(), randn(3, seed=2).requires_grad_()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["anderson", "newton"])
 def test_its_derivatives_of_both_orders_are_exact(solver: str) -> None:
     assert gradcheck(lambda W, x: nested(W, x, solver), inputs(), check_forward_ad=True)
