@@ -283,7 +283,7 @@ def per_system_vector(layout: Layout, name: str) -> Callable[[Any], Tensor]:
                 )
             _check_differentiable(leaf, name)
             real = _real(leaf)
-            rows.append(real.reshape(layout.batch, real.shape[ndim:].numel()).to(layout.real_dtype))
+            rows.append(real.reshape(layout.batch, math.prod(real.shape[ndim:])).to(layout.real_dtype))
         return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 
     return flatten

@@ -151,6 +151,29 @@ def test_one_graph_serves_batches_of_any_size_and_a_closure_keeps_its_gradients(
     assert counter.frame_count == graphs
 
 
+OF_ANY_BATCH: dict[str, Model] = {
+    "root": lambda x: ti.root(lambda z: z**3 + z - x, torch.zeros_like(x), batch_ndim=1)[0],
+    "minimum": lambda x: ti.minimize(lambda z: ((z - x) ** 4 + z**2).sum(-1), torch.zeros_like(x), batch_ndim=1)[0],
+    "system": lambda x: ti.linear_solve(torch.diag_embed(x + 2) + 0.1, x)[0],
+    "products": lambda x: ti.linear_solve(lambda z: (x + 2) * z, x)[0],
+    "answer": lambda x: answer(x)[0],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", OF_ANY_BATCH)
+def test_one_graph_serves_batches_of_any_size(which: str) -> None:
+    solve, counter = OF_ANY_BATCH[which], CompileCounterWithBackend("aot_eager")
+    model = compiled(solve, backend=counter, dynamic=True)
+    for batch in (5, 7, 64):
+        x = torch.rand(batch, 2, dtype=D, requires_grad=True)
+        z, expected = model(x), solve(x)
+        torch.testing.assert_close(z, expected, rtol=1e-6, atol=1e-8)
+        for found, wanted in zip(*(torch.autograd.grad(each.sum(), x) for each in (z, expected)), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    assert counter.frame_count == 1
+
+
 def test_a_start_that_the_function_uses_too_is_no_unknown_there() -> None:
     x = torch.tensor([0.7, 1.3], dtype=D)
     model = lambda x: ti.fixed_point(lambda z: torch.cos(z) / 2 + x, x)[0]  # noqa: E731

@@ -169,7 +169,7 @@ class Tiled:
         self.inverse, self.systems = inverse, systems
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        if self.systems == len(b):
+        if self.systems == b.shape[0]:
             solution: Tensor = self.inverse.solve(b, adjoint)
             return solution
         tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint)

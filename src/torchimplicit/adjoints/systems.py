@@ -285,7 +285,7 @@ class JacobianSystem:
 
     def inverse(self, rest: Sequence[Tensor]) -> Any:
         """The forward solver's inverse, if it left one, as an object with ``solve`` and ``suspicious``."""
-        return Tiled(self.settings.inverse(rest[: self.inverses]), len(rest[0])) if self.inverses else None
+        return Tiled(self.settings.inverse(rest[: self.inverses]), rest[0].shape[0]) if self.inverses else None
 
 
 def _info(facts: Callable[[], SolveStats], batch_shape: torch.Size) -> SolveInfo:

@@ -99,6 +99,7 @@ class Jacobian(LinearOperator):
         return self._swept(m, self._linearisation.pull_batch, self._pull).movedim(0, -2)
 
     def _swept(self, size: int, many: Callable[[Tensor], Tensor], one: Callable[[Tensor], Tensor]) -> Tensor:
+        size = int(size)  # in a graph, where sizes may change, that of a matrix does not
         self.count(size)
         if size == 1:
             return one(torch.ones((), dtype=self.dtype, device=self.device).expand(*self.batch_shape, 1)).unsqueeze(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -127,7 +128,7 @@ class LinearSearch:
         if self.factors is None:
             return ()
         systems = self.factors.tensors[0].shape[:-2]
-        return tuple(t.reshape(systems.numel(), *t.shape[len(systems) :]) for t in self.factors.tensors)
+        return tuple(t.reshape(math.prod(systems), *t.shape[len(systems) :]) for t in self.factors.tensors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
         factors = type(self.factors)(tensors)  # type: ignore[misc]  # asked only where there were factors
