@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.optimize import fsolve
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import torchimplicit as ti
@@ -149,6 +150,33 @@ def test_one_graph_serves_batches_of_any_size_and_a_closure_keeps_its_gradients(
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
     assert counter.frame_count == graphs
+
+
+def operators(graph: torch.fx.GraphModule) -> set[str]:
+    return {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.slow
+def test_a_product_in_a_loop_of_the_backward_does_not_evaluate_the_function_again() -> None:
+    torch.manual_seed(0)
+    W, x = 0.07 * torch.randn(64, 64), torch.randn(64, 64, requires_grad=True)
+    bodies: list[set[str]] = []
+
+    def kept(graph: torch.fx.GraphModule, _: Any) -> Any:
+        bodies.extend(operators(part) for name, part in graph.named_children() if "body" in name)
+        return graph
+
+    def model(x: Tensor) -> Tensor:
+        z: Tensor = ti.fixed_point(lambda z: torch.tanh(z @ W.T + x), torch.zeros(64, 64), batch_ndim=1, rtol=1e-5)[0]
+        return z
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=kept)
+    found, expected = (
+        torch.autograd.grad(each(x).square().sum(), x)[0] for each in (compiled(model, backend=backend), model)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert bodies
+    assert all("aten.tanh_backward.default" in body and "aten.tanh.default" not in body for body in bodies)
 
 
 OF_ANY_BATCH: dict[str, Model] = {

@@ -72,6 +72,8 @@ def test_a_dispatch_mode_sees_operators_and_their_arguments_have_names() -> None
     assert operators.argument(func, "keepdim", args, kwargs) is True
     assert operators.argument(func, "dtype", args, kwargs) is None
     assert operators.argument(func, "no such", args, kwargs) is None
+    assert operators.writes(torch.ops.aten.add_.Tensor)
+    assert not operators.writes(torch.ops.aten.add.Tensor)
 
 
 # torch.func

@@ -12,9 +12,10 @@ from torch import Tensor
 from torchimplicit.adjoints.solving import LinearSettings
 from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, each, largest
 from torchimplicit.condition import Condition, Kind
+from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands
 from torchimplicit.graph.reports import reported
-from torchimplicit.linear import GMRES, LU
+from torchimplicit.linear import GMRES, LU, LinearOperator
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.linear.jacobian import Jacobian
@@ -136,11 +137,10 @@ def _by_products(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By a Krylov method."""
     settings = system.settings
-    of_g = Operands(tensors, system.base.call)
-    operator = Jacobian(lambda z: system.base(z, *of_g.tensors), z, symmetric=system.base.kind.symmetric, of_g=of_g)
+    operator = _Products(b, *_product(system, b, z, tensors))
     state = (settings.solver or GMRES()).factorize(operator)
     limits: dict[str, Any] = {"rtol": settings.rtol, "atol": settings.atol, "max_steps": settings.max_steps}
-    result = state.iterate(b, system.transpose, **limits)
+    result = state.iterate(b, **limits)
     return result.x, result.residual_norm, linear_status(result), result.steps
 
 
@@ -148,16 +148,44 @@ def _by_steps(
     system: System, kind: Kind, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By accelerated plain steps, for A is the identity less a contraction."""
-    operands = Operands((b, z, *tensors), system.base.call)
-
-    def residual(w: Tensor) -> Tensor:
-        b, z, *tensors = operands.tensors
-        return Jacobian(lambda z: system.base(z, *tensors), z).apply(w, system.transpose) - b
-
     settings = system.settings
-    equations = Equations(residual, kind, operands=operands)
+    product, known = _product(system, b, z, tensors)
+    operands = Operands((b,), outer=known)
+    equations = Equations(lambda w: product(w) - operands.tensors[0], kind, operands=operands)
     solver = Anderson(plain_below=0.5)
     stopping = Stopping(Tolerance(settings.rtol, settings.atol), settings.max_steps or solver.max_steps)
     found = solve(solver, equations, b, stopping)
     size = b.shape[-1] ** 0.5
     return found.z, size * found.residual, found.status, found.steps
+
+
+def _product(
+    system: System, b: Tensor, z: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Callable[[Tensor], Tensor], Operands]:
+    """The product with A for a loop, and what it uses."""
+    operands = Operands((z, *tensors), system.base.call)
+
+    def product(w: Tensor, *names: Any) -> Tensor:
+        with operands.named(names):
+            z, *tensors = operands.tensors
+            return Jacobian(lambda z: system.base(z, *tensors), z).apply(w, system.transpose)
+
+    return hoisted(product, b, operands.all)
+
+
+class _Products(LinearOperator):
+    """A, or its transpose, as a loop knows it."""
+
+    def __init__(self, like: Tensor, product: Callable[[Tensor], Tensor], known: Operands) -> None:
+        super().__init__((*like.shape, like.shape[-1]), like.dtype, like.device)
+        self._product, self._known = product, known
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return self._product(x)
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        raise NotImplementedError("a Krylov method asks for one of the two products")
+
+    @property
+    def operands(self) -> Operands:
+        return self._known

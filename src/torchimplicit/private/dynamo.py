@@ -37,18 +37,23 @@ def while_loop(
     Where nothing but the shapes of the results is asked for, these are known. Otherwise torch would run both functions half a dozen
     times, each time operation by operation: they are made graphs of first.
     """
-    if get_proxy_mode() is None:
+    parts = [graph_of(part, (*carried, *others)) for part in (condition, body)]
+    if None in parts:
         return carried
-    parts: list[Any] = []
-    for part in (condition, body):
-        graph = materialize_as_graph(part, (*carried, *others))
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        parts.append(graph)
     loop: Any = while_loop_op
     with _modules_by_name():
         results: Sequence[Tensor] = loop(*parts, tuple(carried), tuple(others))
     return results
+
+
+def graph_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """The graph of a function, without what nothing needs; None where only the shapes of results are asked for."""
+    if get_proxy_mode() is None:
+        return None
+    graph = materialize_as_graph(fn, args)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def after_autograd(fn: Callable[..., Any], operands: Sequence[Any]) -> Any:

@@ -12,3 +12,9 @@ def argument(operator: Any, name: str, args: Sequence[Any], kwargs: Mapping[str,
         if each.name == name:
             return args[place] if place < len(args) else kwargs.get(name, each.default_value)
     return None
+
+
+def writes(operator: Any) -> bool:
+    """Whether an operator changes one of its arguments."""
+    schema = getattr(operator, "_schema", None)
+    return schema is not None and schema.is_mutable
