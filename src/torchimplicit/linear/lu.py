@@ -70,6 +70,9 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
         return written_out.factor(F)
     if tracing() and small_lu.pays(F):
         return small_lu.factor(F)
+    if tracing() and F.device.type == "cpu" and F.shape[-1] > THREADED:
+        found: tuple[Tensor, Tensor] = _factor_one_by_one(F)
+        return found
     threads = torch.get_num_threads()
     if F.device.type != "cpu" or F.shape[-1] <= THREADED or threads == 1:
         LU, pivots, _ = torch.linalg.lu_factor_ex(F)
@@ -87,3 +90,15 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
         (torch.stack(parts) for parts in zip(*factors, strict=True)) if factors else (matrices, matrices[..., 0].int())
     )
     return LU.reshape(F.shape), pivots.reshape(F.shape[:-1])
+
+
+@torch.library.custom_op("torchimplicit::factor", mutates_args=())
+def _factor_one_by_one(F: Tensor) -> tuple[Tensor, Tensor]:
+    """The same when a graph runs, with however many threads there are then."""
+    LU, pivots = factor(F)
+    return LU.contiguous(), pivots.clone()
+
+
+@_factor_one_by_one.register_fake
+def _(F: Tensor) -> tuple[Tensor, Tensor]:
+    return F.new_empty(F.shape), F.new_empty(F.shape[:-1], dtype=torch.int32)
