@@ -41,7 +41,7 @@ class _Versioned(NamedTuple):
 
     @property
     def unchanged(self) -> bool:
-        """Whether it is as it was, for all that is known: tensors of inference mode do not tell."""
+        """Whether it was certainly not changed in place since; a tensor of inference mode has no version that would tell."""
         return not self.tensor.is_inference() and version(self.tensor) == self.version
 
 

@@ -1,4 +1,4 @@
-"""A solve inside code that torch.compile reads: what it sees of it, and what takes its place when the graph is lowered."""
+"""What Dynamo reads of a solve inside code that it makes a graph of, or why that solve cannot be part of one."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ batch_ndim: the first so many dimensions of every leaf of z index independent sy
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
         callback: called as ``callback(step, z, residual)`` before the first and after every step.
-        compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes some ten seconds. What is
-            differentiated is the function itself.
+        compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes 20 seconds
+            to some minutes. What is differentiated is the function itself.
 
     Returns:
         ``Solution(value, info)``: z*, like z0, and a :class:`torchimplicit.SolveInfo`.
