@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin
+DOCS := .venv-docs/bin
 PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
 
 # The ends of the range of torch: the oldest that pyproject.toml allows, and the one that constraints.txt pins.
 VERSIONS := $(shell sed -n 's/^dependencies = .*torch>=\([0-9.]*\),.*/\1.0/p' pyproject.toml) $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-all test-versions check format bench clean
+.PHONY: demo test test-all test-versions check format bench docs docs-test clean
 
 demo: .venv/installed
 	$(BIN)/torchimplicit demo
@@ -43,8 +44,17 @@ format: .venv/installed
 bench: .venv-bench/installed
 	$(BENCH)/python -m benchmarks $(ARGS)
 
+# Offline. Every example and every code cell runs; a warning is an error.
+docs: .venv-docs/installed
+	OMP_NUM_THREADS=1 $(DOCS)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo "the site is docs/_build/html/index.html"
+
+docs-test: .venv-docs/installed
+	OMP_NUM_THREADS=1 $(DOCS)/python -m pytest docs/tests
+
 clean:
-	rm -rf .venv .venv-bench .venv-versions build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/examples docs/api/generated
+	rm -rf .venv .venv-bench .venv-docs .venv-versions build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation is repeated; it is remade when what it depends on changes.
@@ -60,6 +70,11 @@ clean:
 	grep -v '^#' benchmarks/requirements.txt | while read -r peer; do \
 		$(BENCH)/python -m pip install $(PIP_FLAGS) $$peer < /dev/null || echo "absent: $$peer could not be installed"; \
 	done
+	touch $@
+
+.venv-docs/installed: pyproject.toml constraints.txt docs/constraints.txt
+	test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
+	$(DOCS)/python -m pip install $(PIP_FLAGS) -c docs/constraints.txt -e '.[docs]'
 	touch $@
 
 # What torch itself asks for in one release only is left to it.

@@ -1,0 +1,60 @@
+"""How Sphinx builds the site: `make docs`, offline; every example and every code cell runs, and a warning is an error."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+project = "torchimplicit"
+author = "the torchimplicit authors"
+release = version = metadata.version("torchimplicit")
+html_title = "torchimplicit"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "myst_nb",
+]
+exclude_patterns = ["_build", "gallery", "tests", "**/*.ipynb"]
+nitpicky = True
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {"source_directory": "docs/", "top_of_page_buttons": []}
+
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"  # what a page shows has been computed for it, now
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_execution_show_tb = True
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autosummary_generate = True
+napoleon_numpy_docstring = False
+
+copybutton_prompt_text = r">>> |\$ "
+copybutton_prompt_is_regexp = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "examples",
+    "filename_pattern": r"/plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "image_srcset": ["2x"],
+    "min_reported_time": 1,
+    "parallel": 2,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "write_computation_times": False,
+}
