@@ -1,6 +1,6 @@
 """Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
 
-from torchimplicit import diagnostics, interop, linear, nn, solvers
+from torchimplicit import diagnostics, interop, linear, nn, projections, solvers
 from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.capture.calls import CaptureError
 from torchimplicit.problems.continuation import Branch, Continuation, continuation
@@ -39,6 +39,7 @@ __all__ = [
     "minimize",
     "multi_start",
     "nn",
+    "projections",
     "root",
     "solvers",
 ]
