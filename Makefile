@@ -53,7 +53,7 @@ docs-test: .venv-docs/installed
 	OMP_NUM_THREADS=1 $(DOCS)/python -m pytest docs/tests
 
 clean:
-	rm -rf docs/_build docs/examples docs/api/generated
+	rm -rf docs/_build docs/examples
 	rm -rf .venv .venv-bench .venv-docs .venv-versions build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "torchimplicit"
 author = "the torchimplicit authors"
@@ -11,7 +15,6 @@ html_title = "torchimplicit"
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",
@@ -19,9 +22,17 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "myst_nb",
+    "docstrings",
 ]
 exclude_patterns = ["_build", "gallery", "tests", "**/*.ipynb"]
 nitpicky = True
+nitpick_ignore_regex = [
+    (
+        "py:class",
+        r"(torch|collections|enum|typing|types|concurrent)\..*|Tensor|Module|End|g|dtype",
+    ),  # no other site is asked
+    ("py:class", r"torchimplicit\.\w+(\.\w+)+"),  # types private to a file, in signatures
+]
 
 html_theme = "furo"
 html_static_path = ["_static"]
@@ -36,10 +47,11 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 
+python_maximum_signature_line_length = 88
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autosummary_generate = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 copybutton_prompt_text = r">>> |\$ "
 copybutton_prompt_is_regexp = True

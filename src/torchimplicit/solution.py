@@ -89,7 +89,7 @@ class SolveInfo:
 
     @property
     def message(self) -> str:
-        """What happened, in prose: one line for every status that occurs."""
+        """What happened, in prose, one line for every status that occurs."""
         return "\n".join(f"{name}: {Status[name.upper()].prose_for(self.record.sought)}" for name in self._how_many())
 
     @property

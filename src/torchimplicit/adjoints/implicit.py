@@ -34,7 +34,7 @@ class Implicit:
         Newton's last step, say, or of the Hessian at a minimum up to n = 64), refined to tolerance with true products; then
         ``linear.Auto()``. Tiny Jacobians (up to 64 entries over the batch) are factorised anew.
     rtol, atol : of that linear solve, ‖(∂g/∂z)ᵀu − v‖ ≤ atol + rtol ‖v‖. None: the forward's rtol, and 0; then a solution that misses
-        the tolerance by rounding only counts as converged too (:func:`torchimplicit.linear.rounding.solved_to_rounding`; up to n = 64).
+        the tolerance by rounding only counts as converged too (up to n = 64).
     max_steps : its step limit. None: the linear solver's own.
 
     ``Implicit(linear.Neumann(k))`` is the truncated Neumann series, an approximation that was asked for by name.
