@@ -21,11 +21,17 @@ def reported(
     """z, once the user has been told of systems that failed."""
     if on_failure in ("ignore", "nan"):
         return z
-    told: Tensor = _reported(z, status, error, bound, steps, what, on_failure, what_of)
+    told: Tensor = torch.ops.torchimplicit.reported(z, status, error, bound, steps, what, on_failure, what_of)
     return told
 
 
-@torch.library.custom_op("torchimplicit::reported", mutates_args=())
+# Not by torch.library.custom_op, whose operators take longer to call than this one to look at small statuses.
+_LIBRARY = torch.library.Library("torchimplicit", "FRAGMENT")
+_LIBRARY.define(
+    "reported(Tensor z, Tensor status, Tensor error, Tensor bound, Tensor steps, str what, str on_failure, str what_of) -> Tensor"
+)
+
+
 def _reported(
     z: Tensor, status: Tensor, error: Tensor, bound: Tensor, steps: Tensor, what: str, on_failure: str, what_of: str
 ) -> Tensor:
@@ -33,7 +39,10 @@ def _reported(
     return z.clone()
 
 
-@_reported.register_fake
+_LIBRARY.impl("reported", _reported, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("torchimplicit::reported")
 def _(
     z: Tensor, status: Tensor, error: Tensor, bound: Tensor, steps: Tensor, what: str, on_failure: str, what_of: str
 ) -> Tensor:

@@ -92,7 +92,7 @@ def factor(F: Tensor) -> tuple[Tensor, Tensor]:
     return LU.reshape(F.shape), pivots.reshape(F.shape[:-1])
 
 
-@torch.library.custom_op("torchimplicit::factor", mutates_args=())
+@torch.library.custom_op("torchimplicit::factor_one_by_one", mutates_args=())
 def _factor_one_by_one(F: Tensor) -> tuple[Tensor, Tensor]:
     """The same when a graph runs, with however many threads there are then."""
     LU, pivots = factor(F)

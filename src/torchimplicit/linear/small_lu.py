@@ -114,7 +114,7 @@ def pays(A: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("torchimplicit::factor", mutates_args=())
+@torch.library.custom_op("torchimplicit::factor_small", mutates_args=())
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:
     """(LU, pivots) of A (B, n, n), as of ``torch.linalg.lu_factor``."""
     LU = A.clone(memory_format=torch.contiguous_format)
@@ -128,7 +128,7 @@ def _(A: Tensor) -> tuple[Tensor, Tensor]:
     return A.new_empty(A.shape), A.new_empty(A.shape[:-1], dtype=torch.int32)
 
 
-@torch.library.custom_op("torchimplicit::solve_by_factors", mutates_args=())
+@torch.library.custom_op("torchimplicit::solve_small", mutates_args=())
 def solve(LU: Tensor, pivots: Tensor, b: Tensor, transposed: bool) -> Tensor:
     """x (B, n) with A x = b, or Aᵀ x = b, from the factors of A."""
     x = b.clone(memory_format=torch.contiguous_format)

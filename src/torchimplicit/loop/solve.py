@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, occurs, tracing, values_hidden
 from torchimplicit.capture.randomness import random_state
-from torchimplicit.graph.loop import StructureChanged, repeat
+from torchimplicit.graph.loop import Operands, StructureChanged, repeat
 from torchimplicit.loop.course import Course, where
 from torchimplicit.loop.endings import (
     DOUBT,
@@ -210,11 +210,12 @@ def _in_graph(
         def step(carried: _Carried) -> _Carried:
             nonlocal in_a_step
             of_course, memory, taken = carried
-            course = Course(stopping, solver.patience, left=-1, noted=True, **of_course)
-            state = memory
+            state, z, r = memory, of_course["z"], of_course.get("r")
             if restarts:
-                _, state = solver.restart(equations, course.z, memory)
-            z, r, state = solver.step(equations, course.z, course.r, state)
+                r, state = solver.restart(equations, z, memory)
+            assert r is not None
+            course = _running(stopping, solver.patience, of_course, r, dict(zip(names, fixed.tensors, strict=True)))
+            z, r, state = solver.step(equations, z, r, state)
             taken = taken + 1
             ends, verdict = course.follow(z, r, solver.estimate(z, r, state), partial(solver.merit, state), _unseen)
             ends, verdict = course.ended_by(solver.verdict(state), ends, verdict)
@@ -223,21 +224,22 @@ def _in_graph(
             course.end(course.running & (taken >= stopping.max_steps), course.status + Status.MAX_STEPS, taken)
             in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
             equations.evaluations, equations.products = at_start
-            return _tensors_of(course), solver.remembered(state) if restarts else state, taken
+            return _carried(course, restarts), solver.remembered(state) if restarts else state, taken
 
         def going(carried: _Carried) -> Tensor:
             return carried[0]["running"].any()
 
         memory = solver.remembered(state) if restarts else state
-        carried = _tensors_of(course), memory, course.steps.new_zeros(())
+        if not stopping.max_steps:
+            course.end_all(Status.MAX_STEPS, 0)
+        carried = _carried(course, restarts), memory, course.steps.new_zeros(())
+        names = [name for name in _FIXED if getattr(course, name) is not None]
+        fixed = Operands([getattr(course, name) for name in names], outer=operands)
         if stopping.max_steps:
             try:
-                carried = repeat(going, step, carried, operands)
+                carried = repeat(going, step, carried, fixed)
             except StructureChanged:  # what a method remembers is of another structure from the first step on
-                carried = repeat(going, step, step(carried), operands)
-        else:
-            course.end_all(Status.MAX_STEPS, 0)
-            carried = _tensors_of(course), memory, carried[2]
+                carried = repeat(going, step, step(carried), fixed)
         of_course, _, taken = carried
         evaluations = equations.evaluations + in_a_step[0] * taken
         products = equations.products + in_a_step[1] * taken
@@ -252,19 +254,34 @@ def _in_graph(
 
 
 _Carried = tuple[dict[str, Any], Any, Tensor]
-_RESULTS = ("best_z", "best", "status", "steps", "error", "bound")
-_PLAIN = {"stopping", "patience", "estimate", "here", "left", "noted", "z0", "looks", "vanishes", "vanished", "jagged"}
+# What a loop in a graph carries of a course takes as many buffers, and passes over the memory. So what is fixed is not carried, and
+# what is known of systems that run has one place with what is known of those that have ended.
+_FIXED = ("start", "first", "allowed")
+_PLACES = {"mark": "error", "unit": "bound", "stuck": "steps"}
+_CARRIED = ("z", "best_z", "best", "lowest", "running", "status", "size", "before")
+_RESULTS = ("best_z", "best", "status", "stuck", "mark", "unit")
 
 
-def _tensors_of(course: Course) -> dict[str, Any]:
-    """The part of a course that a loop in a graph carries: tensors, or None."""
-    found = {f.name: getattr(course, f.name) for f in fields(course) if f.name not in _PLAIN}
-    for name in ("size", "before"):
-        if not isinstance(found[name], Tensor):
-            found[name] = torch.full_like(course.norm, found[name])
-    if not isinstance(course.stuck, Tensor):
-        found["stuck"] = torch.zeros_like(course.steps)
-    return found
+def _carried(course: Course, restarts: bool) -> dict[str, Any]:
+    """The part of a course that a loop in a graph carries; the residual where a restart of the method does not give it."""
+
+    def whole(name: str) -> Any:
+        found = getattr(course, name)
+        return found if found is None or isinstance(found, Tensor) else torch.full_like(course.norm, found)
+
+    found = {name: whole(name) for name in (*_CARRIED, *(() if restarts else ("r",)))}
+    shared = {
+        runs: torch.where(course.running, getattr(course, runs), getattr(course, ended))
+        for runs, ended in _PLACES.items()
+    }
+    return found | shared
+
+
+def _running(stopping: Stopping, patience: int, carried: dict[str, Any], r: Tensor, fixed: dict[str, Tensor]) -> Course:
+    """The course again."""
+    of_ended = {ended: carried[runs] for runs, ended in _PLACES.items()}
+    of_z = {"r": r, "norm": measured(r), "allowed": None}
+    return Course(stopping, patience, left=-1, noted=True, **(carried | of_ended | of_z | fixed))
 
 
 def _unseen(z: Tensor, correction: Tensor) -> Tensor:
