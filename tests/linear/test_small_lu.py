@@ -1,9 +1,13 @@
 """LU of small matrices for graphs: what LAPACK gives."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+import torchimplicit
 from torchimplicit.linear import small_lu, written_out
 
 WRITTEN_OUT = [(n, dtype) for n in (1, 2, 3, 4) for dtype in (torch.float64, torch.float32)]
@@ -48,6 +52,14 @@ def test_a_complex_system_is_solved_and_its_conjugate_transpose() -> None:
     LU, pivots = written_out.factor(A)
     torch.testing.assert_close(A @ written_out.solve(LU, pivots, b, False), b)
     torch.testing.assert_close(A.mH @ written_out.solve(LU, pivots, b, True), b)
+
+
+def test_no_two_operators_have_the_same_name() -> None:
+    """The second to be registered would take the place of the first without a word."""
+    source = Path(torchimplicit.__file__).parent
+    names = [name for path in source.rglob("*.py") for name in re.findall(r'custom_op\("(.*?)"', path.read_text())]
+    assert len(names) >= 3
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("n", [5, 8])

@@ -210,12 +210,11 @@ def _in_graph(
         def step(carried: _Carried) -> _Carried:
             nonlocal in_a_step
             of_course, memory, taken = carried
-            state, z, r = memory, of_course["z"], of_course.get("r")
+            course = _running(stopping, solver.patience, of_course, dict(zip(names, fixed.tensors, strict=True)))
+            state = memory
             if restarts:
-                r, state = solver.restart(equations, z, memory)
-            assert r is not None
-            course = _running(stopping, solver.patience, of_course, r, dict(zip(names, fixed.tensors, strict=True)))
-            z, r, state = solver.step(equations, z, r, state)
+                _, state = solver.restart(equations, course.z, memory)
+            z, r, state = solver.step(equations, course.z, course.r, state)
             taken = taken + 1
             ends, verdict = course.follow(z, r, solver.estimate(z, r, state), partial(solver.merit, state), _unseen)
             ends, verdict = course.ended_by(solver.verdict(state), ends, verdict)
@@ -224,7 +223,7 @@ def _in_graph(
             course.end(course.running & (taken >= stopping.max_steps), course.status + Status.MAX_STEPS, taken)
             in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
             equations.evaluations, equations.products = at_start
-            return _carried(course, restarts), solver.remembered(state) if restarts else state, taken
+            return _carried(course), solver.remembered(state) if restarts else state, taken
 
         def going(carried: _Carried) -> Tensor:
             return carried[0]["running"].any()
@@ -232,7 +231,7 @@ def _in_graph(
         memory = solver.remembered(state) if restarts else state
         if not stopping.max_steps:
             course.end_all(Status.MAX_STEPS, 0)
-        carried = _carried(course, restarts), memory, course.steps.new_zeros(())
+        carried = _carried(course), memory, course.steps.new_zeros(())
         names = [name for name in _FIXED if getattr(course, name) is not None]
         fixed = Operands([getattr(course, name) for name in names], outer=operands)
         if stopping.max_steps:
@@ -258,18 +257,18 @@ _Carried = tuple[dict[str, Any], Any, Tensor]
 # what is known of systems that run has one place with what is known of those that have ended.
 _FIXED = ("start", "first", "allowed")
 _PLACES = {"mark": "error", "unit": "bound", "stuck": "steps"}
-_CARRIED = ("z", "best_z", "best", "lowest", "running", "status", "size", "before")
+_CARRIED = ("z", "r", "best_z", "best", "lowest", "running", "status", "size", "before")
 _RESULTS = ("best_z", "best", "status", "stuck", "mark", "unit")
 
 
-def _carried(course: Course, restarts: bool) -> dict[str, Any]:
-    """The part of a course that a loop in a graph carries; the residual where a restart of the method does not give it."""
+def _carried(course: Course) -> dict[str, Any]:
+    """The part of a course that a loop in a graph carries."""
 
     def whole(name: str) -> Any:
         found = getattr(course, name)
         return found if found is None or isinstance(found, Tensor) else torch.full_like(course.norm, found)
 
-    found = {name: whole(name) for name in (*_CARRIED, *(() if restarts else ("r",)))}
+    found = {name: whole(name) for name in _CARRIED}
     shared = {
         runs: torch.where(course.running, getattr(course, runs), getattr(course, ended))
         for runs, ended in _PLACES.items()
@@ -277,11 +276,11 @@ def _carried(course: Course, restarts: bool) -> dict[str, Any]:
     return found | shared
 
 
-def _running(stopping: Stopping, patience: int, carried: dict[str, Any], r: Tensor, fixed: dict[str, Tensor]) -> Course:
+def _running(stopping: Stopping, patience: int, carried: dict[str, Any], fixed: dict[str, Tensor]) -> Course:
     """The course again."""
+    others = {"norm": measured(carried["r"]), "allowed": None}
     of_ended = {ended: carried[runs] for runs, ended in _PLACES.items()}
-    of_z = {"r": r, "norm": measured(r), "allowed": None}
-    return Course(stopping, patience, left=-1, noted=True, **(carried | of_ended | of_z | fixed))
+    return Course(stopping, patience, left=-1, noted=True, **(carried | others | of_ended | fixed))
 
 
 def _unseen(z: Tensor, correction: Tensor) -> Tensor:
