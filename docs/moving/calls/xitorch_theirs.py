@@ -1,0 +1,22 @@
+import torch
+from xitorch.optimize import rootfinder
+
+W = torch.tensor(
+    [[0.4, -0.3, 0.1], [0.2, 0.3, -0.4], [-0.1, 0.5, 0.2]]
+).double()
+x = torch.tensor([0.5, -1.0, 0.3]).double()
+
+
+def g(z, x):
+    return z**3 + z + W @ z - x
+
+
+def loss(x):
+    z = rootfinder(
+        g,
+        torch.zeros(3).double(),
+        params=(x,),
+        method="broyden1",
+        f_tol=1e-12,
+    )
+    return z.square().sum()
