@@ -3,6 +3,7 @@
 from torchimplicit import diagnostics, interop, linear, nn, projections, solvers
 from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.capture.calls import CaptureError
+from torchimplicit.problems.complementarity import complementarity
 from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
@@ -28,6 +29,7 @@ __all__ = [
     "SolveInfo",
     "Status",
     "Unrolled",
+    "complementarity",
     "continuation",
     "diagnostics",
     "fixed_point",

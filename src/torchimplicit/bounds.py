@@ -1,5 +1,7 @@
 """Bounds on the unknowns of a minimum or a fit, l ≤ z ≤ u: ∂φ/∂zᵢ = 0 between them, ≥ 0 at a lower and ≤ 0 at an upper one.
 
+The same for any F(z) in the place of ∇φ is a complementarity problem.
+
 A bound holds zᵢ where zᵢ lies at it (or beyond) and ∂φ/∂zᵢ presses it there. The condition is zᵢ − lᵢ = 0 for what is held by its lower
 bound, likewise at the upper one, and ∂φ/∂zᵢ = 0 for what is free. So who is held depends on no unit: that of φ does not change the sign
 of a slope. Methods for equations need something continuous, z − P(z − ∇φ(z)), where P is the projection; but that compares slopes with
@@ -7,7 +9,8 @@ distances, and with a large unit of φ the rounding error of a slope seems to ho
 root, and the derivative is that of the condition; what they leave next to its bound is put there in the end.
 
 Row i of the condition's Jacobian is that of the Hessian where zᵢ is free, and of the identity where it is held: then dzᵢ/dlᵢ = 1, and
-nothing else moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ.
+nothing else moves zᵢ. At a bound with ∂φ/∂zᵢ = 0 the solution has two one-sided derivatives; the one given is that of a free zᵢ, and
+a backward says so (``Status.DEGENERATE``).
 Where lᵢ = uᵢ they move zᵢ together, dzᵢ/dlᵢ + dzᵢ/duᵢ = 1: all of it is due to the bound that ∂φ/∂zᵢ presses on, half to each where
 that is 0.
 """
@@ -21,34 +24,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import values_hidden, without_dead_wrappers
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import occurs, values_hidden, without_dead_wrappers
 from torchimplicit.capture.names import name as name_of
 from torchimplicit.condition import Flat, Kind, between
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
+from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.private import pytree
+
+GENERIC = 8  # times what a generic step of the size of an error changes: the most that one of that size may
 
 Output = Callable[[Layout, str], Callable[[Any], Tensor]]  # what flattens the user's output
 
 
-class Bounded(Kind):
-    """A minimum within bounds. The user's function is seen as (B, m + 2n): its own m numbers, lower bounds, upper bounds."""
+class Limited(Kind):
+    """A condition within bounds: ``gradient`` vanishes where z is free. The user's function is seen as (B, m + 2n): its own m numbers,
+    lower bounds, upper bounds."""
 
-    minimised = True
     bounded = True
-
-    def __init__(self, unbounded: Kind) -> None:
-        self.unbounded = unbounded
-        self.name = f"{unbounded.name} within bounds"
-
-    def residual(self, f: Flat, z: Tensor) -> Tensor:
-        return projected_gradient(*self.slope_and_limits(f, z))
 
     def condition(self, f: Flat, z: Tensor) -> Tensor:
         return between(*self.slope_and_limits(f, z))
 
     def slope_and_limits(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """∇φ, z, and the lower and upper bounds, from one evaluation."""
+        """The gradient, z, and the lower and upper bounds, from one evaluation."""
         seen = []
 
         def noted(z: Tensor) -> Tensor:
@@ -60,15 +60,6 @@ class Bounded(Kind):
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
         return gradient, z, lower, upper
 
-    def gradient(self, f: Flat, z: Tensor) -> Tensor:
-        return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
-
-    def squares(self, f: Flat, z: Tensor) -> Tensor:
-        return self.unbounded.squares(lambda z: self.own(f(z), z.shape[-1]), z)
-
-    def objective(self, f: Flat, z: Tensor) -> Tensor:
-        return self.unbounded.objective(lambda z: self.own(f(z), z.shape[-1]), z)
-
     def bounds(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.limits(f(z), z.shape[-1])
 
@@ -79,14 +70,59 @@ class Bounded(Kind):
         step = torch.where(inside(z + step), step, -step)
         return torch.where(inside(z) & inside(z + step), step, 0)
 
+    def undecided(self, f: Flat, z: Tensor, error: Tensor) -> Tensor:
+        """Systems (B,) where an ``error`` (B, n) of z decides which unknowns are held: one lies at its bound, and its gradient is no
+        larger than what z + error may make of it, as a generic such step shows. There the derivative is one of two one-sided ones."""
+        limits = []
+
+        def slope(z: Tensor) -> Tensor:
+            gradient, _, *bounds = self.slope_and_limits(f, z)
+            limits.append([bound.detach() for bound in bounds])
+            return gradient
+
+        linearised = Linearisation(slope, (z,))
+        lower, upper = without_dead_wrappers(limits[0])
+        at = ((z - lower).abs() <= error) | ((upper - z).abs() <= error)
+        at = at & (lower < upper)
+        if not occurs(at.any(-1)):
+            return at.any(-1)
+        change = linearised.push((error * unpatterned(z),)).abs()
+        return (at & (linearised.value.abs() <= GENERIC * change)).any(-1)
+
     def own(self, whole: Tensor, n: int) -> Tensor:
-        """What the user's function returned: (B, m), or (B,) for an objective."""
-        return whole[:, : whole.shape[-1] - 2 * n] if self.unbounded.sums_squares else whole[:, 0]
+        """What the user's function returned, (B, m)."""
+        return whole[:, : whole.shape[-1] - 2 * n]
 
     def limits(self, whole: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """The lower and the upper bounds, (B, n)."""
         m = whole.shape[-1] - 2 * n
         return whole[:, m : m + n], whole[:, m + n :]
+
+
+class Bounded(Limited):
+    """A minimum within bounds."""
+
+    minimised = True
+
+    def __init__(self, unbounded: Kind) -> None:
+        self.unbounded = unbounded
+        self.name = f"{unbounded.name} within bounds"
+
+    def residual(self, f: Flat, z: Tensor) -> Tensor:
+        return projected_gradient(*self.slope_and_limits(f, z))
+
+    def gradient(self, f: Flat, z: Tensor) -> Tensor:
+        return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)
+
+    def squares(self, f: Flat, z: Tensor) -> Tensor:
+        return self.unbounded.squares(lambda z: self.own(f(z), z.shape[-1]), z)
+
+    def objective(self, f: Flat, z: Tensor) -> Tensor:
+        return self.unbounded.objective(lambda z: self.own(f(z), z.shape[-1]), z)
+
+    def own(self, whole: Tensor, n: int) -> Tensor:
+        """The same, or (B,) for an objective."""
+        return super().own(whole, n) if self.unbounded.sums_squares else whole[:, 0]
 
 
 def projected_gradient(gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

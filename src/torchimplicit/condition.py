@@ -56,6 +56,10 @@ class Kind:
         """The step from z, or what may be taken in its place to see the condition beside z: (B, n) each."""
         return step
 
+    def undecided(self, f: Flat, z: Tensor, error: Tensor) -> Tensor | None:
+        """Systems (B,) whose derivative is one-sided, where z may be off by an ``error`` (B, n); None where there are none."""
+        return None
+
     def squares(self, f: Flat, z: Tensor) -> Tensor:
         """The numbers (B, m) whose sum of squares is smallest at the solution."""
         return self.residual(f, z)

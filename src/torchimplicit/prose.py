@@ -70,6 +70,20 @@ ROOT = {
         "attention across the batch; (c) a mixed-up dimension. Use batch_ndim=0, one system of all numbers, or keep "
         "the systems apart."
     ),
+    "PRIMAL_INFEASIBLE": (
+        "no z meets all constraints, or none near where the search ended: the sum of their squared violations has a minimum there that "
+        "is not 0. Likely causes: (a) constraints that contradict each other or the bounds; (b) a start from which the way to those "
+        "that hold leads past a local minimum of the violation. Check the constraints, or take another z0."
+    ),
+    "DUAL_INFEASIBLE": (
+        "the objective falls without end within the constraints. Add bounds, a constraint, or a regularisation."
+    ),
+    "DEGENERATE": (
+        "a constraint or a bound is only just met, without any force on it (z at its bound and the slope there 0): whether it holds z "
+        "changes with the arguments, so there are two one-sided derivatives, and the one given is that of one side. "
+        "Where a useful number is enough, smooth the problem; else move the arguments off that point."
+    ),
+    "NONCONVEX": "the objective is not convex, so there may be several minima. Use ti.minimize with constraints=.",
     "RUNNING": "the solve has not ended.",
 }
 

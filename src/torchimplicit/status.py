@@ -41,7 +41,11 @@ class Status(enum.IntEnum):
     NO_BRACKET = 9
     INACCURATE = 10
     COUPLED = 11
-    RUNNING = 12  # never returned: the loop's own mark of a system that goes on
+    PRIMAL_INFEASIBLE = 12
+    DUAL_INFEASIBLE = 13
+    DEGENERATE = 14
+    NONCONVEX = 15
+    RUNNING = 16  # never returned: the loop's own mark of a system that goes on
 
     @property
     def prose(self) -> str:

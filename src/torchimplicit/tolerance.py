@@ -61,6 +61,13 @@ class Tolerance:
         # A z of zeros is as near as can be, whatever was asked for.
         return scale * rtol + (self.atol or torch.finfo(z.dtype).tiny)
 
+    def each(self, z: Tensor) -> Tensor:
+        """The error that each number of z may have, (B, n)."""
+        bound = self.bound(z)
+        if not self.leaves:
+            return bound.unsqueeze(-1).expand_as(z)
+        return bound.repeat_interleave(torch.tensor(self.leaves, device=z.device), -1)
+
     def largest(self, correction: Tensor, z: Tensor, norm: Norm = measured) -> tuple[Tensor, Tensor]:
         """The largest change of a number of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each."""
         return self.worst(correction, self.bound(z, norm), largest)

@@ -1,4 +1,4 @@
-"""Projections against what defines them: the variational inequality, closed forms, SciPy, and finite differences of every derivative."""
+"""Projections against what defines them: the variational inequality, closed forms, SciPy, and finite differences of all derivatives."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.solving import LinearSettings
-from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, each, largest
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, largest
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands
@@ -70,7 +70,7 @@ def solve_in_graph(system: System, kind: Kind, tensors: Sequence[Tensor]) -> tup
     if system.transpose and how is not _by_factors and not system.base.kind.linear:
         # The error of z as the loss sees it, v·w = u·g, is one that it has.
         seen = (w * system.base(z, *of_g)).sum(-1).abs()
-        off = seen > FAR * (each(system.settings.tolerance, z) * b.abs()).sum(-1)
+        off = seen > FAR * (system.settings.tolerance.each(z) * b.abs()).sum(-1)
         status = torch.where(off & (status == Status.CONVERGED), Status.INACCURATE, status)
     status = torch.where(unusable & (tensors[0] != 0).any(-1), Status.NONFINITE, status)
     limit = system.settings.limit(b)

@@ -144,7 +144,8 @@ class JacobianSystem:
     def vjp(
         self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
     ) -> Sequence[Tensor | None]:
-        if self.settings.solver is None and tensors[1].numel() * tensors[1].shape[-1] <= TINY:
+        tiny = tensors[1].numel() * tensors[1].shape[-1] <= TINY
+        if self.settings.solver is None and tiny and not self.base.kind.bounded:
             grads = self._vjp_tiny(tensors, linearised, which)
             if grads is not None:
                 return grads
@@ -220,6 +221,8 @@ class JacobianSystem:
             found = solver.look(self._solved(operator, b, result.x, rest), rows, gauge)
         causes = [] if found is None else [(found.singular, Status.SINGULAR), (found.off, Status.INACCURATE)]
         causes += [] if singular is None else [(singular, Status.SINGULAR)]
+        undecided = self._undecided(b, z, forward, rest)
+        causes += [] if undecided is None else [(undecided, Status.DEGENERATE)]
         causes += [] if refused is None else [(refused, Status.NONFINITE)]
         w, status = result.x, torch.zeros_like(result.steps)
         failed = occurs(reduce(or_, (mask for mask, _ in causes), ~result.converged))
@@ -243,6 +246,15 @@ class JacobianSystem:
             how = self.settings.on_failure
             report(Derivative.name, others, result.residual_norm, limit, result.steps, how, what_of="residual")
         return w, facts
+
+    def _undecided(self, b: Tensor, z: Tensor, forward: Tensor, rest: Sequence[Tensor]) -> Tensor | None:
+        """Systems that have a derivative to each side only, and are asked for one."""
+        if not self.base.kind.bounded:
+            return None
+        with torch.no_grad():
+            error = self.settings.tolerance.each(z)
+            undecided = self.base.kind.undecided(self.base.at(rest[self.inverses :]), z, error)
+        return None if undecided is None else undecided & (forward == Status.CONVERGED) & (b != 0).any(-1)
 
     def _beside_a_gauge(
         self, operator: Jacobian, result: LinearResult, singular: Tensor, tensors: Sequence[Tensor]

@@ -59,14 +59,6 @@ def tried(f: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
         return otherwise
 
 
-def each(tolerance: Tolerance, z: Tensor) -> Tensor:
-    """The error that each number of z (B, n) may have."""
-    bound = tolerance.bound(z)
-    if not tolerance.leaves:
-        return bound.unsqueeze(-1).expand_as(z)
-    return bound.repeat_interleave(torch.tensor(tolerance.leaves, device=z.device), -1)
-
-
 def doubt(tolerance: Tolerance, allowed: Tensor) -> Tensor:
     """From what error of z on it is worth a look, where so much is ``allowed``: a small part of that, unless rounding may be more."""
     eps = torch.finfo(allowed.dtype).eps
@@ -165,7 +157,7 @@ class ByAdjoint:
     def __init__(self, again: Callable[[Tensor], Tensor], at: LinearSolution) -> None:
         self.again, self.v, self.u, self.symmetric = again, at.b, at.x, at.jacobian.symmetric
         self.seen = self.v.abs().sum(-1)  # by the loss, of an error of 1 in every number
-        self.allowed = (each(at.tolerance, at.jacobian.z) * self.v.abs()).sum(-1) / self.seen
+        self.allowed = (at.tolerance.each(at.jacobian.z) * self.v.abs()).sum(-1) / self.seen
 
     def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         error = (self.u * r).sum(-1)
@@ -205,7 +197,7 @@ def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Diagnosis | No
     if not occurs(rows):
         return None
     excess = seen[0] / seen[1]
-    sizes = each(Tolerance(1.0, 0.0, at.tolerance.leaves), z)
+    sizes = Tolerance(1.0, 0.0, at.tolerance.leaves).each(z)
     # z is known to its rounding only, and where a residual is 0, what that hides may be √eps of a double root.
     w = w + torch.where(size == 0, eps**0.5, HIDDEN * eps).unsqueeze(-1) * sizes * estimate.weakest()
     rows = rows & (largest(w) < torch.inf)

@@ -168,20 +168,21 @@ def _flat(equations: Equations, z0: Tensor, linearised: Jacobian) -> Tensor:
     return flat & (norm.squeeze(-1) + size).isfinite()  # otherwise squares have overflowed, and nothing is known
 
 
-def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """z with those numbers exactly at their bounds that have ended near and are pressed there by the objective: methods that approach
+def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor, tolerance: Tolerance) -> Tensor:
+    """z with those numbers exactly at their bounds that have ended near and are pressed there by the gradient: methods that approach
     a bound from within never arrive, and others do but for rounding."""
     if not z.shape[-1]:
         return z
     with torch.no_grad():
         size = torch.stack([v.abs().where(v.isfinite(), 0) for v in (z, lower, upper)]).amax((0, -1)).unsqueeze(-1)
-        there = torch.where(z - lower <= NEAR * size, lower, torch.where(upper - z <= NEAR * size, upper, z))
+        near = NEAR * size if equations.kind.minimised else DOUBT * tolerance.each(z)
+        there = torch.where(z - lower <= near, lower, torch.where(upper - z <= near, upper, z))
         if finished(there == z):
             return z
-        found = equations.attempt(equations.objective_and_residual, there)
+        found = equations.attempt(equations.gradient, there)
         if found is None:  # the function ends where its bounds do
             return z
-        pressed = torch.stack(held(found[1], there, lower, upper)).any(0)
+        pressed = torch.stack(held(found, there, lower, upper)).any(0)
         arrives = (pressed & (there != z)) | (z < lower) | (z > upper)
     return torch.where(arrives, torch.where(there == lower, lower, upper), z)
 

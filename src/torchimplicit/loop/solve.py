@@ -160,11 +160,11 @@ def solve(
     found = SearchResult(
         best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None
     )
-    if not equations.kind.minimised:
-        return found
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
+    if not equations.kind.minimised:
+        return found if bounds is None else replace(found, z=at_bounds(equations, best_z, *bounds, stopping.tolerance))
     if bounds is not None:
-        best_z = at_bounds(equations, best_z, *bounds)
+        best_z = at_bounds(equations, best_z, *bounds, stopping.tolerance)
     known = advance is None and best_z is course.z and bounds is None
     own = solver.hessian(state) if known else None
     hessian = None if own is None else (course.r.detach(), own.detach())
@@ -245,7 +245,7 @@ def _in_graph(
     z, best, status, steps, error, bound = (of_course[name] for name in _RESULTS)
     bounds = equations.bounds(z) if equations.kind.bounded else None
     if bounds is not None:
-        z = at_bounds(equations, z, *bounds)
+        z = at_bounds(equations, z, *bounds, stopping.tolerance)
     if equations.kind.minimised:
         status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
         z = z if polish is None else z - polish

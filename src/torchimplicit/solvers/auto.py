@@ -39,12 +39,12 @@ def choose(
     systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
-    bounds by projected Newton steps. A failure of all is reported like any other.
+    bounds (``bounded``) by projected Newton steps. Without anything to minimise bounds are part of the equations. A failure of all is reported like any other.
     """
     if near_identity:
         return Anderson(plain_below=FAST)
     dense = n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
-    if bounded:
+    if bounded and minimised:
         return ProjectedNewton(max_inner=None if dense else 200)
     if sums_squares and dense:
         return FITS

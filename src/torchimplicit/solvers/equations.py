@@ -139,6 +139,11 @@ class Equations:
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, defined(objective.gradient(torch.ones_like(objective.value)), objective.value)
 
+    def gradient(self, z: Tensor) -> Tensor:
+        """What vanishes where z is free of bounds, (B, n)."""
+        self.evaluations += 1
+        return self.kind.gradient(self._f, z)
+
     def bounds(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The lower and the upper bounds of the unknowns, (B, n); infinite where there are none."""
         self.evaluations += self.kind.bounded  # which the user's function is asked for

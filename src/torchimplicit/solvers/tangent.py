@@ -144,6 +144,6 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: b
 
 
 def check_squares(equations: Equations, method: str) -> None:
-    """Raise TypeError where there are bounds. (An objective that is no sum of squares is refused where it is evaluated.)"""
-    if equations.kind.bounded:
+    """Raise TypeError where a minimum has bounds. (An objective that is no sum of squares is refused where it is evaluated.)"""
+    if equations.kind.bounded and equations.kind.minimised:
         raise TypeError(f"{method} does not know of bounds. Use 'projected_newton', the default.")
