@@ -21,6 +21,7 @@ class Kind:
 
     name : what is sought, as errors call it.
     symmetric : whether the condition's Jacobian is symmetric.
+    positive_definite : whether it is known to be positive definite too.
     minimised : whether it is a Hessian, and the solution a minimum only where that has no negative eigenvalue.
     sums_squares : whether the user's function gives the numbers whose squares are summed.
     bounded : whether the unknowns have bounds.
@@ -30,6 +31,7 @@ class Kind:
 
     name: str
     symmetric: bool = False
+    positive_definite: bool = False
     minimised: bool = False
     sums_squares: bool = False
     bounded: bool = False

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Diagnosis, LinearSolution, look
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
-from torchimplicit.linear.auto import Division, better_of
+from torchimplicit.linear.auto import better_of
+from torchimplicit.linear.diagonal import Division
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
 from torchimplicit.linear.solver import Bound, LinearSolver, bind
@@ -137,6 +138,8 @@ class LinearisedSolver:
         if self.direct is None and not self.truncated:
             if self.inverse is not None and self.inverse_is_near:
                 unknown = occurs(self.inverse.suspicious)  # which was of a nearby matrix, and perhaps badly scaled
+                if unknown and self.inverse.exact:
+                    return self.inverse.singular
             else:
                 unknown = self.small and self.named is not None
             if unknown:
@@ -176,6 +179,16 @@ class Tiled:
         return tiled.flatten(0, 1)
 
     @property
+    def exact(self) -> bool:
+        """Whether it is of the very matrix, and not of one nearby."""
+        return getattr(self.inverse, "exact", False)
+
+    @property
     def suspicious(self) -> Tensor:
         found: Tensor = self.inverse.suspicious
+        return found
+
+    @property
+    def singular(self) -> Tensor:
+        found: Tensor = self.inverse.singular
         return found

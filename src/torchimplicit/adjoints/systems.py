@@ -102,8 +102,14 @@ class JacobianSystem:
         return Condition(residual, Derivative())
 
     def _operator(self, z: Tensor, tensors: Sequence[Tensor], linearisation: Linearisation | None = None) -> Jacobian:
-        symmetric = self.base.kind.symmetric
-        return Jacobian(lambda z: self.base(z, *tensors), z, symmetric=symmetric, linearisation=linearisation)
+        kind = self.base.kind
+        return Jacobian(
+            lambda z: self.base(z, *tensors),
+            z,
+            symmetric=kind.symmetric,
+            positive_definite=kind.positive_definite,
+            linearisation=linearisation,
+        )
 
     def vmapped(
         self, size: int, dims: Sequence[int | None], w0: Tensor, tensors: Sequence[Tensor]

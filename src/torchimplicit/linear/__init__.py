@@ -6,12 +6,15 @@ from torchimplicit.linear.cg import CG
 from torchimplicit.linear.cholesky import Cholesky
 from torchimplicit.linear.contraction import Contraction
 from torchimplicit.linear.conversion import as_operator
+from torchimplicit.linear.dense import Dense
+from torchimplicit.linear.diagonal import Diagonal
 from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import Geometry, LinearResult
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.lu import LU
+from torchimplicit.linear.matrix_free import MatrixFree
 from torchimplicit.linear.neumann import Neumann
-from torchimplicit.linear.operators import Dense, Diagonal, LinearOperator, MatrixFree
+from torchimplicit.linear.operators import Inverse, LinearOperator, Product, Scaled, Sum
 from torchimplicit.linear.qr import QR
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.sparse import Sparse
@@ -28,12 +31,16 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Geometry",
+    "Inverse",
     "Jacobian",
     "LinearOperator",
     "LinearResult",
     "MatrixFree",
     "Neumann",
+    "Product",
     "Richardson",
+    "Scaled",
     "Sparse",
+    "Sum",
     "as_operator",
 ]

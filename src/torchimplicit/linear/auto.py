@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, inside_functorch, tracing
+from torchimplicit.autograd.transforms import finished, tracing
 from torchimplicit.linear.bicgstab import BiCGStab
 from torchimplicit.linear.cg import CG
-from torchimplicit.linear.cholesky import Cholesky
-from torchimplicit.linear.factors import Factors, square
+from torchimplicit.linear.cholesky_or_lu import cholesky_or_lu
+from torchimplicit.linear.direct import Direct
+from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
-from torchimplicit.linear.iteration import IterativeState, LinearResult, Preconditioner
+from torchimplicit.linear.iteration import IterativeState, LinearResult
 from torchimplicit.linear.lu import LU
-from torchimplicit.linear.operators import Diagonal, LinearOperator
+from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.richardson import Richardson
-from torchimplicit.linear.vectors import fit
 
 
 @dataclass(frozen=True)
 class Auto:
     """A documented rule, tried in this order:
 
-    1. `Diagonal`: division.
-    2. Entries at hand (`operator.explicit`), or n <= dense_limit: Cholesky if A is positive definite, with LU for the
-       systems in which that fails; else LU.
-    3. Otherwise, matrix-free: CG if A is positive definite, else GMRES.
-    4. Systems that 3 did not solve: LU if n <= fallback_limit, else BiCGStab. Solved systems keep their solution.
+    1. The direct solve that this kind of matrix has (`operator.direct()`): division by a diagonal, elimination within a band,
+       block by block, by factor of a product, ...; LU for dense entries, or Cholesky if A is positive definite, with LU for
+       the systems in which that fails.
+    2. The same LU or Cholesky of what has no direct solve of its own, if n <= dense_limit.
+    3. Otherwise, by products alone: CG if A is positive definite, else GMRES.
+    4. Systems that 3 did not solve, or a direct solve that does not serve every regular matrix: LU if n <= fallback_limit,
+       else BiCGStab. Solved systems keep their solution.
 
     Inside a function transform nothing may depend on success, so the second choices of 2 and 4 are always computed
     there, and used only where they are needed. In a graph there is no 4.
@@ -59,26 +60,29 @@ class Auto:
         return AutoState(self, square(operator, "Auto"))
 
 
+def _direct(operator: LinearOperator, dense_limit: int) -> Direct | None:
+    """The state of the direct solve that fits the operator; None: there is none that pays."""
+    own = operator.direct()
+    if own is not None or operator.shape[-1] > dense_limit:
+        return own
+    return cholesky_or_lu(operator) if operator.positive_definite else LU().factorize(operator)
+
+
 class AutoState:
     """The chosen solver bound to an operator.
 
     Attributes:
-        choice: what solves: "diagonal", "Cholesky", "LU", "CG" or "GMRES".
+        choice: what solves: "CG", "GMRES", or the title of a direct solve, such as "diagonal", "Cholesky" or "LU".
         direct: the state of a direct choice, else None.
     """
 
     def __init__(self, solver: Auto, operator: LinearOperator) -> None:
         self.solver = solver
         self.operator = operator
-        self.direct: Preconditioner | None = None
+        self.direct = _direct(operator, solver.dense_limit)
         self.iterative: IterativeState | None = None
-        if isinstance(operator, Diagonal):
-            self.choice, self.direct = "diagonal", Division(operator.d)
-        elif operator.explicit or operator.shape[-1] <= solver.dense_limit:
-            if operator.positive_definite:
-                self.choice, self.direct = "Cholesky", cholesky_or_lu(operator)
-            else:
-                self.choice, self.direct = "LU", LU().factorize(operator)
+        if self.direct is not None:
+            self.choice = self.direct.title
         else:
             limits = {"max_steps": solver.max_steps, "preconditioner": solver.preconditioner}
             if operator.positive_definite:
@@ -105,12 +109,12 @@ class AutoState:
         """
         state = self.iterative or self._refined(self.direct)
         first = state.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
-        if self.direct is not None or tracing() or finished(first.converged):
+        if (self.direct is not None and self.direct.final) or tracing() or finished(first.converged):
             return first
         second = self._fallback().iterate(b, adjoint, rtol=rtol, atol=atol, max_steps=max_steps)
         return better_of(first, second)
 
-    def _refined(self, factors: Preconditioner | None) -> IterativeState:
+    def _refined(self, factors: Direct | None) -> IterativeState:
         return Richardson(preconditioner=factors).factorize(self.operator)
 
     def _fallback(self) -> IterativeState:
@@ -119,49 +123,6 @@ class AutoState:
             return self._refined(LU().factorize(self.operator))
         limits = {"max_steps": solver.max_steps, "preconditioner": solver.preconditioner}
         return BiCGStab(**limits).factorize(self.operator)
-
-
-class Division:
-    """The state of a diagonal system."""
-
-    def __init__(self, d: Tensor) -> None:
-        self.d = d
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        """b / d, or b / d̄ for the adjoint."""
-        b = fit(b, self.d.shape[:-1], self.d.shape[-1], self.d.dtype, name="b")
-        return b / (self.d.conj() if adjoint else self.d)
-
-    @property
-    def singular(self) -> Tensor:
-        """Whether a system has an entry whose inverse is not finite, or that is not finite itself: bool (*batch_shape)."""
-        size = self.d.abs()
-        if size.numel() and not inside_functorch():
-            smallest, largest = (float(end) for end in size.aminmax())
-            # A number that is not subnormal has a finite inverse.
-            if torch.finfo(size.dtype).tiny <= smallest and largest < math.inf:
-                return torch.zeros(size.shape[:-1], dtype=torch.bool, device=size.device)
-        regular = (1 / size < torch.inf) & (size < torch.inf)
-        return ~(regular.squeeze(-1) if regular.shape[-1] == 1 else regular.all(-1))
-
-
-class CholeskyOrLU:
-    """Cholesky factors, and LU factors for the systems that have none."""
-
-    def __init__(self, cholesky: Factors, lu: Factors) -> None:
-        self.cholesky = cholesky
-        self.lu = lu
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        failed = self.cholesky.singular.unsqueeze(-1)
-        return torch.where(failed, self.lu.solve(b, adjoint), self.cholesky.solve(b, adjoint))
-
-
-def cholesky_or_lu(operator: LinearOperator) -> Preconditioner:
-    cholesky = Cholesky().factorize(operator)
-    if finished(~cholesky.singular):
-        return cholesky
-    return CholeskyOrLU(cholesky, LU().factorize(operator))
 
 
 def better_of(first: LinearResult, second: LinearResult) -> LinearResult:

@@ -16,6 +16,7 @@ class CholeskyFactors(Factors):
     """D A D = L Lᴴ; tensors are (L, d, d). L is NaN where A is not Hermitian positive definite."""
 
     own: ClassVar[int] = 1
+    title: ClassVar[str] = "Cholesky"
 
     def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
         return torch.cholesky_solve(b, self.tensors[0])

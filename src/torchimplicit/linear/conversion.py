@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.operators import Dense, LinearOperator, MatrixFree
+from torchimplicit.linear.dense import Dense
+from torchimplicit.linear.matrix_free import MatrixFree
+from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit
 

@@ -27,6 +27,8 @@ class Factors(ABC):
     """
 
     own: ClassVar[int]
+    title: ClassVar[str]
+    final: ClassVar[bool] = True  # what it does not solve is singular
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors)

@@ -108,8 +108,8 @@ class IterativeSolver(ABC):
     """Parameters that every iterative solver has.
 
     Attributes:
-        preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`, or a solver, which is then
-            factorised on the operator.
+        preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`; or a solver, which is then
+            factorised on the operator; or an operator near A that has a direct solve, such as `Diagonal(d)`.
         max_steps: limit of steps, if the call gives none; None means 2 n + 20.
         geometry: inner product and norm.
     """
@@ -151,14 +151,22 @@ class IterativeSolver(ABC):
 
 
 def prepare(preconditioner: Any, operator: LinearOperator) -> Any:
-    """A solver is factorised on the operator; a state is taken as it is."""
+    """A solver is factorised on the operator, an operator is solved by its direct state; a state is taken as it is."""
+    if isinstance(preconditioner, LinearOperator):
+        state = preconditioner.direct()
+        if state is None:
+            raise TypeError(
+                f"preconditioner is {preconditioner!r}, near A, which has no direct solve. Pass an operator that has one, such as "
+                "a Diagonal, or where the products of this one approximate A⁻¹, its inverse"
+            )
+        return state
     if preconditioner is None or hasattr(preconditioner, "solve"):
         return preconditioner
     if hasattr(preconditioner, "factorize"):
         return preconditioner.factorize(operator)
     raise TypeError(
         f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
-        "as LU().factorize(nearby_operator), or a solver such as LU()"
+        "as LU().factorize(nearby_operator), a solver such as LU(), or an operator such as Diagonal(d)"
     )
 
 

@@ -44,6 +44,7 @@ class Jacobian(LinearOperator):
         z: Tensor,
         *,
         symmetric: bool = False,
+        positive_definite: bool = False,
         linearisation: Linearisation | None = None,
         value: Tensor | None = None,
         of_g: Operands | None = None,
@@ -52,7 +53,7 @@ class Jacobian(LinearOperator):
         self.value = self._linearisation.value if value is None else value
         self.products = 0
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
-        super().__init__(shape, z.dtype, z.device, symmetric=symmetric)
+        super().__init__(shape, z.dtype, z.device, symmetric=symmetric, positive_definite=positive_definite)
 
     @cached_property
     def _linearisation(self) -> Linearisation:

@@ -17,6 +17,7 @@ class LUFactors(Factors):
     """D A C = P L U; tensors are (LU, pivots, d, c), or (LU, pivots) where A was not scaled. A number is its own LU."""
 
     own: ClassVar[int] = 2
+    title: ClassVar[str] = "LU"
 
     def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
         LU, pivots, *_ = self.tensors

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.products import Linearisation
-from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.graph.loop import Operands
-from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
+from torchimplicit.linear.direct import Conjugated, Direct, Divided, Flipped, InTurn, Multiplied, never
+from torchimplicit.linear.structure import Structure
+from torchimplicit.linear.vectors import lead_shape
+from torchimplicit.private import pytree
 
 CONCURRENT_ENTRIES = 2**20  # vmap may copy the matrix behind a product for each vector of a sweep: bounds those copies
 
@@ -21,21 +24,30 @@ class LinearOperator(ABC):
     """A batch of linear maps, one (m, n) matrix A for each index of `batch_shape`.
 
     A subclass implements `matvec` and `rmatvec` for vectors of exactly the operator's batch shape. Solvers call
-    `apply`, which also takes several vectors per matrix.
+    `apply`, which also takes several vectors per matrix. `A + B`, `A - B`, `A @ B`, `c * A`, `A.H`, `A.T` and `A.inverse`
+    are operators again: what is known of their structure follows from that of the parts, and so does their direct solve.
 
     Attributes:
         shape: (*batch_shape, m, n).
         batch_shape: the shape before the last two dimensions.
         dtype, device: of the matrix and of the vectors it is applied to.
-        symmetric: A is its own conjugate transpose (Hermitian, for complex dtypes). A promise, never checked.
-        positive_definite: A is Hermitian positive definite (implies `symmetric`). A promise likewise.
+        structure: what is promised of the entries (:class:`torchimplicit.linear.structure.Structure`), never checked.
         explicit: the entries are at hand, so that `to_dense` costs no products.
         leading: `matvec` and `rmatvec` take further leading dimensions, (*lead, *batch_shape, n), by themselves.
+        parts, options: names of the attributes, tensors or operators, that the constructor takes by position, and of
+            those that it takes by name. With parts an operator is a pytree, whose leaves are its tensors.
     """
 
     explicit = False
     leading = False
+    parts: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
     _original: LinearOperator | None = None  # set on an adjoint, so that A.H.H is A
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.parts:
+            pytree.register_pytree_node(cls, _taken_apart, partial(_put_together, cls))
 
     def __init__(
         self,
@@ -43,6 +55,8 @@ class LinearOperator(ABC):
         dtype: torch.dtype,
         device: torch.device,
         *,
+        lower: float = math.inf,
+        upper: float = math.inf,
         symmetric: bool = False,
         positive_definite: bool = False,
     ) -> None:
@@ -50,8 +64,21 @@ class LinearOperator(ABC):
         self.batch_shape = self.shape[:-2]
         self.dtype = dtype
         self.device = device
-        self.symmetric = symmetric or positive_definite
-        self.positive_definite = positive_definite
+        self.structure = Structure(lower, upper, symmetric, positive_definite).completed()
+
+    @property
+    def symmetric(self) -> bool:
+        """A is its own conjugate transpose (Hermitian, for complex dtypes): a promise."""
+        return self.structure.symmetric
+
+    @property
+    def positive_definite(self) -> bool:
+        """A is Hermitian positive definite: a promise, which implies `symmetric`."""
+        return self.structure.positive_definite
+
+    def direct(self) -> Direct | None:
+        """The state of the direct solve that this kind of matrix has; None: it has none of its own."""
+        return None
 
     @abstractmethod
     def matvec(self, x: Tensor) -> Tensor:
@@ -110,207 +137,246 @@ class LinearOperator(ABC):
         return Transpose(self) if self.dtype.is_complex else self.H
 
     @property
+    def inverse(self) -> LinearOperator:
+        """A⁻¹, whose products are solves with the state of A."""
+        return Inverse(self)
+
+    @property
     def operands(self) -> Operands:
         """What its products use, for the body of a loop in a graph."""
         return Operands(())
+
+    def __add__(self, other: object) -> LinearOperator:
+        return Sum(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __sub__(self, other: object) -> LinearOperator:
+        return Sum(self, -other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __neg__(self) -> LinearOperator:
+        return -1 * self
+
+    def __mul__(self, c: object) -> LinearOperator:
+        """c A, for a number or a tensor of numbers, one for each matrix of the batch."""
+        if isinstance(c, (int, float)):
+            return Scaled(torch.full((), float(c), dtype=self.dtype, device=self.device), self, positive=c > 0)
+        return Scaled(c, self) if isinstance(c, Tensor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __matmul__(self, other: object) -> LinearOperator:
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
+        return Product(self, other, symmetric=self._original is other or other._original is self)
 
     def _adjoint(self) -> LinearOperator:
         return Adjoint(self)
 
     def __repr__(self) -> str:
-        facts = "".join(f", {name}" for name in ("symmetric", "positive_definite") if getattr(self, name))
+        facts = "".join(f", {name}" for name in self.structure.names)
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}{facts})"
 
 
-class Adjoint(LinearOperator):
-    """Aᴴ as a view of A: the two products change places."""
+def _taken_apart(operator: LinearOperator) -> tuple[list[Any], tuple[Any, ...]]:
+    parts, options = type(operator).parts, type(operator).options
+    return [getattr(operator, name) for name in parts], tuple(getattr(operator, name) for name in options)
+
+
+def _put_together(cls: type[LinearOperator], parts: Sequence[Any], options: tuple[Any, ...]) -> LinearOperator:
+    if all(isinstance(leaf, (Tensor, LinearOperator)) for leaf in pytree.tree_leaves(list(parts))):
+        return cls(*parts, **dict(zip(cls.options, options)))
+    shell = object.__new__(cls)  # what stands in the leaves' places while a pytree is mapped
+    shell.__dict__.update(zip((*cls.parts, *cls.options), (*parts, *options)))
+    return shell
+
+
+class View(LinearOperator):
+    """Aᴴ or Aᵀ as a view of A."""
+
+    parts = ("operator",)
+    leading = True
 
     def __init__(self, operator: LinearOperator) -> None:
         *batch, m, n = operator.shape
-        super().__init__((*batch, n, m), operator.dtype, operator.device)
+        facts = operator.structure.adjoint()._asdict()
+        super().__init__((*batch, n, m), operator.dtype, operator.device, **facts)
         self.operator = operator
-        self.explicit, self.leading = operator.explicit, operator.leading
+        self.explicit = operator.explicit
+
+
+class Adjoint(View):
+    """Aᴴ: the two products change places."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator)
+        self._original = operator
 
     def matvec(self, x: Tensor) -> Tensor:
-        return self.operator.rmatvec(x)
+        return self.operator.apply(x, adjoint=True)
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        return self.operator.matvec(y)
+        return self.operator.apply(y)
 
     def to_dense(self) -> Tensor:
         return self.operator.to_dense().mH
 
+    def direct(self) -> Direct | None:
+        state = self.operator.direct()
+        return None if state is None else Flipped(state)
 
-class Transpose(LinearOperator):
-    """Aᵀ as a view of a complex A: Aᵀ x is the conjugate of Aᴴ x̄."""
 
-    def __init__(self, operator: LinearOperator) -> None:
-        *batch, m, n = operator.shape
-        facts = {"symmetric": operator.symmetric, "positive_definite": operator.positive_definite}
-        super().__init__((*batch, n, m), operator.dtype, operator.device, **facts)
-        self.operator = operator
-        self.explicit, self.leading = operator.explicit, operator.leading
+class Transpose(View):
+    """Aᵀ of a complex A: Aᵀ x is the conjugate of Aᴴ x̄."""
 
     def matvec(self, x: Tensor) -> Tensor:
-        return self.operator.rmatvec(x.conj()).conj()
+        return self.operator.apply(x.conj(), adjoint=True).conj()
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        return self.operator.matvec(y.conj()).conj()
+        return self.operator.apply(y.conj()).conj()
 
     def to_dense(self) -> Tensor:
         return self.operator.to_dense().mT
+
+    def direct(self) -> Direct | None:
+        state = self.operator.direct()
+        return None if state is None else Conjugated(Flipped(state))
 
     @property
     def T(self) -> LinearOperator:
         return self.operator
 
 
-class Dense(LinearOperator):
-    """A matrix given by its entries, A of shape (*batch_shape, m, n)."""
+class Sum(LinearOperator):
+    """A + B. The batch shape of one may be the end of that of the other."""
 
-    explicit = True
+    parts = ("A", "B")
     leading = True
 
-    def __init__(self, A: Tensor, symmetric: bool = False, positive_definite: bool = False) -> None:
-        if A.ndim < 2 or not (A.is_floating_point() or A.is_complex()):
-            raise ValueError(
-                f"Dense got a tensor of shape {tuple(A.shape)} and dtype {A.dtype}; "
-                "expected (..., m, n) of a floating or complex dtype"
-            )
-        super().__init__(A.shape, A.dtype, A.device, symmetric=symmetric, positive_definite=positive_definite)
-        self.A = A
+    def __init__(self, A: LinearOperator, B: LinearOperator) -> None:
+        _check_alike("A + B", A, B, A.shape[-2:] == B.shape[-2:])
+        shape = (*max(A.batch_shape, B.batch_shape, key=len), *A.shape[-2:])
+        super().__init__(shape, A.dtype, A.device, **A.structure.plus(B.structure)._asdict())
+        self.A, self.B = A, B
+        self.explicit = A.explicit and B.explicit
 
     def matvec(self, x: Tensor) -> Tensor:
-        return self._product(self.A, x)
+        return self.A.apply(x) + self.B.apply(x)
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        return self._product(self.A.mH, y)
-
-    def _product(self, A: Tensor, x: Tensor) -> Tensor:
-        return from_columns(A @ to_columns(x, self.batch_shape), lead_shape(x, self.batch_shape))
+        return self.A.apply(y, adjoint=True) + self.B.apply(y, adjoint=True)
 
     def to_dense(self) -> Tensor:
-        return self.A
-
-    @property
-    def operands(self) -> Operands:
-        return _Entries(self)
-
-    def _adjoint(self) -> LinearOperator:
-        return Dense(self.A.mH)
+        return self.A.to_dense() + self.B.to_dense()
 
 
-class _Entries(Operands):
-    def __init__(self, operator: Dense) -> None:
-        super().__init__((operator.A,))
-        self.operator = operator
+class Product(LinearOperator):
+    """A B: two products, and two solves where A and B are square and have them. The batch shapes are as for a sum.
 
-    def _name(self, names: Sequence[Any]) -> None:
-        super()._name(names)
-        (self.operator.A,) = self.tensors
-
-
-class Diagonal(LinearOperator):
-    """The diagonal matrix of d, shape (*batch_shape, n). Symmetric where d is real."""
-
-    explicit = True
-    leading = True
-
-    def __init__(self, d: Tensor, positive_definite: bool = False) -> None:
-        if d.ndim < 1 or not (d.is_floating_point() or d.is_complex()):
-            raise ValueError(
-                f"Diagonal got a tensor of shape {tuple(d.shape)} and dtype {d.dtype}; "
-                "expected (..., n) of a floating or complex dtype"
-            )
-        n = d.shape[-1]
-        facts = {"symmetric": not d.is_complex(), "positive_definite": positive_definite}
-        super().__init__((*d.shape, n), d.dtype, d.device, **facts)
-        self.d = d
-
-    def matvec(self, x: Tensor) -> Tensor:
-        return self.d * x
-
-    def rmatvec(self, y: Tensor) -> Tensor:
-        return self.d.conj() * y
-
-    def to_dense(self) -> Tensor:
-        return torch.diag_embed(self.d)
-
-    def _adjoint(self) -> LinearOperator:
-        return Diagonal(self.d.conj())
-
-    @property
-    def T(self) -> LinearOperator:
-        return self
-
-
-class MatrixFree(LinearOperator):
-    """A square operator known by its products only.
-
-    Args:
-        matvec: x -> A x, for x of shape (*batch_shape, n); row b of the result depends on row b of x alone.
-        rmatvec: y -> Aᴴ y likewise. Without it Aᴴ y is the vector-Jacobian product of `matvec`, which must then be
-            differentiable in x (by `torch.autograd.grad`, or by `torch.func.vjp` inside a function transform).
-        n: number of unknowns.
-        batch_shape: shape of the batch of operators.
-        dtype, device: of the vectors; torch's defaults if left out.
-        symmetric, positive_definite: promises about A; with either, `matvec` serves as `rmatvec`.
-        leading: both callables take (*lead, *batch_shape, n).
-
-    Raises:
-        ValueError: a callable returned something else than a vector like its argument (at the product).
+    symmetric : a promise, such as for B = Aᴴ.
     """
 
-    def __init__(
-        self,
-        matvec: Callable[[Tensor], Tensor],
-        rmatvec: Callable[[Tensor], Tensor] | None = None,
-        *,
-        n: int,
-        batch_shape: Sequence[int] = (),
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        symmetric: bool = False,
-        positive_definite: bool = False,
-        leading: bool = False,
-    ) -> None:
-        super().__init__(
-            (*batch_shape, n, n),
-            dtype or torch.get_default_dtype(),
-            torch.device(device) if device is not None else torch.empty(0).device,
-            symmetric=symmetric,
-            positive_definite=positive_definite,
-        )
-        self.leading = leading
-        self._matvec = matvec
-        self._rmatvec = matvec if rmatvec is None and self.symmetric else rmatvec
-        self._linearisation: Linearisation | None = None
+    parts = ("A", "B")
+    options = ("symmetric",)
+    leading = True
+
+    def __init__(self, A: LinearOperator, B: LinearOperator, symmetric: bool = False) -> None:
+        _check_alike("A @ B", A, B, A.shape[-1] == B.shape[-2])
+        shape = (*max(A.batch_shape, B.batch_shape, key=len), A.shape[-2], B.shape[-1])
+        facts = A.structure.times(B.structure)._replace(symmetric=symmetric)
+        super().__init__(shape, A.dtype, A.device, **facts._asdict())
+        self.A, self.B = A, B
+        self.explicit = A.explicit and B.explicit
 
     def matvec(self, x: Tensor) -> Tensor:
-        return self._checked("matvec", self._matvec(x), x)
+        return self.A.apply(self.B.apply(x))
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        return self._pullback(y) if self._rmatvec is None else self._checked("rmatvec", self._rmatvec(y), y)
+        return self.B.apply(self.A.apply(y, adjoint=True), adjoint=True)
 
-    def _pullback(self, y: Tensor) -> Tensor:
-        linearisation = self._linearisation
-        if linearisation is None or inside_functorch() or linearisation.value.shape != y.shape:
-            linearisation = Linearisation(self.matvec, (torch.zeros_like(y),))
-            # A is linear: one evaluation serves every product. A tensor must not outlive the transform that made it.
-            self._linearisation = None if inside_functorch() else linearisation
-        (x,) = linearisation.pull(y)
-        if x is None:
-            raise ValueError(
-                "matvec is not differentiable (autograd sees no path from x to its result), so Aᴴ y cannot be "
-                "derived from it; pass rmatvec, or symmetric=True if A is symmetric"
-            )
-        return x
+    def to_dense(self) -> Tensor:
+        return self.A.to_dense() @ self.B.to_dense()
 
-    def _checked(self, name: str, y: Tensor, x: Tensor) -> Tensor:
-        if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
-            got = f"a tensor of shape {tuple(y.shape)} and {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+    def direct(self) -> Direct | None:
+        states = [part.direct() if part.shape[-1] == part.shape[-2] else None for part in (self.A, self.B)]
+        known = [state for state in states if state is not None]
+        return InTurn(known) if len(known) == len(states) else None
+
+
+class Scaled(LinearOperator):
+    """c A for numbers c, a tensor with the operator's batch shape or without dimensions. ``positive``: c is real and > 0."""
+
+    parts = ("c", "A")
+    options = ("positive",)
+    leading = True
+
+    def __init__(self, c: Tensor, A: LinearOperator, positive: bool = False) -> None:
+        if c.shape not in ((), A.batch_shape):
             raise ValueError(
-                f"{name} was given x of shape {tuple(x.shape)} and {x.dtype} and returned {got}; "
-                f"expected the same shape and dtype as x (n = {self.shape[-1]}, batch shape {tuple(self.batch_shape)})"
+                f"c A: c has shape {tuple(c.shape)}; expected () or A's batch shape {tuple(A.batch_shape)}"
             )
-        return y
+        facts = A.structure.scaled(real=not c.is_complex(), positive=positive)
+        super().__init__(A.shape, torch.promote_types(c.dtype, A.dtype), A.device, **facts._asdict())
+        if self.dtype != A.dtype:
+            raise TypeError(f"c A: c has dtype {c.dtype} and A has {A.dtype}; convert A")
+        self.c, self.A, self.positive = c, A, positive
+        self.explicit = A.explicit
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return self.c.unsqueeze(-1) * self.A.apply(x)
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        return self.c.conj().unsqueeze(-1) * self.A.apply(y, adjoint=True)
+
+    def to_dense(self) -> Tensor:
+        return self.c[..., None, None] * self.A.to_dense()
+
+    def direct(self) -> Direct | None:
+        state = self.A.direct()
+        return None if state is None else Divided(state, self.c)
+
+
+class Inverse(LinearOperator):
+    """A⁻¹: a product with it is a solve by the direct state of A, which is made when the first is asked for.
+
+    As a preconditioner, `A.inverse` stands for what A⁻¹ approximates: M.inverse for a product M ≈ A⁻¹ that is at hand.
+    """
+
+    parts = ("A",)
+    leading = True
+
+    def __init__(self, A: LinearOperator) -> None:
+        m, n = A.shape[-2:]
+        if m != n:
+            raise ValueError(f"A.inverse: A must be square; it has shape {tuple(A.shape)}")
+        super().__init__(A.shape, A.dtype, A.device, **A.structure.inverse()._asdict())
+        self.A = A
+
+    @cached_property
+    def _state(self) -> Direct:
+        state = self.A.direct()
+        if state is None:
+            raise TypeError(f"A.inverse: {self.A!r} has no direct solve. Solve with it by linear_solve instead.")
+        return state
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return self._state.solve(x)
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        return self._state.solve(y, adjoint=True)
+
+    @property
+    def inverse(self) -> LinearOperator:
+        return self.A
+
+    def direct(self) -> Direct | None:
+        return Multiplied(self.A.apply, never(self.batch_shape, self.device))
+
+
+def _check_alike(what: str, A: LinearOperator, B: LinearOperator, fits: bool) -> None:
+    if (A.dtype, A.device) != (B.dtype, B.device):
+        raise TypeError(f"{what}: one is {A.dtype} on {A.device}, the other {B.dtype} on {B.device}; convert one")
+    shorter, longer = sorted((tuple(A.batch_shape), tuple(B.batch_shape)), key=len)
+    if not fits or longer[len(longer) - len(shorter) :] != shorter:
+        raise ValueError(
+            f"{what}: the shapes {tuple(A.shape)} and {tuple(B.shape)} do not fit. The batch shape of one must be the end of "
+            "that of the other"
+        )

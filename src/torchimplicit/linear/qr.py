@@ -15,6 +15,7 @@ class QRFactors(Factors):
     """D A C = Q R; tensors are (Q, R, d, c)."""
 
     own: ClassVar[int] = 2
+    title: ClassVar[str] = "QR"
 
     def inverse(self, b: Tensor, adjoint: bool) -> Tensor:
         Q, R, *_ = self.tensors

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs, values_hidden
+from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.lu import LU
-from torchimplicit.linear.operators import Dense
 
 NULL = 8  # in units of √n eps: a singular value that is smaller, beside the largest one, is zero
 NOISE = 10  # and so is a small one that is no larger than so many times what it changes by from one point to the next

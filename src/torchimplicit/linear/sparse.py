@@ -1,54 +1,103 @@
-"""Sparse matrices in torch's COO and CSR layouts."""
+"""Sparse matrices in torch's COO and CSR layouts, and SciPy's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import tracing
+from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.pattern import Pattern, multiply
+from torchimplicit.linear.sparse_lu import SuperLU, usable
 
 
 class Sparse(LinearOperator):
-    """A sparse matrix: a 2-D torch tensor of COO or CSR layout, shape (m, n).
+    """Sparse matrices, one, or a batch with entries in the same places.
 
-    Products gather and scatter the stored entries (out of place), which holds under every transform and gives each
-    stored entry its gradient, never a dense (m, n) one.
+    Args:
+        A: a 2-D COO or CSR tensor of shape (m, n), or a sparse matrix of SciPy; or with a ``pattern`` the entries of a batch,
+            (*batch_shape, e), in its places.
+        symmetric, positive_definite: promises.
+
+    The gradient of a product reaches the stored entries alone, never a dense (m, n) matrix. The transposed places are found
+    once, so that Aᴴ y takes as long as A x.
+
+    Square systems are solved within their band where that is narrow, else by SuperLU (SciPy; on the CPU) where the factors are
+    known to stay small (:func:`torchimplicit.linear.sparse_lu.factors_pay`).
 
     Raises:
         ValueError: another layout, more than two dimensions, or an integer dtype.
     """
 
     leading = True
+    parts = ("values",)
+    options = ("pattern", "symmetric", "positive_definite")
 
-    def __init__(self, A: Tensor, symmetric: bool = False, positive_definite: bool = False) -> None:
-        if A.layout not in (torch.sparse_coo, torch.sparse_csr) or A.ndim != 2 or A.dense_dim() != 0:
-            raise ValueError(
-                f"Sparse got a {A.ndim}-D tensor of layout {A.layout} and shape {tuple(A.shape)}; expected a 2-D "
-                "COO or CSR tensor (convert with .to_sparse_coo(), or describe a batch as a block-diagonal matrix)"
-            )
-        if not (A.is_floating_point() or A.is_complex()):
-            raise ValueError(f"Sparse got dtype {A.dtype}; expected a floating or complex dtype")
-        super().__init__(A.shape, A.dtype, A.device, symmetric=symmetric, positive_definite=positive_definite)
-        if A.layout == torch.sparse_csr:
-            per_row = A.crow_indices().diff()
-            self.rows = torch.arange(A.shape[0], device=A.device).repeat_interleave(per_row)
-            self.columns = A.col_indices().long()
-            self.values = A.values().clone()  # a view of a CSR tensor cannot be conjugated
-        else:
-            A = A.coalesce()
-            self.rows, self.columns = A.indices()
-            self.values = A.values()
+    def __init__(
+        self, A: Any, pattern: Pattern | None = None, symmetric: bool = False, positive_definite: bool = False
+    ) -> None:
+        if pattern is None:
+            A, pattern = _read(A)
+        facts = {"symmetric": symmetric, "positive_definite": positive_definite}
+        super().__init__((*A.shape[:-1], pattern.m, pattern.n), A.dtype, A.device, **facts)
+        self.values, self.pattern = A, pattern
+
+    @property
+    def rows(self) -> Tensor:
+        """The row of each entry."""
+        return self.pattern.rows
+
+    @property
+    def columns(self) -> Tensor:
+        """The column of each entry."""
+        return self.pattern.columns
 
     def matvec(self, x: Tensor) -> Tensor:
-        return self._scatter(self.values * x[..., self.columns], self.rows, self.shape[0])
+        if tracing():
+            return self._scattered(self.values * x[..., self.columns], self.rows, self.shape[-2])
+        return multiply(self.pattern, self.values, x)
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        return self._scatter(self.values.conj() * y[..., self.rows], self.columns, self.shape[1])
+        if tracing():
+            return self._scattered(self.values.conj() * y[..., self.rows], self.columns, self.shape[-1])
+        return multiply(self.pattern, self.values, y, adjoint=True)
 
-    def _scatter(self, products: Tensor, index: Tensor, size: int) -> Tensor:
+    def _scattered(self, products: Tensor, index: Tensor, size: int) -> Tensor:
         zeros = torch.zeros((*products.shape[:-1], size), dtype=self.dtype, device=self.device)
         return zeros.index_add(-1, index, products)
 
     def to_dense(self) -> Tensor:
-        zeros = torch.zeros(tuple(self.shape), dtype=self.dtype, device=self.device)
-        return zeros.index_put((self.rows, self.columns), self.values, accumulate=True)
+        m, n = self.shape[-2:]
+        zeros = torch.zeros((*self.batch_shape, m * n), dtype=self.dtype, device=self.device)
+        return zeros.index_add(-1, self.rows * n + self.columns, self.values).unflatten(-1, (m, n))
+
+    def direct(self) -> Direct | None:
+        if not usable(self.values, self.pattern):
+            return None
+        return SuperLU(self.values, self.pattern)
+
+
+def _read(A: Any) -> tuple[Tensor, Pattern]:
+    """The entries of a matrix, and their places."""
+    if hasattr(A, "tocoo"):  # SciPy's
+        A = A.tocoo()
+        index = torch.stack([torch.as_tensor(i, dtype=torch.int64) for i in (A.row, A.col)])
+        A = torch.sparse_coo_tensor(index, torch.as_tensor(A.data), A.shape, check_invariants=True)
+    if A.layout not in (torch.sparse_coo, torch.sparse_csr) or A.ndim != 2 or A.dense_dim() != 0:
+        raise ValueError(
+            f"Sparse got a {A.ndim}-D tensor of layout {A.layout} and shape {tuple(A.shape)}; expected a 2-D "
+            "COO or CSR tensor (convert with .to_sparse_coo()); for a batch give the entries (*batch, e) and pattern="
+        )
+    if not (A.is_floating_point() or A.is_complex()):
+        raise ValueError(f"Sparse got dtype {A.dtype}; expected a floating or complex dtype")
+    m, n = A.shape
+    if A.layout == torch.sparse_csr:
+        per_row = A.crow_indices().diff()
+        rows = torch.arange(m, device=A.device).repeat_interleave(per_row)
+        return A.values().clone(), Pattern(rows, A.col_indices().long(), m, n)  # a view of it cannot be conjugated
+    A = A.coalesce()
+    rows, columns = A.indices()
+    return A.values(), Pattern(rows, columns, m, n)

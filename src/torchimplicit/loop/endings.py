@@ -13,8 +13,8 @@ from torchimplicit.condition import held
 from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear import LU, Cholesky
 from torchimplicit.linear.cholesky import clearly_definite, least_norm
+from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.operators import Dense
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.norms import measured, rms
 from torchimplicit.solvers.equations import Equations, Estimate

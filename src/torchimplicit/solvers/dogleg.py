@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear import QR
-from torchimplicit.linear.operators import Dense
+from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.triangular import apply
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate

@@ -1,0 +1,214 @@
+"""The places of the entries of sparse matrices, and products with many matrices that share them.
+
+Each product is a call of a CSR routine, with the transposed places stored once; so are its derivatives, of every order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.private.autograd import storage, version
+
+
+class Pattern:
+    """The places (rows[e], columns[e]) of the entries of (m, n) matrices, ordered by rows."""
+
+    def __init__(self, rows: Tensor, columns: Tensor, m: int, n: int) -> None:
+        self.rows, self.columns, self.m, self.n = rows, columns, m, n
+        self._blocks: tuple[int, Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, int, Tensor] | None = None
+
+    @property
+    def bandwidths(self) -> tuple[int, int]:
+        """The largest i − j and j − i of an entry, no less than 0."""
+        if not len(self.rows):
+            return 0, 0
+        below, above = (self.rows - self.columns).aminmax()
+        return max(int(above), 0), max(-int(below), 0)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The order of the entries by columns."""
+        return torch.argsort(self.columns, stable=True)
+
+    @cached_property
+    def transposed(self) -> Pattern:
+        """That of the transposed matrices, whose entries are in this ``order``."""
+        return Pattern(self.columns[self.order], self.rows[self.order], self.n, self.m)
+
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether (j, i) is a place where (i, j) is one."""
+        one, other = (i * max(self.m, self.n) + j for i, j in ((self.rows, self.columns), (self.columns, self.rows)))
+        return torch.equal(one.sort().values, other.sort().values)
+
+    @cached_property
+    def width(self) -> int:
+        """The half bandwidth in the order of Cuthill and McKee, which keeps neighbours together. Needs SciPy."""
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+        starts, columns = (index.cpu().numpy() for index in self.blocks(1))
+        order = reverse_cuthill_mckee(
+            csr_array((columns * 0.0 + 1.0, columns, starts), shape=(self.m, self.n)), self.symmetric
+        )
+        place = torch.empty(self.n, dtype=torch.int64)
+        place[torch.as_tensor(order.copy(), dtype=torch.int64)] = torch.arange(self.n)
+        return int((place[self.rows.cpu()] - place[self.columns.cpu()]).abs().max()) if len(columns) else 0
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where the entries of each row start, (m + 1,)."""
+        counts = torch.bincount(self.rows, minlength=self.m)
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    def blocks(self, k: int) -> tuple[Tensor, Tensor]:
+        """(starts, columns) of k matrices as the blocks of one; the last that was asked for is kept."""
+        if self._blocks is None or self._blocks[0] != k:
+            each = torch.arange(k, device=self.rows.device).unsqueeze(-1)
+            starts = (self.starts[:-1] + each * len(self.rows)).flatten()
+            starts = torch.cat([starts, starts.new_full((1,), k * len(self.rows))])
+            columns = (self.columns + each * self.n).flatten()
+            index = torch.int32 if max(k * self.m, k * self.n, k * len(self.rows)) < 2**31 else torch.int64
+            self._blocks = k, starts.to(index), columns.to(index)  # 64 bits are converted at every product
+        return self._blocks[1:]
+
+    def transposed_values(self, values: Tensor) -> Tensor:
+        """The entries (..., e) in the order of the transposed ones, conjugated; the last are kept, for other products with them."""
+        kept = self._kept
+        same = kept is not None and storage(kept[0]) == storage(values) and kept[1] == version(values)
+        if kept is not None and same and kept[0].shape == values.shape and kept[0].stride() == values.stride():
+            return kept[2]
+        found = values.index_select(-1, self.order).conj().resolve_conj()
+        if not values.is_inference():
+            self._kept = values.detach(), version(values), found
+        return found
+
+
+def multiply(pattern: Pattern, values: Tensor, x: Tensor, adjoint: bool = False) -> Tensor:
+    """A x, or Aᴴ x, for matrices with entries (*batch, e) and vectors (*lead, *batch, n)."""
+    y: Tensor = _Multiply.apply(pattern, values, x, adjoint)
+    return y
+
+
+def sample(pattern: Pattern, u: Tensor, w: Tensor, batch_ndim: int) -> Tensor:
+    """The entries of u wᴴ in their places, (*batch, e), added up over the leading dimensions of u (*lead, *batch, m) and w."""
+    s: Tensor = _Sample.apply(pattern, u, w, batch_ndim)
+    return s
+
+
+class _Multiply(torch.autograd.Function):
+    """Bilinear in the entries and the vector; its pullbacks are ``multiply`` and ``sample``."""
+
+    @staticmethod
+    def forward(pattern: Pattern, values: Tensor, x: Tensor, adjoint: bool) -> Tensor:
+        if adjoint:
+            return _product(pattern.transposed, pattern.transposed_values(values), x)
+        return _product(pattern, values, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.pattern, values, x, ctx.adjoint = inputs
+        ctx.save_for_backward(values, x)
+        ctx.save_for_forward(values, x)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        values, x = ctx.saved_tensors
+        of_values = of_x = None
+        if ctx.needs_input_grad[1]:
+            u, w = (x, v) if ctx.adjoint else (v, x)
+            of_values = sample(ctx.pattern, u, w, values.ndim - 1)
+        if ctx.needs_input_grad[2]:
+            of_x = multiply(ctx.pattern, values, v, not ctx.adjoint)
+        return None, of_values, of_x, None
+
+    @staticmethod
+    def jvp(ctx: Any, _p: None, dvalues: Tensor | None, dx: Tensor | None, _a: None) -> Tensor:
+        values, x = ctx.saved_tensors
+        terms = [] if dx is None else [multiply(ctx.pattern, values, dx, ctx.adjoint)]
+        terms += [] if dvalues is None else [multiply(ctx.pattern, dvalues, x, ctx.adjoint)]
+        return terms[0] + terms[1] if len(terms) == 2 else terms[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, pattern: Pattern, values: Tensor, x: Tensor, adjoint: bool) -> tuple[Tensor, int]:
+        of_values, of_x = in_dims[1:3]
+        if of_values is None:
+            return multiply(pattern, values, x.movedim(of_x, 0), adjoint), 0
+        values = values.movedim(of_values, 0)
+        x = _batched(x, of_x, info.batch_size, values.ndim - 1)
+        return multiply(pattern, values, x, adjoint), x.ndim - values.ndim
+
+
+class _Sample(torch.autograd.Function):
+    """Bilinear over the reals in u and w; its pullbacks are products."""
+
+    @staticmethod
+    def forward(pattern: Pattern, u: Tensor, w: Tensor, batch_ndim: int) -> Tensor:
+        lead = u.ndim - 1 - batch_ndim
+        products = u.index_select(-1, pattern.rows) * w.index_select(-1, pattern.columns).conj()
+        return products.sum(tuple(range(lead))) if lead else products
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.pattern, u, w, ctx.batch_ndim = inputs
+        ctx.save_for_backward(u, w)
+        ctx.save_for_forward(u, w)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        u, w = ctx.saved_tensors
+        of_u = multiply(ctx.pattern, v, w) if ctx.needs_input_grad[1] else None
+        of_w = multiply(ctx.pattern, v, u, adjoint=True) if ctx.needs_input_grad[2] else None
+        return None, of_u, of_w, None
+
+    @staticmethod
+    def jvp(ctx: Any, _p: None, du: Tensor | None, dw: Tensor | None, _b: None) -> Tensor:
+        u, w = ctx.saved_tensors
+        terms = [] if du is None else [sample(ctx.pattern, du, w, ctx.batch_ndim)]
+        terms += [] if dw is None else [sample(ctx.pattern, u, dw, ctx.batch_ndim)]
+        return terms[0] + terms[1] if len(terms) == 2 else terms[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, pattern: Pattern, u: Tensor, w: Tensor, batch_ndim: int) -> tuple[Tensor, int]:
+        u, w = (_batched(v, dim, info.batch_size, batch_ndim + 1) for v, dim in zip((u, w), in_dims[1:3]))
+        return sample(pattern, u, w, batch_ndim + 1), 0
+
+
+def _batched(x: Tensor, dim: int | None, size: int, batch_ndim: int) -> Tensor:
+    """Vectors whose vmapped dimension comes first among the last ``batch_ndim`` ones before n."""
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.movedim(0, x.ndim - 1 - batch_ndim)
+
+
+def _product(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
+    batch = values.shape[:-1]
+    k = batch.numel()
+    lead = x.shape[: x.ndim - 1 - len(batch)]
+    if not (k and x.numel() and len(pattern.rows)):
+        return x.new_zeros((*x.shape[:-1], pattern.m))
+    starts, columns = pattern.blocks(k)
+    entries = values.resolve_conj().reshape(-1)
+    matrix = _csr(starts, columns, entries, (k * pattern.m, k * pattern.n))
+    x = x.resolve_conj()
+    if not lead:
+        return (matrix @ x.reshape(-1)).reshape(*batch, pattern.m)
+    return (matrix @ x.reshape(-1, k * pattern.n).mT).mT.reshape(*lead, *batch, pattern.m)
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    _announced()
+    return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+
+
+@cache
+def _announced() -> None:
+    """Torch says once in each process that this layout is new; that is nothing to the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1))
