@@ -1,6 +1,7 @@
 """Linear operators, and solvers for A x = b that serve A and its adjoint from one factorisation."""
 
 from torchimplicit.linear.auto import Auto
+from torchimplicit.linear.bands import Banded, tridiagonal
 from torchimplicit.linear.bicgstab import BiCGStab
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.cholesky import Cholesky
@@ -25,6 +26,7 @@ __all__ = [
     "LU",
     "QR",
     "Auto",
+    "Banded",
     "BiCGStab",
     "Cholesky",
     "Contraction",
@@ -43,4 +45,5 @@ __all__ = [
     "Sparse",
     "Sum",
     "as_operator",
+    "tridiagonal",
 ]

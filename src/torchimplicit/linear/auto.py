@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, tracing
+from torchimplicit.linear.bands import banded
 from torchimplicit.linear.bicgstab import BiCGStab
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.cholesky_or_lu import cholesky_or_lu
@@ -20,6 +21,8 @@ from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.richardson import Richardson
 
+NARROW = 64  # diagonals of a band within which elimination pays
+
 
 @dataclass(frozen=True)
 class Auto:
@@ -28,7 +31,7 @@ class Auto:
     1. The direct solve that this kind of matrix has (`operator.direct()`): division by a diagonal, elimination within a band,
        block by block, by factor of a product, ...; LU for dense entries, or Cholesky if A is positive definite, with LU for
        the systems in which that fails.
-    2. The same LU or Cholesky of what has no direct solve of its own, if n <= dense_limit.
+    2. Of what has none: elimination within the band, if that is known to be narrow; the same LU or Cholesky, if n <= dense_limit.
     3. Otherwise, by products alone: CG if A is positive definite, else GMRES.
     4. Systems that 3 did not solve, or a direct solve that does not serve every regular matrix: LU if n <= fallback_limit,
        else BiCGStab. Solved systems keep their solution.
@@ -63,8 +66,13 @@ class Auto:
 def _direct(operator: LinearOperator, dense_limit: int) -> Direct | None:
     """The state of the direct solve that fits the operator; None: there is none that pays."""
     own = operator.direct()
-    if own is not None or operator.shape[-1] > dense_limit:
+    if own is not None:
         return own
+    structure, n = operator.structure, operator.shape[-1]
+    if structure.lower + structure.upper < min(NARROW, n / 2):
+        return banded(operator).direct()
+    if n > dense_limit:
+        return None
     return cholesky_or_lu(operator) if operator.positive_definite else LU().factorize(operator)
 
 

@@ -238,7 +238,7 @@ class Transpose(View):
 
     def direct(self) -> Direct | None:
         state = self.operator.direct()
-        return None if state is None else Conjugated(Flipped(state))
+        return None if state is None else Conjugated(state)
 
     @property
     def T(self) -> LinearOperator:

@@ -43,9 +43,9 @@ class Pattern:
 
     @cached_property
     def symmetric(self) -> bool:
-        """Whether (j, i) is a place where (i, j) is one."""
-        one, other = (i * max(self.m, self.n) + j for i, j in ((self.rows, self.columns), (self.columns, self.rows)))
-        return torch.equal(one.sort().values, other.sort().values)
+        """Whether (j, i) is a place where (i, j) is one; seen only where the entries of each row are in order."""
+        other = self.transposed
+        return torch.equal(other.rows, self.rows) and torch.equal(other.columns, self.columns)
 
     @cached_property
     def width(self) -> int:

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import tracing
+from torchimplicit.linear.bands import Banded
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.pattern import Pattern, multiply
-from torchimplicit.linear.sparse_lu import SuperLU, usable
+from torchimplicit.linear.superlu import SuperLU, usable
+
+NARROW = 16  # diagonals of a band that has more room for zeros than SuperLU's factors
 
 
 class Sparse(LinearOperator):
@@ -26,12 +29,13 @@ class Sparse(LinearOperator):
     once, so that Aᴴ y takes as long as A x.
 
     Square systems are solved within their band where that is narrow, else by SuperLU (SciPy; on the CPU) where the factors are
-    known to stay small (:func:`torchimplicit.linear.sparse_lu.factors_pay`).
+    known to stay small (:func:`torchimplicit.linear.superlu.factors_pay`).
 
     Raises:
         ValueError: another layout, more than two dimensions, or an integer dtype.
     """
 
+    explicit = True
     leading = True
     parts = ("values",)
     options = ("pattern", "symmetric", "positive_definite")
@@ -75,9 +79,19 @@ class Sparse(LinearOperator):
         return zeros.index_add(-1, self.rows * n + self.columns, self.values).unflatten(-1, (m, n))
 
     def direct(self) -> Direct | None:
-        if not usable(self.values, self.pattern):
+        if self.shape[-1] != self.shape[-2]:
             return None
-        return SuperLU(self.values, self.pattern)
+        if sum(self.pattern.bandwidths) < min(NARROW, self.shape[-1] / 2):
+            return self._banded().direct()
+        return SuperLU(self.values, self.pattern) if usable(self.values, self.pattern) else None
+
+    def _banded(self) -> Banded:
+        lower, upper = self.pattern.bandwidths
+        n = self.shape[-1]
+        place = (upper + self.rows - self.columns) * n + self.columns
+        zeros = torch.zeros((*self.batch_shape, (lower + upper + 1) * n), dtype=self.dtype, device=self.device)
+        bands = zeros.index_add(-1, place, self.values).unflatten(-1, (-1, n))
+        return Banded(bands, lower, upper)
 
 
 def _read(A: Any) -> tuple[Tensor, Pattern]:

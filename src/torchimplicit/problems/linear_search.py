@@ -98,7 +98,7 @@ class LinearSearch:
         for i, leaf in enumerate(inside.tensors[: len(leaves)]):
             for place, k in enumerate(of_A):
                 leaf = leaf if inside.vmaps[k].dims[i] is not None else leaf.unsqueeze(place)
-            tensors.append(leaf.expand(*sizes, *leaf.shape[len(sizes) :]))
+            tensors.append(leaf.expand((*sizes, *leaf.shape[len(sizes) :])))
         b = inside.tensors[len(leaves)]
         for k in levels:
             b = b if inside.vmaps[k].dims[len(leaves)] is not None else b.unsqueeze(k)

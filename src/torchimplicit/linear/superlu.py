@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import values_hidden
+from torchimplicit.linear.estimated import Estimated
 from torchimplicit.linear.external import applied
 from torchimplicit.linear.pattern import Pattern
-from torchimplicit.linear.vectors import fit, unpatterned
+from torchimplicit.linear.vectors import fit
 from torchimplicit.norms import inverse_power_of_two
 
 WORK = (
@@ -39,7 +39,7 @@ def factors_pay(pattern: Pattern) -> bool:
     return n**3 <= WORK or n * pattern.width**2 <= WORK
 
 
-class SuperLU:
+class SuperLU(Estimated):
     """D A C = L U for each matrix of the batch, all as the blocks of one: entries (*batch, e) in the places of a pattern.
 
     Where the pattern is symmetric its own order of least degree serves, and diagonal entries are preferred as pivots; otherwise
@@ -50,12 +50,13 @@ class SuperLU:
     title, final = "SuperLU", True
 
     def __init__(self, values: Tensor, pattern: Pattern) -> None:
-        self.batch_shape, self.pattern, self.dtype = values.shape[:-1], pattern, values.dtype
-        values = values.detach().reshape(-1, values.shape[-1])
-        self.d = inverse_power_of_two(_largest(values.abs(), pattern.rows, pattern.m))
-        values = values * self.d.index_select(-1, pattern.rows)
-        self.c = inverse_power_of_two(_largest(values.abs(), pattern.columns, pattern.n))
-        values = values * self.c.index_select(-1, pattern.columns)
+        self.batch_shape, self.pattern = values.shape[:-1], pattern
+        values = values.detach()
+        d = inverse_power_of_two(_largest(values.abs(), pattern.rows, pattern.m))
+        values = values * d.index_select(-1, pattern.rows)
+        c = inverse_power_of_two(_largest(values.abs(), pattern.columns, pattern.n))
+        super().__init__(values.dtype, d, c)
+        values = (values * c.index_select(-1, pattern.columns)).reshape(-1, values.shape[-1])
         finite = values.isfinite().all(-1).nonzero().flatten()
         try:
             self._factors = [(finite, self._factorised(values[finite]))] if len(finite) else []
@@ -84,34 +85,15 @@ class SuperLU:
     def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
         before, after = (self.c, self.d) if adjoint else (self.d, self.c)
         shape = b.shape
-        b = before * b.reshape(-1, len(self.d), self.pattern.n)
+        b = (before * b).reshape(-1, self.batch_shape.numel(), self.pattern.n)
         x = torch.full_like(b, torch.nan)
         for at, factors in self._factors:
             columns = b[:, at].flatten(1).resolve_conj().numpy().T
             x[:, at] = torch.from_numpy(factors.solve(columns, "H" if adjoint else "N").T).unflatten(1, (len(at), -1))
-        return (after * x).reshape(shape)
-
-    @cached_property
-    def _growth(self) -> Tensor:
-        """‖(D A C)⁻¹‖ as one step of the power method estimates it, (*batch); infinite or NaN where there are no factors."""
-        one = unpatterned(torch.ones_like(self.d)).to(self.dtype)
-        x = self._solve(one / self.d, False) / self.c
-        x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        growth = torch.linalg.vector_norm(self._solve(x / self.c, True) / self.d, dim=-1)
-        return growth.reshape(self.batch_shape)
-
-    @property
-    def suspicious(self) -> Tensor:
-        """Whether each matrix is nearer to a singular one than √eps."""
-        return ~(self._growth * torch.finfo(self.dtype).eps ** 0.5 < 1)
-
-    @property
-    def singular(self) -> Tensor:
-        """Whether it is nearer than rounding errors tell, as for dense factors (:class:`torchimplicit.linear.factors.Factors`)."""
-        return ~(self._growth * (8 * self.pattern.n**0.5 * torch.finfo(self.dtype).eps) < 1)
+        return after * x.reshape(shape)
 
 
 def _largest(size: Tensor, index: Tensor, n: int) -> Tensor:
-    """The largest of the numbers (k, e) that belong to each row, or column, (k, n)."""
-    zeros = torch.zeros(len(size), n, dtype=size.dtype)
+    """The largest of the numbers (..., e) that belong to each row, or column, (..., n)."""
+    zeros = torch.zeros(*size.shape[:-1], n, dtype=size.dtype)
     return zeros.scatter_reduce(-1, index.expand_as(size), size, "amax")

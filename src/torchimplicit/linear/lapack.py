@@ -1,0 +1,91 @@
+"""Banded matrices factorised by LAPACK, by way of SciPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torchimplicit.linear.estimated import Estimated
+from torchimplicit.linear.external import applied
+from torchimplicit.linear.vectors import fit
+from torchimplicit.norms import inverse_power_of_two
+
+
+class BandLU(Estimated):
+    """Gaussian elimination with partial pivoting within the bands (gttrf for tridiagonal matrices, else gbtrf).
+
+    The matrices of a batch are factorised as one long matrix, in which nothing couples one to the next. One that has no factors
+    solves to NaN.
+
+    bands : (*batch_shape, lower + upper + 1, n), with zeros outside the matrix.
+    """
+
+    title, final = "band LU", True
+    _order: Any = None  # of the rows, where it is not among the factors
+    _how: tuple[Any, Any]  # the routine's names of A and Aᴴ
+
+    def __init__(self, bands: Tensor, lower: int, upper: int) -> None:
+        bands = bands.detach()
+        self.lower, self.upper = lower, upper
+        self.batch_shape, self.n = bands.shape[:-2], bands.shape[-1]
+        super().__init__(bands.dtype, *_units(bands, lower, upper))
+        each = bands.reshape(-1, *bands.shape[-2:])
+        self.usable = each.isfinite().flatten(1).all(1)
+        unit = torch.zeros_like(each[:1])
+        unit[:, upper] = 1
+        joined = torch.where(self.usable[:, None, None], each, unit).movedim(0, 1).flatten(1)
+        pivots = self._factorise(joined.resolve_conj().numpy())
+        vanishing = abs(pivots) < torch.finfo(bands.dtype).tiny
+        pivots[vanishing] = 1  # infinite numbers would reach the next matrix
+        self.usable = self.usable & ~torch.from_numpy(vanishing).reshape(-1, self.n).any(1)
+
+    def _factorise(self, bands: Any) -> Any:
+        """The factors of the joined matrices (lower + upper + 1, k n); returns their pivots."""
+        from scipy.linalg import get_lapack_funcs
+
+        if self.lower == self.upper == 1 and bands.shape[-1] > 2:
+            factor, self._back = get_lapack_funcs(("gttrf", "gttrs"), (bands,))
+            *self._factors, _ = factor(bands[2, :-1], bands[1], bands[0, 1:])
+            self._how = ("N", "C")
+            return self._factors[1]
+        factor, self._back = get_lapack_funcs(("gbtrf", "gbtrs"), (bands,))
+        room = pad(torch.from_numpy(bands), (0, 0, self.lower, 0)).numpy()  # for what pivoting fills in
+        lu, order, _ = factor(room, self.lower, self.upper)
+        self._factors, self._order, self._how = [lu, self.lower, self.upper], order, (0, 2)
+        return lu[self.lower + self.upper]
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b, or Aᴴ x = b: (*lead, *batch_shape, n). Differentiable in b."""
+        return applied(self._solve, fit(b, self.batch_shape, self.n, self.dtype, name="b"), adjoint)
+
+    def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
+        if not b.numel():
+            return b.clone()
+        columns = b.reshape(-1, len(self.usable), self.n)
+        usable = self.usable.unsqueeze(-1) & columns.isfinite().all(-1, keepdim=True)
+        columns = torch.where(usable, columns, 0).flatten(1).resolve_conj()
+        how = self._how[adjoint]
+        order = () if self._order is None else (self._order,)
+        x, _ = self._back(*self._factors, columns.numpy().T, *order, trans=how)
+        found = torch.from_numpy(x.T).reshape(usable.shape[0], -1, self.n)
+        return torch.where(usable, found, torch.nan).reshape(b.shape)
+
+
+def _units(bands: Tensor, lower: int, upper: int) -> tuple[Tensor, Tensor]:
+    """The powers of two that scale the rows and then the columns to largest entries of size one."""
+    n, size = bands.shape[-1], bands.abs()
+    rows = torch.stack([_moved(size[..., upper - k, :], k) for k in range(-lower, upper + 1)]) if n else size[..., 0, :]
+    d = inverse_power_of_two(rows.amax(0) if n else rows)
+    scaled = torch.stack([size[..., upper - k, :] * _moved(d, -k) for k in range(-lower, upper + 1)]) if n else rows
+    return d, inverse_power_of_two(scaled.amax(0) if n else scaled)
+
+
+def _moved(v: Tensor, k: int) -> Tensor:
+    """v[j + k] in place j, zeros where there is none."""
+    n = v.shape[-1]
+    if abs(k) >= n:
+        return torch.zeros_like(v)
+    return pad(v[..., k:], (0, k)) if k >= 0 else pad(v[..., :k], (-k, 0))
