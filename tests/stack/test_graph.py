@@ -179,6 +179,24 @@ def test_a_product_in_a_loop_of_the_backward_does_not_evaluate_the_function_agai
     assert all("aten.tanh_backward.default" in body and "aten.tanh.default" not in body for body in bodies)
 
 
+@pytest.mark.slow
+def test_what_is_computed_before_a_loop_may_be_views_of_one_tensor() -> None:
+    """Queries, keys and values are made by one product, as in every transformer."""
+    torch.manual_seed(0)
+    W, x = 0.3 * torch.randn(8, 24, dtype=D), torch.randn(2, 8, 8, dtype=D, requires_grad=True)
+
+    def cell(z: Tensor) -> Tensor:
+        q, k, v = (z @ W).view(2, 8, 3, 8).unbind(2)
+        return torch.tanh((q @ k.mT).softmax(-1) @ v + x)
+
+    def model(x: Tensor) -> Tensor:
+        z: Tensor = ti.fixed_point(cell, torch.zeros_like(x), batch_ndim=1, rtol=1e-10)[0]
+        return z
+
+    found, expected = (torch.autograd.grad(each(x).square().sum(), x)[0] for each in (compiled(model), model))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
 OF_ANY_BATCH: dict[str, Model] = {
     "root": lambda x: ti.root(lambda z: z**3 + z - x, torch.zeros_like(x), batch_ndim=1)[0],
     "minimum": lambda x: ti.minimize(lambda z: ((z - x) ** 4 + z**2).sum(-1), torch.zeros_like(x), batch_ndim=1)[0],

@@ -39,14 +39,17 @@ def _divided(graph: GraphModule, x: Tensor, others: Sequence[Any]) -> tuple[Call
     values: dict[Node, Any] = dict(zip(given, others, strict=True))
     before = Interpreter(graph, garbage_collect_values=False)
     before.env = values
-    for node in nodes:
-        if node not in depends and node not in values and node.op != "output":
-            values[node] = before.run_node(node)
+    computed = [node for node in nodes if node not in depends and node not in values and node.op != "output"]
+    for node in computed:
+        values[node] = before.run_node(node)
     inside = [node for node in nodes if node in depends and node.op not in ("placeholder", "output")]
     used = {each for node in (*inside, output) for each in node.all_input_nodes if each not in depends}
     border = [node for node in nodes if node in used and isinstance(values[node], (Tensor, int, torch.SymInt))]
     constants = {node: values[node] for node in used if node not in border}  # the bodies of loops, say
-    operands = Operands([values[node] for node in border])
+    # What was computed may be views of one tensor (queries, keys and values, say); no two operands of a loop share memory.
+    operands = Operands(
+        [values[node].clone() if node in computed and isinstance(values[node], Tensor) else values[node] for node in border]
+    )
 
     def rest(x: Tensor) -> Tensor:
         interpreter = Interpreter(graph, garbage_collect_values=False)
