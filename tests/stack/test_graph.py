@@ -109,6 +109,23 @@ def test_values_gradients_statuses_and_steps_are_those_of_plain_code(problem: Mo
     assert torch.equal(info_graph.steps, info.steps)
 
 
+def test_systems_that_mix_after_plain_steps_take_the_steps_of_plain_code() -> None:
+    """Of four contractions some are left to plain steps, some begin to mix at once, and one only when it has become slow."""
+    turn = torch.linalg.qr(torch.randn(12, 12, dtype=D, generator=torch.Generator().manual_seed(1))).Q
+    rates = torch.tensor([0.1, 0.4, 0.8, 0.95], dtype=D).unsqueeze(-1)
+
+    def model(x: Tensor) -> Any:
+        f = lambda z: torch.tanh(rates * (z @ turn) + x.sum() * torch.linspace(-1, 1, 12, dtype=D))  # noqa: E731
+        z, info = ti.fixed_point(f, torch.zeros(4, 12, dtype=D), batch_ndim=1, rtol=1e-10)
+        return z[:, :2], info
+
+    z, info, grad = gradient(model)
+    z_graph, info_graph, grad_graph = gradient(compiled(model))
+    torch.testing.assert_close(z_graph, z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad_graph, grad, rtol=1e-8, atol=1e-8)
+    assert torch.equal(info_graph.steps, info.steps)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", [root, fixed_point, minimum, fit])
 def test_the_same_by_the_default_backend(problem: Model) -> None:

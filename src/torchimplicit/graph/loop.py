@@ -140,7 +140,11 @@ def where_needed(
 
 def _apart(tensors: Sequence[Tensor], outer: Operands | None = None) -> Operands:
     """Operands none of which shares memory with another."""
-    return Operands([tensor.clone() for tensor in tensors], outer=outer)
+    storages = [tensor.untyped_storage()._cdata for tensor in tensors]
+    own = [storages.count(storage) == 1 for storage in storages]
+    return Operands(
+        [tensor if alone else tensor.clone() for tensor, alone in zip(tensors, own, strict=True)], outer=outer
+    )
 
 
 def _outline(state: Any) -> Any:

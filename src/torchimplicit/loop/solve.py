@@ -228,12 +228,20 @@ def _in_graph(
         def going(carried: _Carried) -> Tensor:
             return carried[0]["running"].any()
 
+        def going_lightly(carried: _Carried) -> Tensor:
+            outgrown = solver.outgrown(carried[1])
+            assert outgrown is not None
+            return going(carried) & ~outgrown
+
         memory = solver.remembered(state) if restarts else state
         if not stopping.max_steps:
             course.end_all(Status.MAX_STEPS, 0)
         carried = _carried(course), memory, course.steps.new_zeros(())
         names = [name for name in _FIXED if getattr(course, name) is not None]
         fixed = Operands([getattr(course, name) for name in names], outer=operands)
+        if stopping.max_steps and solver.outgrown(memory) is not None:
+            of_course, memory, taken = repeat(going_lightly, step, carried, fixed)
+            carried = of_course, solver.grown(of_course["z"], of_course["r"], memory), taken
         if stopping.max_steps:
             try:
                 carried = repeat(going, step, carried, fixed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, tracing
+from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count, check_positive
@@ -31,6 +32,7 @@ class AndersonState(NamedTuple):
     dr : the last differences of residuals, old less new, (B, m, n); None as long as no system mixes.
     dp : those of where a plain step leads, p = z − damping · r.
     k : the steps taken. Of a system that did not mix yet the differences are 0, which play no part.
+    earlier : the residual before the last step, in a graph as long as no system mixes.
     """
 
     norm: Tensor
@@ -41,6 +43,7 @@ class AndersonState(NamedTuple):
     dr: Tensor | None = None
     dp: Tensor | None = None
     k: Count = 0
+    earlier: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,16 +81,18 @@ class Anderson(Method):
         none = torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
         mixing = none if self.plain_below else None
         state = AndersonState(length(r.detach()), None, None, mixing, k=start_of_count(z))
-        if tracing():  # all that it will ever remember
-            window = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
+        if tracing():
             nothing = torch.full_like(state.norm, torch.nan)
-            state = state._replace(fall=nothing, gain=nothing, eager=none, dr=window, dp=window)
+            state = state._replace(fall=nothing, eager=none, earlier=r)
+            if mixing is None:
+                windows = self._windows(z)
+                state = state._replace(gain=nothing, dr=windows, dp=windows, earlier=None)
         return r, state
 
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: AndersonState
     ) -> tuple[Tensor, Tensor, AndersonState]:
-        before, _, gain, mixing, eager, dr, dp, k = state
+        before, _, gain, mixing, eager, dr, dp, k, _ = state
         plain = z.sub(r, alpha=self.damping)
         always = z.shape[1] <= self.memory or k % self.period == 0
         shift = forgets = None
@@ -98,15 +103,17 @@ class Anderson(Method):
             eager = _led_away(eager, None, norm, before)
         else:
             m = dr.shape[1] if isinstance(k, Tensor) else min(k, dr.shape[1])
-            gamma = mixture(dr[:, :m], r, self.regularisation)
             mixes: Tensor | None  # those that do not take a plain step, as if none did
             if isinstance(always, Tensor):
                 mixes = torch.where(always, True if mixing is None else mixing, False if eager is None else eager)
             else:
                 mixes = mixing if always else eager
-            if mixes is not None:
-                gamma = torch.where(mixes[:, None, None], gamma, 0)
-            shift = (-gamma @ dp[:, :m]).squeeze(1)
+            windows = r, dr[:, :m], dp[:, :m]
+            if mixes is None:
+                (shift,) = self._shift(*windows)
+            else:
+                (shift,) = where_needed(mixes, self._shift, (torch.zeros_like(z),), windows)
+                shift = torch.where(mixes.unsqueeze(-1), shift, 0)
             z_new = plain + shift
             r_new = equations.residual(z_new)
             norm = length(r_new.detach())
@@ -125,11 +132,11 @@ class Anderson(Method):
         if mixing is not None:
             mixing = mixing | ~(norm < self.plain_below * before)
             mixing = None if finished(mixing) else mixing
-            if dr is None and mixing is not None and finished(~mixing):
-                return z_new, r_new, AndersonState(norm, norm / before, None, mixing, eager, k=k + 1)
+            if dr is None and mixing is not None and (tracing() or finished(~mixing)):
+                earlier = r if tracing() else None
+                return z_new, r_new, AndersonState(norm, norm / before, None, mixing, eager, k=k + 1, earlier=earlier)
         if dr is None or dp is None:
-            dr = z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
-            dp = torch.zeros_like(dr)
+            dr, dp = self._windows(z), self._windows(z)
         ahead = r_new if self.damping == 1 else self.damping * r_new
         dp = store(dp, k, ahead, shift)
         if mixing is None:
@@ -148,6 +155,25 @@ class Anderson(Method):
                 seen = seen.fmax(FADING * gain)
         return z_new, r_new, AndersonState(norm, norm / before, seen, mixing, eager, dr, dp, k + 1)
 
+    def _windows(self, z: Tensor) -> Tensor:
+        return z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
+
+    def outgrown(self, state: AndersonState) -> Tensor | None:
+        """Whether a system mixes."""
+        return None if state.earlier is None or state.mixing is None else state.mixing.any()
+
+    def grown(self, z: Tensor, r: Tensor, state: AndersonState) -> AndersonState:
+        """With windows, which hold what the last step has shown."""
+        norm, fall, mixing, earlier = state.norm, state.fall, state.mixing, state.earlier
+        assert fall is not None
+        assert mixing is not None
+        assert earlier is not None
+        change = earlier - r
+        dr = store(self._windows(z), state.k - 1, torch.where(mixing.unsqueeze(-1), change, 0))
+        dp = store(self._windows(z), state.k - 1, self.damping * r)
+        gain = growth(self.damping * (norm / fall), length(change))
+        return state._replace(gain=gain, dr=dr, dp=dp, earlier=None)
+
     def estimate(self, z: Tensor, r: Tensor, state: AndersonState) -> Estimate:
         """Of a system that takes plain steps the next one; of one that mixes all that the residual stands for, by the
         largest ‖Δz‖ / ‖Δr‖ of late."""
@@ -157,6 +183,10 @@ class Anderson(Method):
             return whole(state.gain, r)
         scale = torch.where(state.mixing, state.gain, self.damping)
         return Estimate(r, torch.where(state.mixing, 0, state.fall), scale, complete=True)
+
+    def _shift(self, r: Tensor, dr: Tensor, dp: Tensor) -> tuple[Tensor]:
+        """From where the plain steps lead to the mixture of them, (B, n)."""
+        return ((-mixture(dr, r, self.regularisation) @ dp).squeeze(1),)
 
     def _led_astray(self, before: Tensor, z_new: Tensor, norm: Tensor) -> Tensor:
         """Systems (B,) whose residual has become larger."""

@@ -115,6 +115,15 @@ class Method:
         ended be put aside."""
         raise NotImplementedError
 
+    def outgrown(self, state: Any) -> Tensor | None:
+        """Whether this state has to become the ``grown`` one now, (), in a graph, whose loops keep the structure of theirs; None where
+        it is that already."""
+        return None
+
+    def grown(self, z: Tensor, r: Tensor, state: Any) -> Any:
+        """The state with all that it may ever hold."""
+        raise NotImplementedError
+
     def starting_point(self, z: Tensor) -> Tensor:
         """The start as the method wants it."""
         return z
