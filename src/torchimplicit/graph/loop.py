@@ -141,8 +141,8 @@ def where_needed(
 def _apart(tensors: Sequence[Tensor], outer: Operands | None = None) -> Operands:
     """Operands none of which shares memory with another, nor with one of the outer ones."""
     everything = [*tensors, *(() if outer is None else outer.all)]
-    storages = [each.untyped_storage()._cdata for each in everything if isinstance(each, Tensor)]
-    alone = [storages.count(storage) == 1 for storage in storages]
+    storages = [each.untyped_storage() for each in everything if isinstance(each, Tensor)]
+    alone = [sum(storage is other for other in storages) == 1 for storage in storages]
     return Operands([tensor if own else tensor.clone() for tensor, own in zip(tensors, alone)], outer=outer)
 
 
