@@ -14,7 +14,10 @@ from torch import Tensor
 import torchimplicit as ti
 from tests.problem_sets.mgh import PROBLEMS
 from torchimplicit import Status
+from torchimplicit.bounds import Bounded
 from torchimplicit.interop import SciPy
+from torchimplicit.layout import Layout
+from torchimplicit.problems.minimize import Minimum
 from torchimplicit.solvers.equations import Estimate
 
 D = torch.float64
@@ -257,7 +260,7 @@ def test_a_bound_at_the_edge_of_the_domain(start: float) -> None:
 def test_without_matrices_the_minimum_is_the_same() -> None:
     b = (3 * random(300)).requires_grad_()
     z, info = ti.minimize(phi, torch.zeros(300, dtype=D), (b,), bounds=(-1, 0.5), rtol=1e-10)
-    assert ti.solvers.choose(False, 1, 300, minimised=True, bounded=True) == ti.solvers.ProjectedNewton(max_inner=200)
+    assert ti.solvers.choose(Bounded(Minimum()), Layout.of(z, 0)) == ti.solvers.ProjectedNewton(max_inner=200)
     assert info.products < 300
     dense = ti.minimize(
         phi, torch.zeros(300, dtype=D), (b,), bounds=(-1, 0.5), solver=ti.solvers.ProjectedNewton(), rtol=1e-10

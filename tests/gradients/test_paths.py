@@ -10,6 +10,8 @@ from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit.adjoints import solving
+from torchimplicit.condition import Kind
+from torchimplicit.layout import Layout
 from torchimplicit.linear import Auto, jacobian
 from torchimplicit.solvers import auto
 
@@ -62,7 +64,7 @@ def test_automatic_linear_solvers_at_both_limits(
 @pytest.mark.parametrize("limit", [N - 1, N, N + 1])
 def test_dense_and_matrix_free_newton(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "DENSE_LIMIT", limit)
-    assert (type(auto.choose(False, 2, N).stages[0]) is ti.solvers.Newton) == (limit >= N)
+    assert (type(auto.choose(Kind(), Layout.of(torch.zeros(2, N), 1)).stages[0]) is ti.solvers.Newton) == (limit >= N)
     assert same(gradients(), exact())
 
 

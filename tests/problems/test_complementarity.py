@@ -22,7 +22,7 @@ def real(*numbers: float) -> Tensor:
 
 
 def kojima_shindo(z: Tensor, p: Tensor | float = 1.0) -> Tensor:
-    """Kojima and Shindo (1986), a standard test: z = (√6/2, 0, 0, 1/2), where F₃ = 0 = z₃, and (1, 0, 3, 0). ``p`` scales a constant."""
+    """Kojima and Shindo (1986), a standard test: z = (√6/2, 0, 0, 1/2), where F₃ = 0 = z₃, (1, 0, 3, 0). ``p`` scales a constant."""
     a, b, c, d = z.unbind(-1)
     return torch.stack(
         [

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit import Status
+from torchimplicit.layout import Layout
+from torchimplicit.problems.minimize import Minimum
 
 D = torch.float64
 METHODS = ["trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg"]
@@ -99,7 +101,7 @@ def test_a_start_whose_gradient_does_not_see_the_way_down_leaves_it_all_the_same
 def test_beyond_the_dense_limit_a_minimum_is_found_too() -> None:
     n = 400
     z, info = ti.minimize(lambda z: ((z**2 - 1) ** 2).sum(), 0.3 * random(n))
-    assert isinstance(ti.solvers.choose(False, 1, n, minimised=True), ti.solvers.NewtonCG)
+    assert isinstance(ti.solvers.choose(Minimum(), Layout.of(torch.zeros(n), 0)), ti.solvers.NewtonCG)
     assert info.converged
     torch.testing.assert_close(z.abs(), torch.ones(n, dtype=D), rtol=1e-6, atol=0)
 

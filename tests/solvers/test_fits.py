@@ -137,8 +137,11 @@ def test_a_batch_whose_rows_are_known_is_fitted_as_one_by_one(solver: object) ->
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
 
 
-def test_a_step_out_of_the_domain_is_not_taken(solver: object) -> None:
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_step_out_of_the_domain_is_not_taken(solver: object, raises: bool) -> None:
     def g(z: Tensor) -> Tensor:  # the first full steps lead to log of negative numbers
+        if raises and bool((z < 0).any()):
+            raise ValueError("negative")
         return torch.log(z) - torch.tensor([[0.5], [-3.0]], dtype=D)
 
     z, info = ti.root(g, torch.tensor([[8.0], [9.0]], dtype=D), solver=solver, batch_ndim=1)

@@ -6,27 +6,41 @@ import pytest
 import torch
 
 import torchimplicit as ti
+from torchimplicit.condition import Kind
+from torchimplicit.layout import Layout
 from torchimplicit.solvers import NAMES, choose, resolve
+
+
+def sized(batch: int, n: int) -> Layout:
+    """Of so many systems of so many unknowns."""
+    return Layout.of(torch.zeros(1).expand(batch, n), 1)
+
+
+def kind(**facts: bool) -> Kind:
+    """Of which all of these is true."""
+    found = Kind()
+    vars(found).update(facts)
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stands_for_the_object_with_its_defaults_and_is_that_of_its_class(name: str) -> None:
-    solver = resolve(name, False, 1, 3)
-    kind = type(solver)
-    assert solver == kind()
-    assert kind.__name__.lower() == name.replace("_", "")
-    assert getattr(ti.solvers, kind.__name__) is kind
-    assert kind.__name__ in ti.solvers.__all__
+    solver = resolve(name, Kind(), sized(1, 3))
+    named = type(solver)
+    assert solver == named()
+    assert named.__name__.lower() == name.replace("_", "")
+    assert getattr(ti.solvers, named.__name__) is named
+    assert named.__name__ in ti.solvers.__all__
 
 
 def stages(batch: int, n: int) -> tuple[ti.solvers.Method, ...]:
-    chosen = choose(False, batch, n)
+    chosen = choose(Kind(), sized(batch, n))
     assert isinstance(chosen, ti.solvers.Polyalgorithm)
     return tuple(chosen.stages)
 
 
 def test_auto_is_what_its_documentation_says() -> None:
-    assert isinstance(choose(True, 1, 1), ti.solvers.Anderson)
+    assert isinstance(choose(kind(near_identity=True), sized(1, 1)), ti.solvers.Anderson)
     assert [type(stage).__name__ for stage in stages(1, 63)] == [type(stage).__name__ for stage in stages(1, 64)[1:]]
     assert [type(stage).__name__ for stage in stages(1, 256)] == [
         "Broyden",
@@ -37,10 +51,10 @@ def test_auto_is_what_its_documentation_says() -> None:
     ]
     assert [type(stage).__name__ for stage in stages(1, 257)] == ["NewtonKrylov", "NewtonKrylov"]
     assert stages(2**26 // 128**2 + 1, 128) == stages(1, 257)
-    assert isinstance(choose(False, 1, 256, minimised=True), ti.solvers.TrustNewton)
-    assert isinstance(choose(False, 1, 257, minimised=True), ti.solvers.NewtonCG)
-    assert choose(False, 1, 256, minimised=True, bounded=True) == ti.solvers.ProjectedNewton()
-    assert resolve("auto", False, 1, 3) == resolve(None, False, 1, 3)
+    assert isinstance(choose(kind(minimised=True), sized(1, 256)), ti.solvers.TrustNewton)
+    assert isinstance(choose(kind(minimised=True), sized(1, 257)), ti.solvers.NewtonCG)
+    assert choose(kind(minimised=True, bounded=True), sized(1, 256)) == ti.solvers.ProjectedNewton()
+    assert resolve("auto", Kind(), sized(1, 3)) == resolve(None, Kind(), sized(1, 3))
 
 
 @pytest.mark.parametrize(

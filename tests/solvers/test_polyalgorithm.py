@@ -8,13 +8,15 @@ from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit import Status
+from torchimplicit.condition import Kind
+from torchimplicit.layout import Layout
 from torchimplicit.solvers import Anderson, Dogleg, Newton, Picard, Polyalgorithm, PseudoTransient, choose
 
 D = torch.float64
 ROOT = -1.7692923542386314  # of z³ − 2z + 2
 OTHER = -1.6512755483029526  # of z³ − 2z + 1.2
 DENSE = ("Newton", "Dogleg", "PseudoTransient", "PseudoTransient")
-STAGES = choose(near_identity=False, batch=1, n=2)  # of the automatic choice for several unknowns
+STAGES = choose(Kind(), Layout.of(torch.zeros(2), 0))  # of the automatic choice for several unknowns
 
 
 def tensor(*values: float) -> Tensor:

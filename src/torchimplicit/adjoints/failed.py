@@ -22,7 +22,9 @@ def replace_failed(z: Tensor, status: Tensor) -> Tensor:
     return torch.where(failed, stand_in, z)
 
 
-def replace_what_failed(condition: Condition, z: Tensor, status: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+def replace_what_failed(
+    condition: Condition, z: Tensor, status: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """g's tensors with 1 for every entry that is not finite, where a system failed and no other system notices.
 
     Their own systems have u = 0, so any finite number does. That the others do not notice is verified: their conditions must be
@@ -30,9 +32,9 @@ def replace_what_failed(condition: Condition, z: Tensor, status: Tensor, tensors
     """
     failed = status == Status.NONFINITE
     if not occurs(failed):
-        return list(tensors)
+        return tuple(tensors)
     finite = [torch.where(t.isfinite(), t, 1) if t.is_floating_point() or t.is_complex() else t for t in tensors]
     with torch.no_grad():
         before, after = condition(z, *tensors), condition(z, *finite)
     unnoticed = torch.equal(before[~failed], after[~failed]) and bool(after.isfinite().all())
-    return finite if unnoticed else list(tensors)
+    return tuple(finite if unnoticed else tensors)

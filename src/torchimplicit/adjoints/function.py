@@ -49,6 +49,26 @@ class Solved(NamedTuple):
         return Solved(flat[0], SolveStats(*flat[1 : 1 + STATS]), tuple(flat[1 + STATS :]))
 
 
+class Root(NamedTuple):
+    """A solution z*, how its search ended, the tensors of an approximate inverse there, and those of the condition: what is saved."""
+
+    z: Tensor
+    status: Tensor
+    inverse: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        """In a row."""
+        return (self.z, self.status, *self.inverse, *self.tensors)
+
+    @staticmethod
+    def of(flat: Sequence[Tensor], inverses: int) -> Root:
+        """From a row in which so many tensors make up the inverse."""
+        z, status, *rest = flat
+        return Root(z, status, tuple(rest[:inverses]), tuple(rest[inverses:]))
+
+
 class System(Protocol):
     """A condition and a way to solve it.
 
@@ -76,27 +96,17 @@ class System(Protocol):
         """The system of ``size`` times as many equations, with its start and tensors."""
         ...
 
-    def linear(
-        self,
-        transpose: bool,
-        z: Tensor,
-        status: Tensor,
-        inverse: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-        wanted: Sequence[int] = (),
-    ) -> tuple[LinearSystem, list[Tensor]]:
+    def linear(self, transpose: bool, at: Root, wanted: Sequence[int] = ()) -> tuple[LinearSystem, tuple[Tensor, ...]]:
         """The linear system in this system's operator at its solution, or in the transpose, and the tensors that it takes
-        after its right-hand side. ``wanted``: those of ``tensors`` whose gradients its solution is for."""
+        after its right-hand side. ``wanted``: those of the condition's tensors whose gradients its solution is for."""
         ...
 
 
 class LinearSystem(System, Protocol):
     """A w = b, with A the operator of another system or its transpose; b is the first of its tensors."""
 
-    def vjp(
-        self, tensors: Sequence[Tensor], linearised: Linearisation, which: Sequence[int]
-    ) -> Sequence[Tensor | None]:
-        """−wᵀ ∂g/∂x for some x, from the other system's condition g linearised in its unknowns and in every x. For plain code
+    def vjp(self, tensors: Sequence[Tensor], linearised: Linearisation) -> Sequence[Tensor | None]:
+        """−wᵀ ∂g/∂x for some x, from the other system's condition g linearised in its unknowns and in those x. For plain code
         without grad mode: no derivative of this one will be asked for."""
         ...
 
@@ -118,11 +128,10 @@ class ImplicitFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         solved = Solved.of(output)
-        saved = (solved.z, solved.stats.status, *solved.inverse, *tensors)
-        ctx.inverse = len(solved.inverse)
-        ctx.save_for_backward(
-            *saved
-        )  # torch itself raises where one was changed in place since: a captured buffer, say
+        ctx.inverses = len(solved.inverse)
+        saved = Root(solved.z, solved.stats.status, solved.inverse, tuple(tensors)).flat
+        # torch itself raises where one was changed in place since: a captured buffer, say
+        ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
@@ -140,8 +149,8 @@ class ImplicitFunction(torch.autograd.Function):
         # switched on again, for tensors without the tangents of this level.
         with forward_mode_on():
             saved = [_primal(tensor) for tensor in without_dead_wrappers(ctx.saved_tensors)]
-            w = _pushforward(ctx, saved, dx)
-        return (w, *(None,) * (STATS + ctx.inverse))
+            w = _pushforward(ctx.system, Root.of(saved, ctx.inverses), dx)
+        return (w, *(None,) * (STATS + ctx.inverses))
 
     @staticmethod
     def vmap(
@@ -161,42 +170,40 @@ class ImplicitFunction(torch.autograd.Function):
 def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:
     """−uᵀ ∂g/∂x for the wanted inputs x of the Function, with (∂g/∂z)ᵀ u = v."""
     system: System = ctx.system
-    z, status, *rest = without_dead_wrappers(ctx.saved_tensors)
-    inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
+    at = Root.of(without_dead_wrappers(ctx.saved_tensors), ctx.inverses)
     which = [i - 2 for i in wanted]
-    if system.own_operator and not torch.is_grad_enabled() and not values_hidden():
-        linearised = system.linearised
-        if not all_converged(status):
-            linearised = None
-            z = replace_failed(z, status)
-            tensors = replace_what_failed(system.condition, z, status, tensors)
-        if linearised is None:  # one evaluation of g serves the solve and the last product
-            some = [tensors[i] for i in which]
-            linearised = Linearisation(lambda z, *some: in_some(system.condition, z, tensors, which)(*some), (z, *some))
-            which = list(range(len(some)))
-        transposed, at = system.linear(True, z, status, inverse, tensors, [i - 2 for i in wanted])
-        with full_precision(z.device.type):
-            return tuple(transposed.vjp((v, *at), linearised, which))
-    z = replace_failed(z, status)
-    some = [tensors[i] for i in which]
-    transposed, at = system.linear(True, z, status, inverse, tensors, which)
-    u = solve_system(transposed, torch.zeros_like(z), (v, *at)).z
-    return Linearisation(in_some(system.condition, z, tensors, which), some).pull(-u)
+    if not system.own_operator or torch.is_grad_enabled() or values_hidden():
+        at = at._replace(z=replace_failed(at.z, at.status))
+        transposed, tensors = system.linear(True, at, which)
+        u = solve_system(transposed, torch.zeros_like(at.z), (v, *tensors)).z
+        return Linearisation(in_some(system.condition, at.z, at.tensors, which), [at.tensors[i] for i in which]).pull(
+            -u
+        )
+    linearised = None if system.linearised is None else system.linearised.restricted([0, *(1 + i for i in which)])
+    if not all_converged(at.status):
+        linearised = None
+        z = replace_failed(at.z, at.status)
+        at = at._replace(z=z, tensors=replace_what_failed(system.condition, z, at.status, at.tensors))
+    if linearised is None:  # one evaluation of g serves the solve and the last product
+        some = [at.tensors[i] for i in which]
+        linearised = Linearisation(
+            lambda z, *some: in_some(system.condition, z, at.tensors, which)(*some), (at.z, *some)
+        )
+    transposed, tensors = system.linear(True, at, which)
+    with full_precision(at.z.device.type):
+        return tuple(transposed.vjp((v, *tensors), linearised))
 
 
-def _pushforward(ctx: Any, saved: list[Tensor], dx: Sequence[Tensor | None]) -> Tensor:
+def _pushforward(system: System, at: Root, dx: Sequence[Tensor | None]) -> Tensor:
     """w with (∂g/∂z) w = −(∂g/∂x) dx."""
-    system: System = ctx.system
-    z, status, *rest = saved
-    inverse, tensors = rest[: ctx.inverse], rest[ctx.inverse :]
-    z = replace_failed(z, status)
+    at = at._replace(z=replace_failed(at.z, at.status))
     moving = [i for i, t in enumerate(dx) if t is not None]
     if not moving:  # z* does not move with z0
-        return torch.zeros_like(z)
-    g = in_some(system.condition, z, tensors, moving)
-    rhs = -Linearisation(g, [tensors[i] for i in moving]).push([dx[i] for i in moving])
-    tangent, at = system.linear(False, z, status, inverse, tensors)
-    return solve_system(tangent, torch.zeros_like(z), (rhs, *at)).z
+        return torch.zeros_like(at.z)
+    g = in_some(system.condition, at.z, at.tensors, moving)
+    rhs = -Linearisation(g, [at.tensors[i] for i in moving]).push([dx[i] for i in moving])
+    tangent, tensors = system.linear(False, at)
+    return solve_system(tangent, torch.zeros_like(at.z), (rhs, *tensors)).z
 
 
 def _primal(tensor: Tensor) -> Tensor:

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Diagnosis, LinearSolution, look
+from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs
+from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.diagonal import Division
+from torchimplicit.linear.factors import Factors
+from torchimplicit.linear.iteration import Preconditioner, ordinary, tolerance
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
 from torchimplicit.linear.solver import Bound, LinearSolver, bind
-from torchimplicit.status import OnFailure
+from torchimplicit.status import OnFailure, Status
 from torchimplicit.tolerance import Tolerance
-
-T = TypeVar("T", Tensor, float)
 
 REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
 KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
 ROUGHLY = 0.1  # relative residual of a solution that need only be known roughly
+TINY = 64  # entries of all Jacobians of the batch up to which the backward forms them anew: they cost little more than one product
+
+
+class Derivative(Kind):
+    """The condition of a derivative: A w − b."""
+
+    name = "derivative"
 
 
 @dataclass(frozen=True)
@@ -52,21 +62,95 @@ class LinearSettings:
 
     def limit(self, b: Tensor) -> Tensor:
         """The residual norms (B,) with which A w = b counts as solved."""
-        return self.allowed(torch.linalg.vector_norm(b, dim=-1))
+        return tolerance(torch.linalg.vector_norm(b, dim=-1), self.rtol, self.atol)
 
-    def allowed(self, size: T) -> T:
-        """The same, from the norm of b."""
-        return self.atol + self.rtol * size
+
+@dataclass(frozen=True)
+class Posed:
+    """A w = b with A = ∂g/∂z at z, or its ``transpose``.
+
+    base : the condition g; ``tensors`` are those that it takes after z.
+    b, z : (B, n).
+    inverse : the forward solver's, if it left one, as an object with ``solve`` and ``suspicious``.
+    """
+
+    base: Condition
+    transpose: bool
+    settings: LinearSettings
+    b: Tensor
+    z: Tensor
+    inverse: Any
+    tensors: tuple[Tensor, ...]
+
+    def operator(self, linearisation: Linearisation | None = None) -> Jacobian:
+        """A, or what A is the transpose of; from a linearisation of g in z, or from one evaluation of g."""
+        kind, tensors = self.base.kind, self.tensors
+        return Jacobian(
+            lambda z: self.base(z, *tensors),
+            self.z,
+            symmetric=kind.symmetric,
+            positive_definite=kind.positive_definite,
+            linearisation=linearisation,
+        )
+
+    def solution(self, operator: Jacobian, w: Tensor) -> LinearSolution:
+        """A solution w, as it is looked at."""
+        permitted = partial(self.base.permitted, tensors=self.tensors)
+        earlier = self.inverse if self.settings.inverse_is_earlier else None
+        tolerance, near_identity = self.settings.tolerance, self.base.kind.near_identity
+        return LinearSolution(operator, self.b, w, self.transpose, tolerance, permitted, near_identity, earlier)
+
+
+class Found(NamedTuple):
+    """What was found of A w = b.
+
+    causes : for which systems (B,) what is the matter, the later the graver, beside what the result says of itself.
+    evaluations, products : of g, and with A.
+    expected : whether a solution is; not of a series that its user has cut off.
+    inaccurate : what is said of systems whose z is off.
+    """
+
+    result: LinearResult
+    causes: list[tuple[Tensor, Status]]
+    evaluations: int
+    products: int
+    expected: bool = True
+    inaccurate: str = ""
+
+
+class Sweep:
+    """−wᵀ ∂g/∂x for some tensors x, from g linearised in z and in them; with wᵀ ∂g/∂z from the same sweep, where that is asked for."""
+
+    def __init__(self, linearised: Linearisation) -> None:
+        self.linearised = linearised
+        self.w: Tensor | None = None
+        self.grads: Sequence[Tensor | None] = ()
+
+    @property
+    def in_z(self) -> Linearisation:
+        """g linearised in z alone."""
+        return self.linearised.restricted([0])
+
+    def product(self, w: Tensor) -> Tensor:
+        """−wᵀ ∂g/∂z, and the gradients beside it."""
+        self.w = w
+        product, *self.grads = self.linearised.pull(-w)
+        return torch.zeros_like(w) if product is None else product
+
+    def gradients(self, minus_w: Tensor) -> Sequence[Tensor | None]:
+        """Those alone."""
+        return self.linearised.restricted(range(1, self.linearised.variables)).pull(minus_w)
 
 
 class LinearisedSolver:
     """A x = b, or Aᵀ x = b for the ``adjoint``, by the user's linear solver, or the forward solver's inverse refined to tolerance, or
     the automatic choice."""
 
-    def __init__(self, settings: LinearSettings, operator: Jacobian, inverse: Any, b: Tensor, adjoint: bool) -> None:
-        self.settings, self.operator, self.b, self.adjoint = settings, operator, b, adjoint
-        self.named = settings.solver
-        self.inverse = inverse if self.named is None else None
+    def __init__(self, posed: Posed, sweep: Sweep | None) -> None:
+        self.settings, self.b, self.adjoint, self.sweep = posed.settings, posed.b, posed.transpose, sweep
+        self.operator = posed.operator(None if sweep is None else sweep.in_z)
+        self.named = self.settings.solver
+        self.inverse = posed.inverse if self.named is None else None
         self.inverse_is_near = self.inverse is not None  # to the inverse of A
         self.direct: Any = None  # factors of A that were needed
 
@@ -88,8 +172,14 @@ class LinearisedSolver:
 
     def solve(self) -> LinearResult:
         """The solution."""
-        if self.operator.shape[-1] == 1 and self.named is None:
-            return self._divided()
+        if self.named is None and self.operator.shape[-1] == 1:
+            self.direct = Division(self.operator.to_dense().squeeze(-1))
+            return self._by_factors(self.direct)[0]
+        if self.named is None and self.sweep is not None and math.prod(self.operator.shape) <= TINY:
+            self.inverse, self.inverse_is_near = LU(equilibrate=False).factorize(self.operator), True
+            result, size = self._by_factors(self.inverse)
+            if finished(result.converged) and ordinary(size):
+                return result
         result = self._refined()
         if self.settings.forgiving and self.small and occurs(~result.converged):
             A = self.operator.to_dense()
@@ -98,6 +188,21 @@ class LinearisedSolver:
             rounded = rounded & solved_by_matrix(A, self.b, result.x, result.residual_norm)
             result = result._replace(converged=result.converged | rounded)
         return result
+
+    def _by_factors(self, factors: Preconditioner) -> tuple[LinearResult, Tensor]:
+        """By factors of A itself, and the norms of b. A true product tells whether no system influences another; where they may, the
+        gradients come with it."""
+        x = factors.solve(self.b, self.adjoint)
+        if self.sweep is None:
+            rest = self.b - self.operator.apply(x, self.adjoint)
+        else:
+            self.operator.count(1)
+            rest = self.b + self.sweep.product(x)
+        norms = torch.linalg.vector_norm(torch.stack((rest, self.b)), dim=-1)
+        residual, size = norms[0], norms[1]
+        no = torch.zeros_like(residual, dtype=torch.bool)
+        converged = residual <= tolerance(size, self.settings.rtol, self.settings.atol)
+        return LinearResult(x, residual, torch.ones_like(no, dtype=torch.int64), converged, no, no, 0), size
 
     def _refined(self) -> LinearResult:
         if self.inverse is None:
@@ -113,16 +218,6 @@ class LinearisedSolver:
             result = better_of(result, krylov.iterate(self.b, self.adjoint, x0=result.x.nan_to_num(), **limits))
         return result if finished(result.converged) else better_of(result, self._chosen(self.b))
 
-    def _divided(self) -> LinearResult:
-        """The solutions of systems with one unknown. Where there are several, a true product tells whether none influences another."""
-        self.direct = division = Division(self.operator.to_dense().squeeze(-1))
-        x = division.solve(self.b)
-        product = self.operator.apply(x, self.adjoint) if len(x) > 1 else division.d * x
-        residual = (self.b - product).abs().squeeze(-1)
-        converged = residual <= self.settings.limit(self.b)
-        one = torch.ones_like(converged, dtype=torch.int64)
-        return LinearResult(x, residual, one, converged, ~converged, torch.zeros_like(converged), 0)
-
     def _chosen(self, b: Tensor, rtol: float | None = None) -> LinearResult:
         limits: dict[str, Any] = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
         result = self.state.iterate(b, self.adjoint, rtol=self.settings.rtol if rtol is None else rtol, **limits)
@@ -137,8 +232,10 @@ class LinearisedSolver:
         """
         if self.direct is None and not self.truncated:
             if self.inverse is not None and self.inverse_is_near:
-                unknown = occurs(self.inverse.suspicious)  # which was of a nearby matrix, and perhaps badly scaled
-                if unknown and self.inverse.exact:
+                # Which was of a nearby matrix, and perhaps badly scaled.
+                of_factors = isinstance(self.inverse, Factors)
+                unknown = self.inverse.some_suspicious if of_factors else occurs(self.inverse.suspicious)
+                if unknown and not of_factors and self.inverse.exact:
                     return self.inverse.singular
             else:
                 unknown = self.small and self.named is not None
@@ -151,9 +248,10 @@ class LinearisedSolver:
         ``gauge``, it says more than factors do."""
         factors = self.inverse if self.direct is None and self.inverse_is_near else self.direct
         if factors is None or gauge:
-            rows = at.doubtful(rows, *at.error)
-            if not occurs(rows):
+            doubtful = at.doubtful(rows, *at.error)
+            if doubtful is None:
                 return None
+            rows = doubtful
         limit = Auto.dense_limit if self.inverse is None else Auto.fallback_limit  # of what is in doubt already
         if factors is None and self.operator.shape[-1] <= limit:
             factors = LU().factorize(self.operator)

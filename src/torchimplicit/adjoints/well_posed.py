@@ -96,29 +96,32 @@ class LinearSolution:
         allowed = self.tolerance.bound(self.jacobian.z)
         return self.amplification * largest(self.jacobian.value), allowed.amin(-1) if self.tolerance.leaves else allowed
 
-    def doubtful(self, rows: Tensor, size: Tensor, allowed: Tensor) -> Tensor:
-        """Those of ``rows`` (B,) that are worth a look where z is off by ``size``: it may be a part of what it is allowed to be, or
-        0, where rounding hides what it is; and x may change with that. It does not where J is the identity less a contraction and
-        amplifies little, nor where an earlier J, of a z that was farther away, gives nearly the same x. (An
-        identical x is no evidence: z has not moved.)"""
+    def doubtful(self, rows: Tensor, size: Tensor, allowed: Tensor) -> Tensor | None:
+        """Those of ``rows`` (B,) that are worth a look, if any. z is off by ``size``: that may be a part of what it is allowed to be,
+        or 0, where rounding hides what it is; and x may change with that. It does not where J is the identity less a contraction and
+        amplifies little, nor where an earlier J, of a z that was farther away, gives nearly the same x. (An identical x is no
+        evidence: z has not moved.)"""
         rows = rows & ((size > doubt(self.tolerance, allowed)) | (size == 0))
         if not occurs(rows):
-            return rows
+            return None
         far = size > FAR * allowed
         if self.near_identity:
             rows = rows & (far | (self.amplification > SLOW))
         if self.earlier is not None:
             change = largest(self.earlier.solve(self.b, self.adjoint) - self.x) / largest(self.x)
             rows = rows & (far | ~((change > HIDDEN * torch.finfo(change.dtype).eps) & (change <= STEADY)))
-        return rows
+        return rows if occurs(rows) else None
 
 
 class Estimate(Protocol):
     """What a residual of g says of z, and one of the linear system J x = b of its solution."""
 
-    def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What z (B, n) is off by, where the residual is r; how much that is, less a ``known`` step of z, and how much is allowed:
-        (B,) each."""
+    def correction(self, r: Tensor) -> Tensor:
+        """What z (B, n) is off by, where the residual is r."""
+        ...
+
+    def excess(self, r: Tensor, known: Tensor | float = 0.0) -> Tensor:
+        """How much that is, less a ``known`` step of z, in parts of what is allowed, (B,)."""
         ...
 
     def weakest(self) -> Tensor:
@@ -136,9 +139,13 @@ class ByFactors:
     def __init__(self, factors: Any, at: LinearSolution) -> None:
         self.factors, self.at = factors, at
 
-    def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(self, r: Tensor) -> Tensor:
         w: Tensor = self.factors.solve(r, False)
-        return w, *self.at.tolerance.largest(w if known is None else w - known, self.at.jacobian.z)
+        return w
+
+    def excess(self, r: Tensor, known: Tensor | float = 0.0) -> Tensor:
+        size, allowed = self.at.tolerance.largest(self.correction(r) - known, self.at.jacobian.z)
+        return size / allowed
 
     def weakest(self) -> Tensor:
         return scaled(self.factors.solve(scaled(self.at.x), False) if self.at.adjoint else self.at.x)
@@ -159,15 +166,16 @@ class ByAdjoint:
         self.seen = self.v.abs().sum(-1)  # by the loss, of an error of 1 in every number
         self.allowed = (at.tolerance.each(at.jacobian.z) * self.v.abs()).sum(-1) / self.seen
 
-    def error(self, r: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        error = (self.u * r).sum(-1)
+    def correction(self, r: Tensor) -> Tensor:
         direction = self.u if self.symmetric else r
-        w = direction * (error / (self.v * direction).sum(-1)).unsqueeze(-1)
+        w = direction * ((self.u * r).sum(-1) / (self.v * direction).sum(-1)).unsqueeze(-1)
         # v may be blind to the guessed direction
         most = r.shape[-1] ** 0.5 * largest(self.u) / largest(self.v) * largest(r)
-        w = w * (most / largest(w)).clamp(max=1).unsqueeze(-1)
-        error = error if known is None else error - (self.v * known).sum(-1)
-        return w, error.abs() / self.seen, self.allowed
+        return w * (most / largest(w)).clamp(max=1).unsqueeze(-1)
+
+    def excess(self, r: Tensor, known: Tensor | float = 0.0) -> Tensor:
+        error = (self.u * r).sum(-1) - (self.v * known).sum(-1)
+        return error.abs() / self.seen / self.allowed
 
     def weakest(self) -> Tensor:
         return scaled(self.u)
@@ -191,16 +199,16 @@ def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Diagnosis | No
     """A look at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
     Where g is undefined, only z is judged."""
     z, value, eps = at.jacobian.z, at.jacobian.value, torch.finfo(at.b.dtype).eps
-    w, *seen = estimate.error(value)
+    w = estimate.correction(value)
     size, allowed = at.tolerance.largest(w, z)  # also what a loss does not see
-    rows = at.doubtful(rows, size, allowed)
-    if not occurs(rows):
+    doubtful = at.doubtful(rows, size, allowed)
+    if doubtful is None:
         return None
-    excess = seen[0] / seen[1]
+    excess = estimate.excess(value)
     sizes = Tolerance(1.0, 0.0, at.tolerance.leaves).each(z)
     # z is known to its rounding only, and where a residual is 0, what that hides may be √eps of a double root.
     w = w + torch.where(size == 0, eps**0.5, HIDDEN * eps).unsqueeze(-1) * sizes * estimate.weakest()
-    rows = rows & (largest(w) < torch.inf)
+    rows = doubtful & (largest(w) < torch.inf)
     beside = z + at.permitted(z, -only(rows, w))
     residual = tried(lambda: at.jacobian.moved(beside).apply(at.x, at.adjoint) - at.b, torch.full_like(z, torch.nan))
     known = rows & (largest(residual) < torch.inf)
@@ -236,7 +244,4 @@ def _persists(at: LinearSolution, z: Tensor) -> Tensor:
 def _rounding(at: LinearSolution, estimate: Estimate, step: Tensor) -> Tensor:
     """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
     z, value = at.jacobian.z, at.jacobian.value
-    _, size, allowed = estimate.error(
-        tried(lambda: at.jacobian.g(z + step) - value, torch.full_like(z, torch.nan)), step
-    )
-    return size / allowed
+    return estimate.excess(tried(lambda: at.jacobian.g(z + step) - value, torch.full_like(z, torch.nan)), step)

@@ -62,6 +62,11 @@ class Linearisation:
         found._graph, found.value, found._transposed = graph, graph.detach(), None
         return found
 
+    @property
+    def variables(self) -> int:
+        """How many x there are."""
+        return len(self._x)
+
     def restricted(self, which: Sequence[int]) -> Linearisation:
         """The same linearisation in some of the variables, for plain code (inside a transform they are differentiated
         together)."""

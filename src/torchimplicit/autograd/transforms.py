@@ -71,14 +71,14 @@ def below(v: Tensor, limit: float) -> bool:
     """Whether every number of ``v`` is smaller than a limit; where :func:`values_hidden` never."""
     if values_hidden():
         return False
-    return all(x < limit for x in v.tolist()) if _few(v) else float(v.amax()) < limit
+    return all(x < limit for x in v.tolist()) if _few(v) else v.numel() == 0 or float(v.amax()) < limit
 
 
 def reaches(v: Tensor, limit: float) -> bool:
     """Whether some number of ``v`` is no larger than a limit, or NaN; where :func:`values_hidden` always."""
     if values_hidden():
         return True
-    return not all(x > limit for x in v.tolist()) if _few(v) else not float(v.amin()) > limit
+    return not all(x > limit for x in v.tolist()) if _few(v) else v.numel() > 0 and not float(v.amin()) > limit
 
 
 def count(mask: Tensor) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
+
+from torchimplicit.graph.divided import divided, evaluate
 
 FACTS = 6  # numbers of a solution: status, steps, residual, error, evaluations, products
 PLAIN = (
@@ -40,7 +41,8 @@ class Call:
     def __call__(self, *tensors: Tensor) -> list[Any]:
         """What the function returns, flat: its value, then aux."""
         values = self._inputs(tensors) | self.numbers | self.known
-        return self._evaluated(self.nodes, values, self.outputs)
+        evaluate(self.module, self.nodes, values)
+        return [values[node] if isinstance(node, Node) else node for node in self.outputs]
 
     def hoisted(self) -> tuple[list[Any], Call]:
         """What does not depend on the unknowns, computed once, and the call of the rest, which takes it as ``known``."""
@@ -48,20 +50,9 @@ class Call:
         unknown = {node for k, node in enumerate(self._tensor_inputs) if k < self.unknowns}
         if any(node.op not in PLAIN or _writes(node) for node in self.nodes):
             return [], rest
-        for node in self.nodes:
-            if any(arg in unknown for arg in node.all_input_nodes):
-                unknown.add(node)
-        done = [node for node in self.nodes if node not in unknown and node.op != "placeholder"]
         values = self._inputs(self.tensors) | self.numbers
-        self._evaluated(done, values, ())
-        used = {arg for node in unknown for arg in node.all_input_nodes} | set(self.outputs)
-        for node in reversed(done):  # a loop takes tensors and sizes: what else there is costs nothing
-            if node in used and node not in self.numbers and not isinstance(values[node], (Tensor, int, torch.SymInt)):
-                unknown.add(node)
-                used.update(node.all_input_nodes)
-        rest.nodes = [node for node in self.nodes if node in unknown]
-        border = [node for node in done if node in used and node not in unknown and node not in self.numbers]
-        rest.known = {node: values[node] for node in border}
+        rest.nodes, border = divided(self.module, self.nodes, unknown, values, self.outputs)
+        rest.known = {k: v for k, v in border.items() if k.op != "placeholder" and k not in self.numbers}
         return list(rest.known.values()), rest
 
     def _numbers(self, operands: Sequence[Any]) -> dict[Node, float]:
@@ -79,14 +70,6 @@ class Call:
     @property
     def _tensor_inputs(self) -> list[Node]:
         return [node for i, node in enumerate(self.inputs) if i not in self.places]
-
-    def _evaluated(self, nodes: Sequence[Node], values: dict[Node, Any], wanted: Sequence[Any]) -> list[Any]:
-        interpreter = Interpreter(self.module, garbage_collect_values=False)
-        interpreter.env = values
-        for node in nodes:
-            if node not in values:
-                values[node] = interpreter.run_node(node)
-        return [values[node] if isinstance(node, Node) else node for node in wanted]
 
 
 def _needed(module: GraphModule, outputs: Sequence[Any]) -> list[Node]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
+from torchimplicit.graph.divided import divided, evaluate
 from torchimplicit.graph.loop import Operands
 from torchimplicit.private.operators import writes
 
@@ -28,35 +28,19 @@ def hoisted(fn: Callable[..., Tensor], x: Tensor, others: Sequence[Any]) -> tupl
 
 
 def _divided(graph: GraphModule, x: Tensor, others: Sequence[Any]) -> tuple[Callable[[Tensor], Tensor], Operands]:
-    nodes = list(graph.graph.nodes)
+    *nodes, output = graph.graph.nodes
     first, *given = [node for node in nodes if node.op == "placeholder"]
-    (output,) = (node for node in nodes if node.op == "output")
     (result,) = output.all_input_nodes
-    depends = {first}
-    for node in nodes:
-        if any(each in depends for each in node.all_input_nodes):
-            depends.add(node)
-    values: dict[Node, Any] = dict(zip(given, others, strict=True))
-    before = Interpreter(graph, garbage_collect_values=False)
-    before.env = values
-    computed = [node for node in nodes if node not in depends and node not in values and node.op != "output"]
-    for node in computed:
-        values[node] = before.run_node(node)
-    inside = [node for node in nodes if node in depends and node.op not in ("placeholder", "output")]
-    used = {each for node in (*inside, output) for each in node.all_input_nodes if each not in depends}
-    border = [node for node in nodes if node in used and isinstance(values[node], (Tensor, int, torch.SymInt))]
-    constants = {node: values[node] for node in used if node not in border}  # the bodies of loops, say
+    inside, border = divided(graph, nodes, [first], dict(zip(given, others, strict=True)), [result])
     # What was computed may be views of one tensor (queries, keys and values, say); no two operands of a loop share memory.
     operands = Operands(
-        [values[node].clone() if node in computed and isinstance(values[node], Tensor) else values[node] for node in border]
+        [value if node in given or not isinstance(value, Tensor) else value.clone() for node, value in border.items()]
     )
 
     def rest(x: Tensor) -> Tensor:
-        interpreter = Interpreter(graph, garbage_collect_values=False)
-        interpreter.env = {first: x, **constants, **dict(zip(border, operands.tensors, strict=True))}
-        for node in inside:
-            interpreter.env[node] = interpreter.run_node(node)
-        found: Tensor = interpreter.env[result]
+        values = {first: x, **dict(zip(border, operands.tensors, strict=True))}
+        evaluate(graph, inside, values)
+        found: Tensor = values[result]
         return found
 
     return rest, operands

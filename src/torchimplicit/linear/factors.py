@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, reaches
+from torchimplicit.autograd.transforms import FEW, finished, reaches, values_hidden
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns, unpatterned
 from torchimplicit.norms import inverse_power_of_two
@@ -84,8 +84,12 @@ class Factors(ABC):
     @property
     def some_suspicious(self) -> bool:
         """Whether a matrix is, of several unknowns each; inside a functorch transform always."""
+        limit = torch.finfo(self.tensors[0].dtype).eps ** 0.5
+        if self.tensors[0].numel() <= FEW and not values_hidden():
+            sizes = self.pivots().detach().abs().flatten(0, -2).tolist()
+            return not all(x > limit * max(row) for row in sizes for x in row)
         with torch.no_grad():
-            return reaches(self._evenness, torch.finfo(self._evenness.dtype).eps ** 0.5)
+            return reaches(self._evenness, limit)
 
     @cached_property
     def singular(self) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, inside_functorch, tracing
+from torchimplicit.autograd.transforms import below, finished, inside_functorch, reaches, tracing
 from torchimplicit.graph.loop import Operands, repeat
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
@@ -221,10 +221,9 @@ class IterativeState:
         # Solve for b of norm one where squares of its numbers might vanish or overflow. The scale is no part of the
         # derivative, for the solution is proportional to b.
         scale = self._size(b)
-        low, high = torch.finfo(scale.dtype).tiny ** 0.25, torch.finfo(scale.dtype).max ** 0.25
-        ordinary = finished((scale > low) & (scale < high))
+        unscaled = ordinary(scale)
         zero = unit = None
-        if not ordinary:
+        if not unscaled:
             scale = norm(b).detach()
             zero = scale == 0
             unit = torch.where(zero | ~scale.isfinite(), 1, scale)
@@ -243,7 +242,7 @@ class IterativeState:
         steps = torch.zeros_like(residual, dtype=torch.int64)
         broken_down = torch.zeros_like(residual, dtype=torch.bool)
         active = residual > tol
-        active = active if ordinary and x0 is None else active & residual.isfinite()
+        active = active if unscaled and x0 is None else active & residual.isfinite()
         if tracing():
             state = torch.zeros_like(b) if x is None else x, r, residual, steps, broken_down, active
             x, r, residual, steps, broken_down, active = self._in_graph(A, M, b, tol, state, limit)
@@ -333,6 +332,12 @@ def _better(before: tuple[Tensor, ...], after: tuple[Tensor, ...], tol: Tensor) 
     x = torch.where(better.unsqueeze(-1), x_new, x)
     r = torch.where(better.unsqueeze(-1), r_new, r)
     return x, r, torch.where(better, residual_new, residual), steps, broken_down, active
+
+
+def ordinary(size: Tensor) -> bool:
+    """Whether squares of numbers of all these sizes, and their products, neither vanish nor overflow; where values are hidden never."""
+    limits = torch.finfo(size.dtype)
+    return not reaches(size, limits.tiny**0.25) and below(size, limits.max**0.25)
 
 
 def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:

@@ -78,8 +78,9 @@ def complementarity(
     callback: Callback | None = None,
     compile: bool = False,
 ) -> Solution:
-    """Find z* with lower ≤ z* ≤ upper and, in each number of it, F(z*, *args) ≥ 0 where z* is at its lower bound, ≤ 0 where at its upper
-    one, and 0 between: by default z* ≥ 0, F ≥ 0, z* F = 0. It is differentiable in args, in the bounds, and in every tensor that F uses.
+    """Find z* with lower ≤ z* ≤ upper and, in each number of it, F(z*, *args) ≥ 0 where z* is at its lower bound, ≤ 0 where at its
+    upper one, and 0 between: by default z* ≥ 0, F ≥ 0, z* F = 0. It is differentiable in args, in the bounds, and in every tensor that
+    F uses.
 
     The variational inequality ⟨F(z*), y − z*⟩ ≥ 0 for all y in the box is the same; so are equilibria of games whose players choose
     within bounds (F: the gradients of what each minimises, in his own choice), of markets, and of bodies in contact (z: the forces

@@ -18,7 +18,7 @@ from torchimplicit.private import pytree
 from torchimplicit.problems.branch import follow
 from torchimplicit.problems.curve import Curve
 from torchimplicit.problems.pose import check_adjoint, check_args
-from torchimplicit.problems.root import root
+from torchimplicit.problems.root import Root, root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve
 from torchimplicit.solvers.method import Method
@@ -120,7 +120,7 @@ def continuation(
         raise ValueError(f"continuation: folds must be an integer >= 0, how many lie before s1; got {folds!r}.")
     layout = Layout.of(z0, 0)
     Tolerance.of(rtol, atol, layout.tolerance_dtype)
-    resolve(solver, False, layout.batch, layout.size)
+    resolve(solver, Root(), layout)
     g = frozen(g, randomness, layout.device)
     first, last = (_parameter(s, name, layout) for s, name in ((s0, "s0"), (s1, "s1")))
     if first == last:

@@ -70,10 +70,7 @@ def pose_and_solve(
         adjoint = EXACT
     refuse_sharded_tensors(fn, z0, args)
     layout = Layout.of(z0, batch_ndim)
-    method = resolve(
-        solver, kind.near_identity, layout.batch, layout.size, kind.minimised, kind.bounded, kind.sums_squares
-    )
-    method = method.fitted(layout)
+    method = resolve(solver, kind, layout).fitted(layout)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
     fn = frozen(fn, randomness, layout.device)

@@ -2,6 +2,8 @@
 
 import re
 
+from torchimplicit.condition import Kind
+from torchimplicit.layout import Layout
 from torchimplicit.solvers.anderson import Anderson as Anderson
 from torchimplicit.solvers.auto import choose as choose
 from torchimplicit.solvers.backtracking import Backtracking as Backtracking
@@ -41,18 +43,10 @@ NAMES: dict[str, type[Method]] = {
 }
 
 
-def resolve(
-    solver: str | Method | Polyalgorithm | None,
-    near_identity: bool,
-    batch: int,
-    n: int,
-    minimised: bool = False,
-    bounded: bool = False,
-    sums_squares: bool = False,
-) -> Method | Polyalgorithm:
+def resolve(solver: str | Method | Polyalgorithm | None, kind: Kind, layout: Layout) -> Method | Polyalgorithm:
     """The solver that was named or given, or the one that is chosen (None, "auto")."""
     if solver is None or solver == "auto":
-        return choose(near_identity, batch, n, minimised, bounded, sums_squares)
+        return choose(kind, layout)
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')
@@ -67,4 +61,8 @@ def resolve(
     return adopted(solver)
 
 
-__all__ = ["choose", "resolve", *sorted(name for name, each in globals().items() if isinstance(each, type))]
+__all__ = [
+    "choose",
+    "resolve",
+    *sorted(name for name, each in globals().items() if isinstance(each, type) and each not in (Kind, Layout)),
+]

@@ -9,14 +9,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear import QR
 from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.triangular import apply
 from torchimplicit.parameters import check_positive
-from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.tangent import ACCEPTED, Found, OnTangent, Seen, Tangent, first_radius
+from torchimplicit.solvers.trial import Taken
+
+# A step, and its length in scaled unknowns.
+Plan = tuple[Tensor, Tensor]
 
 
 class DoglegState(NamedTuple):
@@ -35,7 +37,7 @@ class DoglegState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dogleg(Method):
+class Dogleg(OnTangent[Plan]):
     """The step p that makes ‖r + J p‖ small on the path from z over the Cauchy point to the Newton point, as far as ‖D p‖ ≤ Δ.
 
     D holds the largest norms that the columns of J have had, so that the units of the unknowns do not matter. Δ starts at
@@ -54,49 +56,40 @@ class Dogleg(Method):
         check_positive("Dogleg: factor", self.factor)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, DoglegState]:
-        check_squares(equations, "Dogleg")
-        linearised = equations.jacobian_of_squares(z)
         keep = not equations.kind.minimised  # for a fit J is not the condition's Jacobian
-        tangent = Tangent.of(linearised, z, not equations.kind.minimised, keep)
+        r, tangent = self.start(equations, z, keep)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         radius = first_radius(tangent, scale, z, self.factor)
-        good = torch.zeros_like(radius, dtype=torch.int64)
-        return condition(equations, tangent, linearised.value), DoglegState(tangent, scale, radius, good)
+        return r, DoglegState(tangent, scale, radius, torch.zeros_like(radius, dtype=torch.int64))
 
-    def step(
+    def propose(
         self, equations: Equations, z: Tensor, r: Tensor, state: DoglegState
-    ) -> tuple[Tensor, Tensor, DoglegState]:
-        tangent, scale, radius, good = state
-        step = _dogleg(tangent, scale, radius)
-        length = torch.linalg.vector_norm(scale * step.detach(), dim=-1)
-        trial = equations.attempt(equations.jacobian_of_squares, z + step)
-        if trial is None:  # it raises there: the whole batch comes nearer
-            return z, r, DoglegState(tangent, scale, radius.minimum(length) / 4, good)
-        new, actual = compare(tangent, trial, z, step, not equations.kind.minimised)
+    ) -> tuple[Tensor, Plan, DoglegState]:
+        step = _dogleg(state.tangent, state.scale, state.radius)
+        return z + step, (step, torch.linalg.vector_norm(state.scale * step.detach(), dim=-1)), state
+
+    def nearer(self, plan: Plan, state: DoglegState) -> DoglegState:
+        _, length = plan
+        return state._replace(radius=state.radius.minimum(length) / 4)
+
+    def judge(self, trial: Seen[Plan], state: DoglegState) -> tuple[Tensor, Found, DoglegState]:
+        tangent, _, radius, good = state
+        step, length = trial.plan
+        new, actual = self.compared(trial, step, tangent)
         with torch.no_grad():
             scaled = step / tangent.norm.unsqueeze(-1)
             slope, bend = (tangent.gradient * scaled).sum(-1) / tangent.norm, apply(tangent.R, scaled).square().sum(-1)
             ratio = actual / (-2 * slope - bend)
             taken, better = ratio >= ACCEPTED, ratio >= 0.1  # neither where NaN
-            taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
+            taken = taken | (trial.r == 0).all(-1)  # to where z is already: the step has a derivative
             good = torch.where(better, good + 1, 0)
             wider = torch.where((ratio >= 0.5) | (good > 1), radius.maximum(2 * length), radius)
             narrower = radius.minimum(length) / torch.where(taken, 2, 4)  # whole numbers have no dtype of their own
             radius = torch.where((ratio - 1).abs() <= 0.1, 2 * length, torch.where(better, wider, narrower))
-        if not finished(~taken):
-            rows = taken.unsqueeze(-1)
-            z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
-            r = torch.where(rows, condition(equations, new, trial.value), r)
-            scale = scale.maximum(tangent.columns)
-        return z, r, DoglegState(tangent, scale, radius, good)
+        return taken, new, state._replace(radius=radius, good=good)
 
-    def merit(self, state: DoglegState) -> Tensor:
-        """Half of the sum of squares at z, (B,)."""
-        return state.tangent.norm.square() / 2
-
-    def estimate(self, z: Tensor, r: Tensor, state: DoglegState) -> Estimate:
-        """The step to the minimum of the model at z."""
-        return estimate(state.tangent)
+    def moved(self, tangent: Tangent, taken: Taken, state: DoglegState) -> DoglegState:
+        return state._replace(tangent=tangent, scale=state.scale.maximum(tangent.columns))
 
     def inverse(self, state: DoglegState) -> tuple[Tensor, ...]:
         """The tensors of the factors of J at the root, to serve (transposed) in the backward."""

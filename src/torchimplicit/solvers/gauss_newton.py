@@ -8,10 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
-from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.tangent import ACCEPTED, Found, OnTangent, Seen, Tangent
 
 
 class GaussNewtonState(NamedTuple):
@@ -22,7 +20,7 @@ class GaussNewtonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GaussNewton(Method):
+class GaussNewton(OnTangent[Tensor]):
     """z ← z + t p, where p makes ‖r + J p‖ smallest, by a QR factorisation of J; t is halved until ‖r‖² falls by enough.
 
     One t is tried in each step of the loop. Where J has not full rank, p is the shortest of several, in units in which the columns
@@ -35,34 +33,23 @@ class GaussNewton(Method):
     rowwise: ClassVar[bool] = True
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:
-        check_squares(equations, "GaussNewton")
-        linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z, not equations.kind.minimised)
-        return condition(equations, tangent, linearised.value), GaussNewtonState(tangent, torch.ones_like(tangent.norm))
+        r, tangent = self.start(equations, z)
+        return r, GaussNewtonState(tangent, torch.ones_like(tangent.norm))
 
-    def step(
+    def propose(
         self, equations: Equations, z: Tensor, r: Tensor, state: GaussNewtonState
     ) -> tuple[Tensor, Tensor, GaussNewtonState]:
-        tangent, fraction = state
-        step = -fraction.unsqueeze(-1) * tangent.newton
-        linearised = equations.jacobian_of_squares(z + step)
-        new, decrease = compare(tangent, linearised, z, step, not equations.kind.minimised)
+        step = -state.fraction.unsqueeze(-1) * state.tangent.newton
+        return z + step, step, state
+
+    def nearer(self, plan: Tensor, state: GaussNewtonState) -> GaussNewtonState:
+        return state._replace(fraction=state.fraction / 2)
+
+    def judge(self, trial: Seen[Tensor], state: GaussNewtonState) -> tuple[Tensor, Found, GaussNewtonState]:
+        tangent, step = state.tangent, trial.plan
+        new, decrease = self.compared(trial, step, tangent)
         with torch.no_grad():
             slope = -2 * (tangent.gradient * step).sum(-1) / tangent.norm.square()
             taken = decrease >= ACCEPTED * slope  # not where NaN
-            taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
-            fraction = torch.where(taken, 1, fraction / 2)
-        if finished(~taken):
-            return z, r, GaussNewtonState(tangent, fraction)
-        rows = taken.unsqueeze(-1)
-        z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
-        r = torch.where(rows, condition(equations, new, linearised.value), r)
-        return z, r, GaussNewtonState(tangent, fraction)
-
-    def merit(self, state: GaussNewtonState) -> Tensor:
-        """Half of the sum of squares at z, (B,)."""
-        return state.tangent.norm.square() / 2
-
-    def estimate(self, z: Tensor, r: Tensor, state: GaussNewtonState) -> Estimate:
-        """The step to the minimum of the model at z."""
-        return estimate(state.tangent)
+            taken = taken | (trial.r == 0).all(-1)  # to where z is already: the step has a derivative
+        return taken, new, state._replace(fraction=torch.where(taken, 1, state.fraction / 2))

@@ -12,11 +12,14 @@ from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.graph.loop import settle
 from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
 from torchimplicit.parameters import check_positive
-from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.tangent import ACCEPTED, Tangent, check_squares, compare, condition, estimate, first_radius
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.tangent import ACCEPTED, Found, OnTangent, Seen, Tangent, first_radius
+from torchimplicit.solvers.trial import Taken
 
 SECULAR_STEPS = 10  # at most so many tries for λ in one step; nearly always two suffice
+
+# A step, the part of it that the model knows, and the length of that in scaled unknowns.
+Plan = tuple[Tensor, Tensor, Tensor]
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -37,7 +40,7 @@ class LevenbergMarquardtState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(Method):
+class LevenbergMarquardt(OnTangent[Plan]):
     """The step p that makes ‖r + J p‖ smallest within ‖D p‖ ≤ Δ: (JᵀJ + λD²) p = −Jᵀr, with λ = 0 where that lies within.
 
     Solved by QR factorisation of J and of (R, √λ D), never through JᵀJ. D holds the largest norms that the columns of J have
@@ -60,19 +63,15 @@ class LevenbergMarquardt(Method):
         check_positive("LevenbergMarquardt: factor", self.factor)
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LevenbergMarquardtState]:
-        check_squares(equations, "LevenbergMarquardt")
-        linearised = equations.jacobian_of_squares(z)
-        tangent = Tangent.of(linearised, z, not equations.kind.minimised, self.geodesic)
+        r, tangent = self.start(equations, z, keep=self.geodesic)
         scale = torch.where(tangent.columns > 0, tangent.columns, 1)
         radius = first_radius(tangent, scale, z, self.factor)
-        state = LevenbergMarquardtState(
-            tangent, scale, radius, torch.zeros_like(radius), torch.ones_like(radius, dtype=torch.bool)
-        )
-        return condition(equations, tangent, linearised.value), state
+        fresh = torch.ones_like(radius, dtype=torch.bool)
+        return r, LevenbergMarquardtState(tangent, scale, radius, torch.zeros_like(radius), fresh)
 
-    def step(
+    def propose(
         self, equations: Equations, z: Tensor, r: Tensor, state: LevenbergMarquardtState
-    ) -> tuple[Tensor, Tensor, LevenbergMarquardtState]:
+    ) -> tuple[Tensor, Plan, LevenbergMarquardtState]:
         tangent, scale, radius, damping, fresh = state
         with torch.no_grad():
             damping = _damping(tangent, scale, radius, damping)
@@ -80,37 +79,34 @@ class LevenbergMarquardt(Method):
         length = torch.linalg.vector_norm(scale * p.detach(), dim=-1)
         radius = torch.where(fresh, radius.fmin(length), radius)
         step = p + self._bend(equations, z, p, state, damping) if self.geodesic else p
-        linearised = equations.jacobian_of_squares(z + step)
-        new, actual = compare(tangent, linearised, z, step, not equations.kind.minimised)
+        return z + step, (step, p, length), state._replace(radius=radius, damping=damping)
+
+    def nearer(self, plan: Plan, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
+        *_, length = plan
+        return state._replace(radius=state.radius.minimum(length) / 4)
+
+    def judge(self, trial: Seen[Plan], state: LevenbergMarquardtState) -> tuple[Tensor, Found, LevenbergMarquardtState]:
+        tangent, _, radius, damping, _ = state
+        step, p, length = trial.plan
+        new, actual = self.compared(trial, step, tangent)
         with torch.no_grad():
-            norm, norm_new = tangent.norm, torch.linalg.vector_norm(linearised.value, dim=-1)
+            norm, norm_new = tangent.norm, torch.linalg.vector_norm(trial.there.value, dim=-1)
             modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()
             damped = damping * (length / norm).square()
             ratio = actual / (modelled + 2 * damped)
             taken = ratio >= ACCEPTED  # not where NaN
-            taken = taken | (r == 0).all(-1)  # to where z is already: the step has a derivative
+            taken = taken | (trial.r == 0).all(-1)  # to where z is already: the step has a derivative
             slope = modelled + damped
             shrink = torch.where(actual >= 0, 0.5, 0.5 * slope / (slope - 0.5 * actual))
             shrink = torch.where((norm_new >= 10 * norm) | ~(shrink >= 0.1), 0.1, shrink)
             shorter, longer = ~(ratio > 0.25), (ratio >= 0.75) | (damping == 0)
             radius = torch.where(shorter, shrink * radius.fmin(10 * length), torch.where(longer, 2 * length, radius))
             damping = damping * torch.where(shorter, 1 / shrink, torch.where(longer, 0.5, torch.ones_like(shrink)))
-        if finished(~taken):
-            return z, r, LevenbergMarquardtState(tangent, scale, radius, damping, fresh)
-        rows = taken.unsqueeze(-1)
-        z, tangent = torch.where(rows, z + step, z), new.where(taken, tangent)
-        r = torch.where(rows, condition(equations, new, linearised.value), r)
-        scale = scale.maximum(tangent.columns)
-        state = LevenbergMarquardtState(tangent, scale, radius, damping, fresh & ~taken)
-        return z, r, state
+        return taken, new, state._replace(radius=radius, damping=damping)
 
-    def merit(self, state: LevenbergMarquardtState) -> Tensor:
-        """Half of the sum of squares at z, (B,)."""
-        return state.tangent.norm.square() / 2
-
-    def estimate(self, z: Tensor, r: Tensor, state: LevenbergMarquardtState) -> Estimate:
-        """The step to the minimum of the model at z."""
-        return estimate(state.tangent)
+    def moved(self, tangent: Tangent, taken: Taken, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
+        scale = state.scale.maximum(tangent.columns)
+        return state._replace(tangent=tangent, scale=scale, fresh=state.fresh & ~taken.rows)
 
     def _bend(
         self, equations: Equations, z: Tensor, p: Tensor, state: LevenbergMarquardtState, damping: Tensor

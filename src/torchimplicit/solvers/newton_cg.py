@@ -14,8 +14,11 @@ from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.trust_region import judge, nearer, steihaug
+from torchimplicit.solvers.trial import Taken
+from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, judge, nearer, steihaug
+
+# A step, the decrease that the parabola predicts for it, and whether nothing bends it.
+Plan = tuple[Tensor, Tensor, Tensor]
 
 
 class NewtonCGMemory(NamedTuple):
@@ -44,7 +47,7 @@ def _nothing(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class NewtonCG(Method):
+class NewtonCG(Downhill[Plan]):
     """z ← z + s, s from conjugate gradients on H s = −∇φ, stopped where they leave the ball ‖s‖ ≤ Δ, at a direction of negative
     curvature (followed to the edge of the ball), or at ‖H s + ∇φ‖ ≤ η ‖∇φ‖.
 
@@ -72,33 +75,39 @@ class NewtonCG(Method):
         )
         return hessian.value, NewtonCGState(hessian, memory)
 
-    def step(
+    def propose(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonCGState
-    ) -> tuple[Tensor, Tensor, NewtonCGState]:
+    ) -> tuple[Tensor, Plan, NewtonCGState]:
         hessian, memory = state
-        value, radius, start, correction, along, slope = memory
-        eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / start).sqrt().clamp(max=self.loosest)
-        s, predicted, radius, flat = steihaug(hessian.rmatvec, r, radius, eta, z, self.max_inner, hessian.operands)
-        trial = z + s
-        there = equations.attempt(equations.objective_and_jacobian, trial)
-        if there is None:  # it raises there: the whole batch comes nearer
-            return z, r, NewtonCGState(hessian, memory._replace(radius=nearer(radius, s)))
-        value_new, hessian_new = there
-        accepted, radius = judge((value, value_new), (r, hessian_new.value), s.detach(), predicted, radius)
-        if finished(~accepted):
-            return z, r, NewtonCGState(hessian, memory._replace(radius=radius))
-        ratio = rms(hessian_new.value.detach()) / rms(r.detach())
-        correction = torch.where(accepted.unsqueeze(-1), ratio.unsqueeze(-1) * s.detach(), correction)
+        eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / memory.start).sqrt().clamp(max=self.loosest)
+        inner = r, memory.radius, eta, z, self.max_inner, hessian.operands
+        s, predicted, radius, flat = steihaug(hessian.rmatvec, *inner)
+        return z + s, (s.detach(), predicted, flat), NewtonCGState(hessian, memory._replace(radius=radius))
+
+    def nearer(self, plan: Plan, state: NewtonCGState) -> NewtonCGState:
+        hessian, memory = state
+        return NewtonCGState(hessian, memory._replace(radius=nearer(memory.radius, plan[0])))
+
+    def judge(self, trial: Seen[Plan], state: NewtonCGState) -> tuple[Tensor, Objective, NewtonCGState]:
+        (hessian, memory), (value, there), (s, predicted, _) = state, trial.there, trial.plan
+        accepted, radius = judge((memory.value, value), (trial.r, there.value), s, predicted, memory.radius)
+        return accepted, trial.there, NewtonCGState(hessian, memory._replace(radius=radius))
+
+    def arrive(
+        self, z: Tensor, taken: Taken, trial: Seen[Plan], found: Objective, state: NewtonCGState
+    ) -> tuple[Tensor, NewtonCGState]:
+        memory, (value, hessian), (s, _, flat) = state.memory, found, trial.plan
+        ratio = rms(hessian.value.detach()) / rms(trial.r.detach())
+        correction = taken(ratio.unsqueeze(-1) * s, memory.correction)
+        along, slope = memory.flat, memory.slope
         if not finished(~flat):
-            d = s.detach() / torch.linalg.vector_norm(s.detach(), dim=-1, keepdim=True)
-            along = torch.where((flat & accepted).unsqueeze(-1), d, along)
-            slope = torch.where(flat & accepted, dot(d, r.detach()).abs() / 2, slope)
-        memory = NewtonCGMemory(torch.where(accepted, value_new, value), radius, start, correction, along, slope)
-        if finished(accepted):
-            return trial, hessian_new.value, NewtonCGState(hessian_new, memory)
-        z = torch.where(accepted.unsqueeze(-1), trial, z)
-        hessian = equations.jacobian(z)
-        return z, hessian.value, NewtonCGState(hessian, memory)
+            d = s / torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+            along = torch.where((flat & taken.rows).unsqueeze(-1), d, along)
+            slope = torch.where(flat & taken.rows, dot(d, trial.r.detach()).abs() / 2, slope)
+        value = taken(value, memory.value)
+        memory = memory._replace(value=value, correction=correction, flat=along, slope=slope)
+        hessian = hessian if taken.everywhere else trial.equations.jacobian(z)
+        return hessian.value, NewtonCGState(hessian, memory)
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonCGState) -> Estimate:
         """The last step, as much smaller as the gradient has become; infinite as long as there is a slope that nothing bends: a z that

@@ -14,12 +14,15 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.norms import measured, rounding
 from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.trust_region import steihaug
+from torchimplicit.solvers.trial import Taken
+from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, steihaug
 
 SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
 NEGLIGIBLE = 1e-3  # damping, over ‖∇φ‖ / ‖s‖, that is given up
 LOOSEST = 0.1  # what conjugate gradients leave of the gradient
+
+# A step, the scale of its damping, and the damping of one that comes nearer.
+Plan = tuple[Tensor, Tensor, Tensor]
 
 
 class ProjectedState(NamedTuple):
@@ -37,7 +40,7 @@ class ProjectedState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ProjectedNewton(Method):
+class ProjectedNewton(Downhill[Plan]):
     """z ← P(z + d), P the projection on the bounds, d = −(H + λI)⁻¹∇φ in the free unknowns; one evaluation a step.
 
     An unknown is held when it lies at a bound, or nearer to it than a part of its own last step, and ∂φ/∂zᵢ presses it there: it
@@ -65,42 +68,41 @@ class ProjectedNewton(Method):
         )
         return between(state.gradient, z, lower, upper), self._look_ahead(z, state, torch.zeros_like(z))
 
-    def step(
+    def propose(
         self, equations: Equations, z: Tensor, r: Tensor, state: ProjectedState
-    ) -> tuple[Tensor, Tensor, ProjectedState]:
-        value, gradient, hessian, damping, lower, upper, held, ahead = state
-        trial = ahead if finished(damping == 0) else self._to(z, state, damping)
-        s = trial - z
+    ) -> tuple[Tensor, Plan, ProjectedState]:
+        damping = state.damping
+        at = state.ahead if finished(damping == 0) else self._to(z, state, damping)
+        s = at - z
         length = measured(s)
-        scale = measured(torch.where(held, 0, gradient)) / torch.where(length > 0, length, 1)
+        scale = measured(torch.where(state.held, 0, state.gradient)) / torch.where(length > 0, length, 1)
         scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
-        more = torch.where(damping > 0, 10 * damping, scale)
-        there = equations.attempt(equations.objective_and_jacobian, trial)
-        if there is None:  # it raises there: the whole batch comes nearer
-            return z, r, state._replace(damping=more)
-        value_new, jacobian = there
-        gradient_new = jacobian.value
-        promised = -dot(gradient, s)
-        decrease = value - value_new
-        hidden = decrease.abs() <= rounding(value)
-        decrease = torch.where(hidden, -dot(gradient + gradient_new, s) / 2, decrease)
+        return at, (s, scale, torch.where(damping > 0, 10 * damping, scale)), state
+
+    def nearer(self, plan: Plan, state: ProjectedState) -> ProjectedState:
+        return state._replace(damping=plan[-1])
+
+    def judge(self, trial: Seen[Plan], state: ProjectedState) -> tuple[Tensor, Objective, ProjectedState]:
+        (s, scale, more), (value_new, jacobian) = trial.plan, trial.there
+        promised = -dot(state.gradient, s)
+        decrease = state.value - value_new
+        hidden = decrease.abs() <= rounding(state.value)
+        decrease = torch.where(hidden, -dot(state.gradient + jacobian.value, s) / 2, decrease)
         downhill = (promised > 0) & (decrease >= SUFFICIENT * promised)
-        still = (r == 0).all(-1)  # a step to where z is already: it has a derivative
-        accepted = (downhill | still) & gradient_new.isfinite().all(-1)
-        less = torch.where(damping > NEGLIGIBLE * scale, damping / 10, 0)
-        damping = torch.where(accepted, less, more)
-        if finished(~accepted):
-            return z, r, state._replace(damping=damping)
-        moved = accepted.unsqueeze(-1)
-        size = (ahead - z).detach().abs()
-        z = torch.where(moved, trial, z)
-        state = ProjectedState(
-            torch.where(accepted, value_new, value),
-            torch.where(moved, gradient_new, gradient),
-            self._chosen(accepted, jacobian, hessian, equations, z),
-            *(damping, lower, upper, held, ahead),
-        )
-        return z, between(state.gradient, z, lower, upper), self._look_ahead(z, state, self.nearest * size)
+        still = (trial.r == 0).all(-1)  # a step to where z is already: it has a derivative
+        accepted = (downhill | still) & jacobian.value.isfinite().all(-1)
+        less = torch.where(state.damping > NEGLIGIBLE * scale, state.damping / 10, 0)
+        return accepted, trial.there, state._replace(damping=torch.where(accepted, less, more))
+
+    def arrive(
+        self, z: Tensor, taken: Taken, trial: Seen[Plan], found: Objective, state: ProjectedState
+    ) -> tuple[Tensor, ProjectedState]:
+        value, jacobian = found
+        near = self.nearest * (state.ahead - trial.z).detach().abs()
+        hessian = self._chosen(taken, jacobian, state.hessian, trial.equations, z)
+        state = state._replace(value=taken(value, state.value), gradient=taken(jacobian.value, state.gradient))
+        r = between(state.gradient, z, state.lower, state.upper)
+        return r, self._look_ahead(z, state._replace(hessian=hessian), near)
 
     def estimate(self, z: Tensor, r: Tensor, state: ProjectedState) -> Estimate:
         """The undamped step; infinite where it leads to a bound, however near, for the derivative of what is held there is another."""
@@ -125,12 +127,10 @@ class ProjectedNewton(Method):
     def _model(self, hessian: Jacobian) -> Any:
         return hessian.to_dense() if self.max_inner is None else hessian
 
-    def _chosen(self, accepted: Tensor, new: Jacobian, old: Any, equations: Equations, z: Tensor) -> Any:
+    def _chosen(self, taken: Taken, new: Jacobian, old: Any, equations: Equations, z: Tensor) -> Any:
         """The Hessian at z, where some systems have moved and others have not."""
-        if finished(accepted):
-            return self._model(new)
-        if self.max_inner is None:
-            return torch.where(accepted[:, None, None], new.to_dense(), old)
+        if taken.everywhere or self.max_inner is None:
+            return self._model(new) if taken.everywhere else taken(new.to_dense(), old)
         return equations.objective_and_jacobian(z)[1]
 
     def _newton(self, hessian: Any, gradient: Tensor, held: Tensor, z: Tensor, damping: Tensor) -> Tensor:

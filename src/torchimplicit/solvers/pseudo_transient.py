@@ -8,12 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
+from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.lu import factor
 from torchimplicit.norms import rms
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
+from torchimplicit.solvers.trial import Taken, Trial, TrialMethod
 
 
 class PseudoTransientState(NamedTuple):
@@ -24,7 +24,7 @@ class PseudoTransientState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PseudoTransient(Method):
+class PseudoTransient(TrialMethod[Tensor, Jacobian, Jacobian]):
     """(I/δ + J(z)) s = −g(z), z ← z + s: implicit Euler steps for dz/dt = −g(z) that lengthen as the residual falls.
 
     δ ← δ ‖g(z)‖ / ‖g(z + s)‖ (switched evolution relaxation), so that the method follows the flow from the start and ends as
@@ -49,25 +49,32 @@ class PseudoTransient(Method):
         size = jacobian.detach().abs().sum(-1).amax(-1) if z.shape[-1] else z.new_ones(z.shape[0])
         return linearised.value, PseudoTransientState(jacobian, torch.where(size > 0, size, 1) / self.first)
 
-    def step(
+    def propose(
         self, equations: Equations, z: Tensor, r: Tensor, state: PseudoTransientState
     ) -> tuple[Tensor, Tensor, PseudoTransientState]:
-        jacobian, rate = state
-        damped = jacobian + torch.diag_embed(rate.unsqueeze(-1).expand(z.shape))
+        damped = state.jacobian + torch.diag_embed(state.rate.unsqueeze(-1).expand(z.shape))
         s = -torch.linalg.lu_solve(*factor(damped), r.unsqueeze(-1)).squeeze(-1)
-        linearised = equations.attempt(equations.jacobian, z + s)
-        if linearised is None:
-            return z, r, PseudoTransientState(jacobian, 4 * rate)
-        norm = rms(linearised.value.detach())
-        taken = (norm + rms(s.detach())).isfinite()
-        before = rms(r.detach())
-        rate = rate * torch.where(taken, norm / torch.where(before > 0, before, 1), 4)
-        if finished(~taken):
-            return z, r, PseudoTransientState(jacobian, rate)
-        rows = taken.unsqueeze(-1)
-        jacobian = torch.where(rows.unsqueeze(-1), linearised.to_dense(), jacobian)
-        z, r = torch.where(rows, z + s, z), torch.where(rows, linearised.value, r)
-        return z, r, PseudoTransientState(jacobian, rate)
+        return z + s, s, state
+
+    def look(self, equations: Equations, z: Tensor) -> Jacobian:
+        return equations.jacobian(z)
+
+    def nearer(self, plan: Tensor, state: PseudoTransientState) -> PseudoTransientState:
+        return state._replace(rate=4 * state.rate)
+
+    def judge(
+        self, trial: Trial[Tensor, Jacobian], state: PseudoTransientState
+    ) -> tuple[Tensor, Jacobian, PseudoTransientState]:
+        norm, before = rms(trial.there.value.detach()), rms(trial.r.detach())
+        taken = (norm + rms(trial.plan.detach())).isfinite()
+        rate = state.rate * torch.where(taken, norm / torch.where(before > 0, before, 1), 4)
+        return taken, trial.there, state._replace(rate=rate)
+
+    def arrive(
+        self, z: Tensor, taken: Taken, trial: Trial[Tensor, Jacobian], found: Jacobian, state: PseudoTransientState
+    ) -> tuple[Tensor, PseudoTransientState]:
+        jacobian = taken(found.to_dense(), state.jacobian)
+        return taken(found.value, trial.r), state._replace(jacobian=jacobian)
 
     def estimate(self, z: Tensor, r: Tensor, state: PseudoTransientState) -> Estimate:
         """Newton's correction."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from abc import ABC
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
 from torchimplicit.norms import rounding
 from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.trial import Taken, Trial, TrialMethod
+
+Plan = TypeVar("Plan")
 
 RANK = 16  # in units of n eps: singular values smaller than that are 0
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
@@ -74,15 +78,53 @@ class Tangent(NamedTuple):
         parts: Any = (None if part is None else part[rows] for part in self)
         return Tangent(*parts)
 
-    def where(self, rows: Tensor, other: Tangent) -> Tangent:
-        """This model in those rows, the other in the rest."""
+    def chosen(self, taken: Taken, other: Tangent) -> Tangent:
+        """This model where a step was taken, the other elsewhere."""
+        pairs: Any = (None if a is None or b is None else taken(a, b) for a, b in zip(self, other, strict=True))
+        return Tangent(*pairs)
 
-        def choose(new: Tensor | None, old: Tensor | None) -> Any:
-            return (
-                None if new is None or old is None else torch.where(rows.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-            )
 
-        return Tangent(*map(choose, self, other))
+Seen = Trial[Plan, Jacobian]
+Found = tuple[Tangent, Tensor]  # the model at a trial point, and the residual there
+
+
+class OnTangent(TrialMethod[Plan, Jacobian, Found], ABC):
+    """A method whose trial points come from the linear model at z, which is the ``tangent`` of its state."""
+
+    def start(self, equations: Equations, z: Tensor, keep: bool = False) -> tuple[Tensor, Tangent]:
+        """The residual and the model at z."""
+        if equations.kind.bounded and equations.kind.minimised:
+            raise TypeError(f"{type(self).__name__} does not know of bounds. Use 'projected_newton', the default.")
+        linearised = self.look(equations, z)
+        tangent = Tangent.of(linearised, z, not equations.kind.minimised, keep)
+        return condition(equations, tangent, linearised.value), tangent
+
+    def look(self, equations: Equations, z: Tensor) -> Jacobian:
+        """r linearised there. (An objective that is no sum of squares is refused where it is evaluated.)"""
+        return equations.jacobian_of_squares(z)
+
+    def compared(self, trial: Seen[Plan], step: Tensor, tangent: Tangent) -> tuple[Found, Tensor]:
+        """The model and the residual at the trial point, and the decrease of ‖r‖², relative to it, (B,): see :func:`compare`."""
+        new, decrease = compare(tangent, trial.there, trial.z, step, not trial.equations.kind.minimised)
+        return (new, condition(trial.equations, new, trial.there.value)), decrease
+
+    def arrive(self, z: Tensor, taken: Taken, trial: Seen[Plan], found: Found, state: Any) -> tuple[Tensor, Any]:
+        tangent, r = found
+        return taken(r, trial.r), self.moved(tangent.chosen(taken, state.tangent), taken, state)
+
+    def moved(self, tangent: Tangent, taken: Taken, state: Any) -> Any:
+        """The state with the model at the next z."""
+        return state._replace(tangent=tangent)
+
+    def merit(self, state: Any) -> Tensor:
+        """Half of the sum of squares at z, (B,)."""
+        norm: Tensor = state.tangent.norm
+        return norm.square() / 2
+
+    def estimate(self, z: Tensor, r: Tensor, state: Any) -> Estimate:
+        """The step to the minimum of the model, which is Newton's for a root, and what the curvature of a fit makes of it."""
+        tangent: Tangent = state.tangent
+        return Estimate(tangent.newton, 0.0, tangent.gain, complete=True)
 
 
 def condition(equations: Equations, tangent: Tangent, value: Tensor) -> Tensor:
@@ -108,11 +150,6 @@ def minimiser(R: Tensor, c: Tensor, columns: Tensor) -> Tensor:
     inverse = torch.linalg.pinv(scaled.detach(), rtol=RANK * R.shape[-1] * torch.finfo(R.dtype).eps)
     shortest = apply(inverse, c) / unit
     return torch.where(regular.unsqueeze(-1), x, torch.where(finite.unsqueeze(-1), shortest, torch.nan))
-
-
-def estimate(tangent: Tangent) -> Estimate:
-    """The step to the minimum of the model, which is Newton's for a root, and what the curvature of a fit makes of it."""
-    return Estimate(tangent.newton, 0.0, tangent.gain, complete=True)
 
 
 def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: bool) -> tuple[Tangent, Tensor]:
@@ -141,9 +178,3 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: b
         if not root:
             new = new._replace(gain=torch.where(shown, gain, old.gain))
         return new, torch.where(new.gradient.isfinite().all(-1) & decrease.isfinite(), decrease, -torch.inf)
-
-
-def check_squares(equations: Equations, method: str) -> None:
-    """Raise TypeError where a minimum has bounds. (An objective that is no sum of squares is refused where it is evaluated.)"""
-    if equations.kind.bounded and equations.kind.minimised:
-        raise TypeError(f"{method} does not know of bounds. Use 'projected_newton', the default.")

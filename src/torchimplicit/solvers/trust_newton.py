@@ -14,12 +14,15 @@ from torchimplicit.graph.loop import settle, where_needed
 from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
-from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.trust_region import first_radius, judge, nearer
+from torchimplicit.solvers.trial import Taken
+from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, first_radius, judge, nearer
 from torchimplicit.status import Status
 
 ITERATIONS = 60  # at most, for the length of a step
 ACCURACY = 0.1  # of that length
+
+# A step, and the decrease that the parabola predicts for it.
+Plan = tuple[Tensor, Tensor]
 
 
 class TrustState(NamedTuple):
@@ -63,7 +66,7 @@ class TrustState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrustNewton(Method):
+class TrustNewton(Downhill[Plan]):
     """z ← z + s, s the minimiser of the parabola φ + ∇φᵀs + sᵀHs / 2 in the ball ‖s‖ ≤ Δ: Newton's step where H is positive
     definite and Δ allows it.
 
@@ -85,25 +88,24 @@ class TrustNewton(Method):
         start = z.detach(), jacobian.value.detach()
         return jacobian.value, TrustState.at(z, value, jacobian.value, jacobian.to_dense(), radius, start)
 
-    def step(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Tensor, TrustState]:
-        value, hessian, _, newton, radius, start, _ = state
-        s, radius, predicted = _step(hessian, newton, r, radius, z)
-        trial = z + s
-        there = equations.attempt(equations.objective_and_jacobian, trial)
-        if there is None:  # it raises there: the whole batch comes nearer
-            return z, r, state._replace(radius=nearer(radius, s))
-        value_new, jacobian = there
-        accepted, radius = judge((value, value_new), (r, jacobian.value), s.detach(), predicted.detach(), radius)
-        if finished(~accepted):
-            return z, r, state._replace(radius=radius)
-        hessian_new = jacobian.to_dense()
-        if finished(accepted):
-            return trial, jacobian.value, TrustState.at(trial, value_new, jacobian.value, hessian_new, radius, start)
-        moved = accepted.unsqueeze(-1)
-        value = torch.where(accepted, value_new, value)
-        hessian = torch.where(moved.unsqueeze(-1), hessian_new, hessian)
-        z, r = torch.where(moved, trial, z), torch.where(moved, jacobian.value, r)
-        return z, r, TrustState.at(z, value, r, hessian, radius, start)
+    def propose(self, equations: Equations, z: Tensor, r: Tensor, state: TrustState) -> tuple[Tensor, Plan, TrustState]:
+        s, radius, predicted = _step(state.hessian, state.newton, r, state.radius, z)
+        return z + s, (s.detach(), predicted.detach()), state._replace(radius=radius)
+
+    def nearer(self, plan: Plan, state: TrustState) -> TrustState:
+        return state._replace(radius=nearer(state.radius, plan[0]))
+
+    def judge(self, trial: Seen[Plan], state: TrustState) -> tuple[Tensor, Objective, TrustState]:
+        value, jacobian = trial.there
+        accepted, radius = judge((state.value, value), (trial.r, jacobian.value), *trial.plan, state.radius)
+        return accepted, trial.there, state._replace(radius=radius)
+
+    def arrive(
+        self, z: Tensor, taken: Taken, trial: Seen[Plan], found: Objective, state: TrustState
+    ) -> tuple[Tensor, TrustState]:
+        value, jacobian = found
+        r, hessian = taken(jacobian.value, trial.r), taken(jacobian.to_dense(), state.hessian)
+        return r, TrustState.at(z, taken(value, state.value), r, hessian, state.radius, state.start)
 
     def estimate(self, z: Tensor, r: Tensor, state: TrustState) -> Estimate:
         """Newton's correction; infinite where the Hessian is not positive definite."""

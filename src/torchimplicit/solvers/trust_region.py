@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.graph.loop import Operands, settle
+from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.masks import divide
 from torchimplicit.norms import rounding
 from torchimplicit.solvers.descent import dot
+from torchimplicit.solvers.equations import Equations
+from torchimplicit.solvers.trial import Trial, TrialMethod
+
+Plan = TypeVar("Plan")
+Objective = tuple[Tensor, Jacobian]  # its value, (B,), and its Hessian, which holds the gradient
+Seen = Trial[Plan, Objective]
 
 FIRST = 10  # radius over the size of z; MINPACK advises 0.1 to 100, and 3 and 10 lead to all minima of Moré, Garbow and Hillstrom
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
+
+
+class Downhill(TrialMethod[Plan, Objective, Objective]):
+    """A method that goes downhill on an objective, with its Hessian at trial points."""
+
+    def look(self, equations: Equations, z: Tensor) -> Objective:
+        return equations.objective_and_jacobian(z)
 
 
 def first_radius(radius: Tensor, z: Tensor) -> Tensor:

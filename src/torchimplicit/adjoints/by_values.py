@@ -1,0 +1,88 @@
+"""The linear system of a derivative in plain code, where values decide what is computed and what is thought of the solution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoints.function import in_some
+from torchimplicit.adjoints.gauge import solve_singular, unseen
+from torchimplicit.adjoints.solving import Found, LinearisedSolver, Posed, Sweep
+from torchimplicit.adjoints.well_posed import Diagnosis
+from torchimplicit.autograd.products import Linearisation
+from torchimplicit.autograd.transforms import finished, occurs
+from torchimplicit.linear import Auto, LinearResult
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.status import Status, named
+
+
+def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: Sweep | None) -> Found:
+    """The solution, from the linearisation of a ``sweep`` or from one evaluation of g.
+
+    usable : whether the forward solve of each system has converged, (B,).
+    wanted : the tensors of g whose gradients the solution is for, where that is known.
+    """
+    solver = LinearisedSolver(posed, sweep)
+    result, operator = solver.solve(), solver.operator
+    singular = solver.singular()
+    gauge = singular is not None and occurs(singular)
+    if singular is not None and gauge:
+        asked = singular & (posed.b != 0).any(-1)
+        result, singular = _beside_a_gauge(posed, operator, result, asked, wanted)
+    seen: Diagnosis | None = None
+    if not (posed.base.kind.linear or solver.truncated):
+        rows = usable if finished(result.converged) else result.converged & usable
+        rows = rows if singular is None else rows & ~singular
+        seen = solver.look(posed.solution(operator, result.x), rows, gauge)
+    causes = [] if seen is None else [(seen.singular, Status.SINGULAR), (seen.off, Status.INACCURATE)]
+    causes += [] if singular is None else [(singular, Status.SINGULAR)]
+    undecided = _undecided(posed, usable)
+    causes += [] if undecided is None else [(undecided, Status.DEGENERATE)]
+    inaccurate = _inaccurate(posed, seen) if seen is not None and occurs(seen.off) else ""
+    evaluations = 1 + (0 if seen is None else seen.evaluations)
+    return Found(result, causes, evaluations, operator.products, not solver.truncated, inaccurate)
+
+
+def _undecided(posed: Posed, usable: Tensor) -> Tensor | None:
+    """Systems that have a derivative to each side only, and are asked for one."""
+    if not posed.base.kind.bounded:
+        return None
+    with torch.no_grad():
+        error = posed.settings.tolerance.each(posed.z)
+        undecided = posed.base.kind.undecided(posed.base.at(posed.tensors), posed.z, error)
+    return None if undecided is None else undecided & usable & (posed.b != 0).any(-1)
+
+
+def _beside_a_gauge(
+    posed: Posed, operator: Jacobian, result: LinearResult, singular: Tensor, wanted: Sequence[int]
+) -> tuple[LinearResult, Tensor]:
+    """Accept solutions beside a singular Jacobian where the gradients do not depend on the directions in which z* and u may move
+    freely. Returns the result, and which systems are still without a derivative."""
+    if not (posed.transpose and wanted and occurs(singular)) or operator.shape[-1] > Auto.dense_limit:
+        return result, singular
+    u, *vectors, solvable = solve_singular(operator.to_dense().mT, posed.b)
+    rows = singular & solvable
+    if not occurs(rows):
+        return result, singular
+    g = Linearisation(in_some(posed.base, posed.z, posed.tensors, wanted), [posed.tensors[i] for i in wanted])
+    of_null, of_other = (g.pull(torch.where(rows.unsqueeze(-1), vector, 0)) for vector in vectors)
+    if not unseen(of_null, of_other):
+        return result, singular
+    residual = torch.linalg.vector_norm(posed.b - operator.apply(u, True), dim=-1)
+    x = torch.where(rows.unsqueeze(-1), u, result.x)
+    residual = torch.where(rows, residual, result.residual_norm)
+    return result._replace(x=x, residual_norm=residual, converged=result.converged | rows), singular & ~rows
+
+
+def _inaccurate(posed: Posed, seen: Diagnosis) -> str:
+    """What is said of systems whose z is off."""
+    rows = seen.off.nonzero().flatten()
+    worst = rows[seen.excess[rows].argmax()]
+    bound = posed.settings.tolerance.bound(posed.z)[worst].min()
+    return (
+        f"The derivative is not that of the {posed.base.kind.name}. {named(rows, posed.z.shape[0])}: "
+        f"{Status.INACCURATE.name.lower()}, z* off by about {float(seen.excess[worst] * bound):.3g} (allowed "
+        f"{float(bound):.3g}): {Status.INACCURATE.prose}"
+    )
