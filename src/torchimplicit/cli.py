@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
+    from torchimplicit.demo.check_report import Looked
     from torchimplicit.diagnostics import Check
 
 # What the commands import beyond torch, and the extra that brings it.
@@ -52,6 +53,7 @@ def app() -> typer.Typer:
     quick_option = typer.Option(False, "--quick", help="Train less and repeat less: half a minute at most.")
     output_option = typer.Option(Path("report.html"), help="Where to write the report, one self-contained page.")
     seed_option = typer.Option(0, help="Of everything that is random.")
+    html_option = typer.Option(None, "--html", help="Write what was found there too, one self-contained page.")
     layers_argument = typer.Argument(metavar="MODULE:CALLABLE...", help="Factories of the layers to check.")
 
     @commands.command()
@@ -69,7 +71,7 @@ def app() -> typer.Typer:
         run(quick, output, seed, Console())
 
     @commands.command()
-    def check(layers: list[str] = layers_argument, seed: int = seed_option) -> None:
+    def check(layers: list[str] = layers_argument, seed: int = seed_option, html: Path | None = html_option) -> None:
         """Check your own layers: convergence, well-posedness, and the implicit gradient against independent ones.
 
         Each MODULE:CALLABLE is called without arguments and returns one of
@@ -92,10 +94,13 @@ def app() -> typer.Typer:
         console = Console(highlight=False, emoji=False)
         errors = Console(highlight=False, emoji=False, markup=False, style="red", stderr=True, soft_wrap=True)
         sys.path.insert(0, "")
-        well = True
+        well, looked = True, []
         for name in layers:
             try:
-                report = run_check(**problem_of(made_by(name)), seed=seed)
+                arguments = problem_of(made_by(name))
+                report = run_check(**arguments, seed=seed)
+                if html is not None:
+                    looked.append(look_at(name, report, arguments))
             except CaptureError as error:  # its gradient would be lost: this layer fails, and the others are checked
                 errors.print(f"{name}: {in_one_line(error)}")
                 well = False
@@ -105,6 +110,9 @@ def app() -> typer.Typer:
                 raise typer.Exit(2) from error
             show(report, name, console)
             well = well and report.ok
+        if html is not None:
+            write(looked, html)
+            console.print(f"report: {html}")
         if not well:
             raise typer.Exit(1)
 
@@ -122,6 +130,20 @@ def show(report: Check, name: str, console: Console) -> None:
     for verdict in report.verdicts:
         table.add_row(Text(verdict.level, style=colours[verdict.level]), verdict.name, Text(verdict.text))
     console.print(table)
+
+
+def look_at(name: str, report: Check, arguments: dict[str, Any]) -> Looked:
+    """What a page shows of a layer that was checked; it is drawn with what the demo needs."""
+    from torchimplicit.demo.check_report import look
+
+    return look(name, report, **arguments)
+
+
+def write(layers: list[Looked], file: Path) -> None:
+    """The page of all that were checked."""
+    from torchimplicit.demo.check_report import html
+
+    file.write_text(html(layers), encoding="utf-8")
 
 
 def made_by(name: str) -> Any:

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 from rich.console import Console
 
-from torchimplicit.demo import claims, figures, tables
+from torchimplicit.demo import claims, drawing, tables
 from torchimplicit.demo.instruments import Measured
 from torchimplicit.demo.measurements import Measurements
 from torchimplicit.demo.report import html
@@ -111,7 +111,7 @@ def test_every_line_of_the_subject_has_its_section(page):
 
 
 def test_plots_are_in_the_colours_of_the_page(page):
-    for stand_in, variable in figures.VARIABLES.items():
+    for stand_in, variable in drawing.VARIABLES.items():
         assert stand_in not in page
         assert variable in page
 

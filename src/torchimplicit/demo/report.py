@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchimplicit.demo import figures, tables
-from torchimplicit.demo.tables import Table, duration, number, size
+from torchimplicit.demo.page import equation, fact, page, plots, table
+from torchimplicit.demo.tables import duration, number, size
 
 if TYPE_CHECKING:
     from torchimplicit.demo.claims import SideBySide
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
 def html(m: Measurements) -> str:
     """The whole page."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    parts = (
+    return page(
+        "Backpropagation with implicit layers, measured",
         head(m),
         training(m),
         forward(m),
@@ -29,42 +28,6 @@ def html(m: Measurements) -> str:
         sizes(m),
         foot(m),
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Backpropagation with implicit layers, measured</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def equation(*parts: str) -> str:
-    """Each part stays on one line; between parts the line may break."""
-    return '<div class="equation">' + " ".join(f"<span>{part}</span>" for part in parts) + "</div>"
-
-
-def plots(*svgs: str) -> str:
-    return '<div class="plots">' + "".join(f"<div>{svg}</div>" for svg in svgs) + "</div>"
-
-
-def table(content: Table) -> str:
-    def cell(tag: str, i: int, text: str) -> str:
-        kind = "prose" if i in content.prose_columns else "number"
-        return f'<{tag} class="{kind}">{escape(text).replace(chr(10), "<br>")}</{tag}>'
-
-    def row(tag: str, cells: Iterable[str]) -> str:
-        return "<tr>" + "".join(cell(tag, i, text) for i, text in enumerate(cells)) + "</tr>"
-
-    body = "\n".join(row("td", cells) for cells in content.rows)
-    return (
-        f'<div class="table"><p>{escape(content.title)}</p>'
-        f'<div class="scroll"><table aria-label="{escape(content.title)}">'
-        f"<thead>{row('th', content.columns)}</thead>\n<tbody>\n{body}\n</tbody></table></div></div>"
-    )
-
-
-def fact(value: str, meaning: str) -> str:
-    return f'<div class="fact"><b>{value}</b><span>{meaning}</span></div>'
 
 
 def head(m: Measurements) -> str:
