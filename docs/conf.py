@@ -44,7 +44,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # what a page shows has been computed for it, now
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900
 nb_execution_show_tb = True
 
 python_maximum_signature_line_length = 88
