@@ -20,6 +20,7 @@ from torchimplicit.capture.randomness import Frozen
 from torchimplicit.capture.sharding import sharded_modules_refused
 from torchimplicit.condition import Condition, Flat, Kind
 from torchimplicit.layout import Layout
+from torchimplicit.linear.memory import Memory
 from torchimplicit.loop.search import Inside, Search
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.loop.stopping import Stopping
@@ -40,6 +41,7 @@ class Problem:
     flatten : (layout, name of the function) -> what flattens the function's output to (B, ·), raising where it does not fit z.
     batched : which leaves of args carry the batch dimension, where that is known.
     known : the solution, where it was found already.
+    memory : what is known of the Jacobians of the condition, where that may be sparse.
     """
 
     kind: Kind
@@ -56,6 +58,7 @@ class Problem:
     autocast: Autocast
     batched: tuple[bool, ...] | None = None
     known: Solution | None = None
+    memory: Memory | None = None
 
     @cached_property
     def output(self) -> Callable[[Any], Tensor]:
@@ -131,7 +134,7 @@ class Problem:
 
     def equations(self, z: Tensor) -> Equations:
         """What a search from z may ask about the problem, in plain code."""
-        return Equations(self.hoisted(), self.kind, self.part if self.batched is not None else None)
+        return Equations(self.hoisted(), self.kind, self.part if self.batched is not None else None, memory=self.memory)
 
     def find(
         self, z0: Tensor, equations: Equations, inside: Inside | None = None
@@ -160,6 +163,7 @@ class Problem:
         if found.trace is not None:
             self.record.trace = found.trace.reshape(len(found.trace), *batch_shape)
         self.record.tried = found.tried
+        self.record.linear = "" if self.memory is None else self.memory.description
         self.record.solved_by = None if found.solved_by is None else found.solved_by.reshape(batch_shape)
         if not values_hidden():
             report(

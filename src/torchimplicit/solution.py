@@ -29,6 +29,7 @@ class Record:
     trace: Tensor | None = None
     tried: tuple[str, ...] = ()
     solved_by: Tensor | None = None
+    linear: str = ""
     backward: Callable[[], SolveInfo] | None = None  # told when somebody asks
 
     @property
@@ -83,6 +84,12 @@ class SolveInfo:
         return self.record.solved_by
 
     @property
+    def linear(self) -> str:
+        """How the linear systems were solved, of large Jacobians, in words: the method, its preconditioner, the pattern, or why there
+        is none. Empty where nothing had to be chosen."""
+        return self.record.linear
+
+    @property
     def adjoint(self) -> SolveInfo | None:
         """The same facts of the latest first-order backward solve, filled in when it runs."""
         return self.record.adjoint
@@ -108,6 +115,8 @@ class SolveInfo:
         if self.solved_by is not None:
             solved = [f"{name} ({int(self.solved_by.eq(i).sum())} solved)" for i, name in enumerate(self.tried)]
             lines.append(f"tried: {', '.join(solved)}")
+        if self.linear:
+            lines.append(f"linear systems: {self.linear}")
         lines += [line for line in self.message.splitlines() if not line.startswith("converged:")]
         if self.adjoint is not None:
             lines.append(f"backward: {self.adjoint.summary()}")

@@ -361,3 +361,19 @@ def test_a_function_in_c_is_built() -> None:
     x = torch.ones(3)
     dynamo.built_extension(["float*", "const int64_t"], "#include <cstdint>\n" + source)(x, 3)
     torch.testing.assert_close(x, torch.full((3,), 2.0))
+
+
+def test_a_dispatch_mode_sees_operators_and_what_they_write() -> None:
+    seen = []
+
+    class Seeing(operators.DispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            written = operators.written(func, args, kwargs or {})
+            seen.append((operators.name(func), [each is args[0] for each in written], operators.parameters(func)[0]))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.zeros(2)
+    with Seeing():
+        x.add_(1)
+        x.roll(1)
+    assert seen == [("add_", [True], ("self", False)), ("roll", [], ("self", False))]

@@ -87,7 +87,8 @@ class Implicit:
         def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
             with captured.searching():
                 inside = Inside(tensors[:given], condition.vmaps)
-                solved = Solved(*problem.find(z0, Equations(condition.at(tensors), problem.kind), inside))
+                equations = Equations(condition.at(tensors), problem.kind, memory=problem.memory)
+                solved = Solved(*problem.find(z0, equations, inside))
                 captured.check_nothing_hidden(condition, solved.z, tensors)
             return solved
 
@@ -110,6 +111,7 @@ class Implicit:
             inverse_is_earlier=problem.search.inverse_is_earlier,
             near_identity=problem.kind.near_identity or problem.search.near_identity,
             tolerance=problem.tolerance,
+            memory=problem.memory,
         )
         return ConditionSystem(
             condition, find, settings, problem.layout.batch_shape, problem.record, linearised=linearised

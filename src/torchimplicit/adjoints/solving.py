@@ -21,6 +21,7 @@ from torchimplicit.linear.diagonal import Division
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import Preconditioner, ordinary, tolerance
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
 from torchimplicit.linear.solver import Bound, LinearSolver, bind
 from torchimplicit.status import OnFailure, Status
@@ -47,6 +48,7 @@ class LinearSettings:
     inverse_is_earlier : whether that is of the Jacobian at a z that was farther from the root.
     near_identity : whether ∂g/∂z may be the identity less a contraction.
     tolerance : of the forward solve: the error that z may have.
+    memory : what is known of the Jacobians of the condition: of the forward solve, say, the factors.
     """
 
     solver: LinearSolver | None
@@ -59,6 +61,7 @@ class LinearSettings:
     inverse_is_earlier: bool
     near_identity: bool
     tolerance: Tolerance
+    memory: Memory | None = None
 
     def limit(self, b: Tensor) -> Tensor:
         """The residual norms (B,) with which A w = b counts as solved."""
@@ -91,6 +94,7 @@ class Posed:
             symmetric=kind.symmetric,
             positive_definite=kind.positive_definite,
             linearisation=linearisation,
+            memory=self.settings.memory,
         )
 
     def solution(self, operator: Jacobian, w: Tensor) -> LinearSolution:
@@ -167,7 +171,8 @@ class LinearisedSolver:
     @cached_property
     def state(self) -> Bound:
         """The chosen solver bound to the operator, when it is needed."""
-        automatic = Contraction() if self.settings.near_identity else Auto()
+        near_identity = self.settings.near_identity and self.settings.memory is None
+        automatic = Contraction() if near_identity else Auto()
         return bind(automatic if self.named is None else self.named, self.operator, REFINEMENTS)
 
     def solve(self) -> LinearResult:

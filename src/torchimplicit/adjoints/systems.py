@@ -151,7 +151,9 @@ class JacobianSystem:
         if sweep is None or sweep.w is None:  # what there is of larger systems is not kept
             facts = partial(SolveStats, *facts())
         if self.record is not None and not tracing():
-            self.record.backward = partial(_info, facts, self.batch_shape)
+            memory = self.settings.memory
+            how = "" if memory is None else memory.description
+            self.record.backward = partial(_info, facts, self.batch_shape, how)
         if status is not None and found.expected:
             w = self._reported(w, found, status, self.settings.limit(b))
         return w, facts
@@ -174,5 +176,5 @@ def _facts(found: Found, status: Tensor | None, b: Tensor) -> SolveStats:
     return SolveStats.counted(status, steps, residual, error_of(x, b, residual), found.evaluations, found.products)
 
 
-def _info(facts: Callable[[], SolveStats], batch_shape: torch.Size) -> SolveInfo:
-    return facts().info(batch_shape, Record(Derivative.name))
+def _info(facts: Callable[[], SolveStats], batch_shape: torch.Size, linear: str) -> SolveInfo:
+    return facts().info(batch_shape, Record(Derivative.name, linear=linear))

@@ -22,7 +22,7 @@ from torchimplicit.solvers import NAMES
 NO_OPTIONS = ("z0", "args", "batched", "compile")  # of what may be given by name
 IN_GRAPH = ("auto", *(name for name, method in NAMES.items() if method.in_graph))
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
-LINEAR = ("lu", "qr", "cholesky", "gmres", "backtracking")  # what they, and an adjoint, may hold
+LINEAR = ("lu", "qr", "cholesky", "gmres", "large", "backtracking")  # what they, and an adjoint, may hold
 
 
 def refusal(entry: str, first: Any, **options: Any) -> str | None:
@@ -41,6 +41,8 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return "trace=True keeps a record of steps whose number is not known"
     if options.get("randomness", "error") != "error":
         return 'randomness="frozen" needs the states of the generators'
+    if options.get("sparsity") not in (None, "off"):
+        return "sparse matrices are factorised outside of torch"
     solver, adjoint = options.get("solver"), options.get("adjoint")
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
         return f"adjoint={type(adjoint).__name__}: only Implicit can, with LU, QR, Cholesky or GMRES"

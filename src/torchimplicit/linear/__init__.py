@@ -12,8 +12,10 @@ from torchimplicit.linear.diagonal import Diagonal
 from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import Geometry, LinearResult
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.large import Large
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.matrix_free import MatrixFree
+from torchimplicit.linear.memory import Memory, PatternWarning
 from torchimplicit.linear.neumann import Neumann
 from torchimplicit.linear.operators import Inverse, LinearOperator, Product, Scaled, Sum
 from torchimplicit.linear.qr import QR
@@ -35,10 +37,13 @@ __all__ = [
     "Geometry",
     "Inverse",
     "Jacobian",
+    "Large",
     "LinearOperator",
     "LinearResult",
     "MatrixFree",
+    "Memory",
     "Neumann",
+    "PatternWarning",
     "Product",
     "Richardson",
     "Scaled",

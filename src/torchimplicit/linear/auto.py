@@ -17,6 +17,7 @@ from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import IterativeState, LinearResult
+from torchimplicit.linear.large import Large, LargeState
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.richardson import Richardson
@@ -31,9 +32,10 @@ class Auto:
     1. The direct solve that this kind of matrix has (`operator.direct()`): division by a diagonal, elimination within a band,
        block by block, by factor of a product, ...; LU for dense entries, or Cholesky if A is positive definite, with LU for
        the systems in which that fails.
-    2. Of what has none: elimination within the band, if that is known to be narrow; the same LU or Cholesky, if n <= dense_limit.
+    2. Of what has none: :class:`Large`, if something is known of matrices like A (`operator.memory`); elimination within the
+       band, if that is known to be narrow; the same LU or Cholesky, if n <= dense_limit.
     3. Otherwise, by products alone: CG if A is positive definite, else GMRES.
-    4. Systems that 3 did not solve, or a direct solve that does not serve every regular matrix: LU if n <= fallback_limit,
+    4. Systems that 3 or `Large` did not solve, or a direct solve that does not serve every regular matrix: LU if n <= fallback_limit,
        else BiCGStab. Solved systems keep their solution.
 
     Inside a function transform nothing may depend on success, so the second choices of 2 and 4 are always computed
@@ -66,7 +68,7 @@ class Auto:
 def _direct(operator: LinearOperator, dense_limit: int) -> Direct | None:
     """The state of the direct solve that fits the operator; None: there is none that pays."""
     own = operator.direct()
-    if own is not None:
+    if own is not None or operator.memory is not None:
         return own
     structure, n = operator.structure, operator.shape[-1]
     if structure.lower + structure.upper < min(NARROW, n / 2):
@@ -80,7 +82,7 @@ class AutoState:
     """The chosen solver bound to an operator.
 
     Attributes:
-        choice: what solves: "CG", "GMRES", or the title of a direct solve, such as "diagonal", "Cholesky" or "LU".
+        choice: what solves: "large", "CG", "GMRES", or the title of a direct solve, such as "diagonal", "Cholesky" or "LU".
         direct: the state of a direct choice, else None.
     """
 
@@ -88,9 +90,11 @@ class AutoState:
         self.solver = solver
         self.operator = operator
         self.direct = _direct(operator, solver.dense_limit)
-        self.iterative: IterativeState | None = None
+        self.iterative: IterativeState | LargeState | None = None
         if self.direct is not None:
             self.choice = self.direct.title
+        elif operator.memory is not None:
+            self.choice, self.iterative = "large", Large(restart=solver.restart).factorize(operator)
         else:
             limits = {"max_steps": solver.max_steps, "preconditioner": solver.preconditioner}
             if operator.positive_definite:

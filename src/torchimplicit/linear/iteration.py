@@ -46,6 +46,13 @@ class LinearResult(NamedTuple):
     products: int
 
 
+def after(first: LinearResult | None, second: LinearResult) -> LinearResult:
+    """The second result, which began where the first ended, with the costs of both."""
+    if first is None:
+        return second
+    return second._replace(steps=first.steps + second.steps, products=first.products + second.products)
+
+
 def linear_status(result: LinearResult) -> Tensor:
     """How the solution of a linear system ended, per system."""
     status = torch.where(result.exhausted, Status.MAX_STEPS, Status.STAGNATED)

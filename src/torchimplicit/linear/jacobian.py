@@ -35,7 +35,8 @@ class Jacobian(LinearOperator):
         products: how many products were taken so far (a dense matrix counts one for each row).
 
     With grad mode on, all products can be differentiated again. A ``linearisation`` of g in z that is already at hand is
-    used as it is; where the ``value`` is, g is linearised when the first product is asked for.
+    used as it is; where the ``value`` is, g is linearised when the first product is asked for. ``memory``: what is known of Jacobians
+    like this one.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Jacobian(LinearOperator):
         linearisation: Linearisation | None = None,
         value: Tensor | None = None,
         of_g: Operands | None = None,
+        memory: Any = None,
     ) -> None:
         self.g, self.z, self._given, self._of_g = g, z, linearisation, of_g
         self.value = self._linearisation.value if value is None else value
         self.products = 0
+        self.memory = memory
         shape = (*z.shape[:-1], self.value.shape[-1], z.shape[-1])
         super().__init__(shape, z.dtype, z.device, symmetric=symmetric, positive_definite=positive_definite)
 
@@ -61,7 +64,7 @@ class Jacobian(LinearOperator):
 
     def moved(self, z: Tensor) -> Jacobian:
         """That of the same function at another z."""
-        return Jacobian(self.g, z, symmetric=self.symmetric)
+        return Jacobian(self.g, z, symmetric=self.symmetric, memory=self.memory)
 
     @property
     def operands(self) -> Operands:
@@ -78,9 +81,11 @@ class Jacobian(LinearOperator):
         self.products += products
 
     def matvec(self, x: Tensor) -> Tensor:
-        """∂g/∂z x, the derivative of the pullback."""
+        """∂g/∂z x, the derivative of the pullback; of a symmetric one the pullback itself."""
+        if self.symmetric:
+            return self.rmatvec(x)
         self.count(1)
-        return self._linearisation.push((x,))
+        return self._push(x)
 
     def rmatvec(self, y: Tensor) -> Tensor:
         """(∂g/∂z)ᵀ y, one vector-Jacobian product."""
@@ -93,27 +98,32 @@ class Jacobian(LinearOperator):
         m, n = self.shape[-2:]
         if not m * self.z.numel():
             return self.z.new_zeros(self.shape)
-        if n < m:
-            return self._swept(n, self._linearisation.push_batch, lambda w: self._linearisation.push((w,))).movedim(
-                0, -1
-            )
-        return self._swept(m, self._linearisation.pull_batch, self._pull).movedim(0, -2)
+        return self._swept(n, False).movedim(0, -1) if n < m else self._swept(m, True).movedim(0, -2)
 
-    def _swept(self, size: int, many: Callable[[Tensor], Tensor], one: Callable[[Tensor], Tensor]) -> Tensor:
+    def sweep(self, vectors: Tensor, adjoint: bool) -> Tensor:
+        """The products with many vectors (k, *batch_shape, n), in one batched sweep where g allows that."""
+        self.count(len(vectors))
+        many = self._linearisation.pull_batch if adjoint else self._linearisation.push_batch
+        try:
+            return many(vectors)
+        except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here
+            one = self._pull if adjoint else self._push
+            return torch.stack([one(v) for v in vectors])
+
+    def _swept(self, size: int, adjoint: bool) -> Tensor:
         size = int(size)  # in a graph, where sizes may change, that of a matrix does not
-        self.count(size)
         if size == 1:
-            return one(torch.ones((), dtype=self.dtype, device=self.device).expand(*self.batch_shape, 1)).unsqueeze(0)
+            self.count(1)
+            unit = torch.ones((), dtype=self.dtype, device=self.device).expand(*self.batch_shape, 1)
+            return (self._pull(unit) if adjoint else self._push(unit)).unsqueeze(0)
         eye = torch.eye(size, dtype=self.dtype, device=self.device)
         vectors = eye.reshape(size, *(1,) * len(self.batch_shape), size).expand(size, *self.batch_shape, size)
         at_once = max(1, SWEEP_ENTRIES // max(1, math.prod(self.batch_shape) * max(self.shape[-2:])))
-        parts = []
-        for part in (vectors,) if at_once >= size else vectors.split(at_once):
-            try:
-                parts.append(many(part))
-            except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here
-                parts.append(torch.stack([one(v) for v in part]))
+        parts = [self.sweep(p, adjoint) for p in ((vectors,) if at_once >= size else vectors.split(at_once))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _push(self, x: Tensor) -> Tensor:
+        return self._linearisation.push((x,))
 
     def _pull(self, y: Tensor) -> Tensor:
         (x,) = self._linearisation.pull(y)

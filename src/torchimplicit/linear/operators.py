@@ -34,12 +34,14 @@ class LinearOperator(ABC):
         structure: what is promised of the entries (:class:`torchimplicit.linear.structure.Structure`), never checked.
         explicit: the entries are at hand, so that `to_dense` costs no products.
         leading: `matvec` and `rmatvec` take further leading dimensions, (*lead, *batch_shape, n), by themselves.
+        memory: what is known of matrices like it (:class:`torchimplicit.linear.Memory`), if there is anything to know.
         parts, options: names of the attributes, tensors or operators, that the constructor takes by position, and of
             those that it takes by name. With parts an operator is a pytree, whose leaves are its tensors.
     """
 
     explicit = False
     leading = False
+    memory: Any = None
     parts: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     _original: LinearOperator | None = None  # set on an adjoint, so that A.H.H is A

@@ -51,6 +51,7 @@ def fixed_point(
     trace: bool = False,
     callback: Callback | None = None,
     compile: bool = False,
+    sparsity: Any = None,
 ) -> Solution:
     """Find z* = f(z*, *args), differentiable in args and in every tensor that f uses.
 

@@ -63,6 +63,7 @@ def least_squares(
     trace: bool = False,
     callback: Callback | None = None,
     compile: bool = False,
+    sparsity: Any = None,
 ) -> Solution:
     """Find z* that minimises ½‖r(z, *args)‖², differentiable in args and in every tensor that r uses.
 

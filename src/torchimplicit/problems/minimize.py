@@ -66,6 +66,7 @@ def minimize(
     trace: bool = False,
     callback: Callback | None = None,
     compile: bool = False,
+    sparsity: Any = None,
 ) -> Solution:
     """Find z* that minimises phi(z, *args), differentiable in args and in every tensor that phi uses.
 

@@ -20,6 +20,7 @@ from torchimplicit.compiling.problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe
+from torchimplicit.linear.memory import Memory
 from torchimplicit.loop.search import search_by
 from torchimplicit.loop.solve import Watch
 from torchimplicit.parameters import check_steps
@@ -27,6 +28,7 @@ from torchimplicit.private import pytree
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import Polyalgorithm, resolve
+from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
@@ -56,6 +58,7 @@ def pose_and_solve(
     trace: bool = False,
     callback: Callback | None = None,
     compile: bool | Solution = False,
+    sparsity: Any = None,
 ) -> Solution:
     """Check what was passed, choose the solver, and hand the problem to its adjoint."""
     if not callable(fn):
@@ -70,7 +73,9 @@ def pose_and_solve(
         adjoint = EXACT
     refuse_sharded_tensors(fn, z0, args)
     layout = Layout.of(z0, batch_ndim)
-    method = resolve(solver, kind, layout).fitted(layout)
+    memory = memory_for(sparsity, kind, layout)
+    sparse = memory is not None and sparsity is not None
+    method = resolve(solver, kind, layout, sparse).fitted(layout)
     args = tuple(args)
     rows = check_batched(batched, args, layout)
     fn = frozen(fn, randomness, layout.device)
@@ -93,10 +98,29 @@ def pose_and_solve(
         autocast=Autocast.now(layout.device.type),
         batched=rows,
         known=compile if isinstance(compile, Solution) else None,
+        memory=memory,
     )
     if rtol is None:
         problem = _as_precise_as_the_function(problem, start)
     return adjoint.run(problem, start)
+
+
+def memory_for(sparsity: Any, kind: Kind, layout: Layout) -> Memory | None:
+    """What is known of the Jacobians at the start: what the user says; by default, beyond the size of dense ones, that a pattern may be
+    looked for. None: they are products only.
+
+    Raises TypeError, ValueError where ``sparsity`` is none of what it may be, or does not fit z.
+    """
+    if isinstance(sparsity, Memory):
+        sparsity.check(layout.size)
+        return sparsity
+    if sparsity is None:
+        return Memory() if layout.size > DENSE_LIMIT and not (kind.near_identity or kind.bounded) else None
+    if isinstance(sparsity, str) and sparsity == "off":
+        return None
+    memory = Memory(sparsity)
+    memory.check(layout.size)
+    return memory
 
 
 def check_args(args: Any) -> None:

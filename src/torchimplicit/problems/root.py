@@ -52,6 +52,7 @@ def root(
     trace: bool = False,
     callback: Callback | None = None,
     compile: bool = False,
+    sparsity: Any = None,
 ) -> Solution:
     """Find z* with g(z*, *args) = 0, differentiable in args and in every tensor that g uses.
 

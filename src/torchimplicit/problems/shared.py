@@ -29,6 +29,10 @@ batch_ndim: the first so many dimensions of every leaf of z index independent sy
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
         callback: called as ``callback(step, z, residual)`` before the first and after every step.
+        sparsity: where ∂g/∂z (of a minimum the Hessian) has entries, in one system: a sparse tensor of torch, a sparse array of SciPy,
+            a list of the lengths of diagonal blocks, or "detect", from the function itself. Newton steps and the backward then take
+            factors of one sparse matrix (:class:`torchimplicit.linear.Large`). A :class:`torchimplicit.linear.Memory` keeps them from
+            call to call. None: the pattern is looked for beyond n = 256; "off": never. Needs SciPy, ``torchimplicit[scipy]``.
         compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes 20 seconds
             to some minutes. What is differentiated is the function itself.
 
@@ -43,7 +47,7 @@ batch_ndim: the first so many dimensions of every leaf of z index independent sy
 
 OPTIONS = (
     *("solver", "adjoint", "batch_ndim", "batched", "rtol", "atol", "max_steps"),
-    *("randomness", "on_failure", "has_aux", "trace", "callback", "compile"),
+    *("randomness", "on_failure", "has_aux", "trace", "callback", "compile", "sparsity"),
 )
 
 

@@ -43,10 +43,15 @@ NAMES: dict[str, type[Method]] = {
 }
 
 
-def resolve(solver: str | Method | Polyalgorithm | None, kind: Kind, layout: Layout) -> Method | Polyalgorithm:
-    """The solver that was named or given, or the one that is chosen (None, "auto")."""
+def resolve(
+    solver: str | Method | Polyalgorithm | None, kind: Kind, layout: Layout, sparse: bool = False
+) -> Method | Polyalgorithm:
+    """The solver that was named or given, or the one that is chosen (None, "auto"). Newton's method with ``sparse`` Jacobians is the
+    one that solves its systems iteratively."""
     if solver is None or solver == "auto":
-        return choose(kind, layout)
+        return choose(kind, layout, sparse)
+    if solver == "newton" and sparse:
+        return NewtonKrylov()
     if isinstance(solver, str):
         if solver not in NAMES:
             raise ValueError(f'there is no solver {solver!r}; the names are "auto", {", ".join(map(repr, NAMES))}.')

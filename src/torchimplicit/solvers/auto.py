@@ -25,7 +25,7 @@ CHEAP_LIMIT = 64  # smallest n for which a Jacobian costs more than an attempt w
 FAST = 0.5  # a contraction factor below which plain steps need no acceleration
 
 
-def choose(kind: Kind, layout: Layout) -> Method | Polyalgorithm:
+def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalgorithm:
     """``auto``: a fixed point (``near_identity``) by plain steps, and by Anderson acceleration from where these are slow;
     anything else by Newton's method, with dense Jacobians up to n = 256 (and 2²⁶ entries over the batch), matrix-free
     (Newton–Krylov) beyond. From n = 64 Broyden's method, which needs no Jacobian, is given a few steps to come nearer first: it
@@ -34,20 +34,20 @@ def choose(kind: Kind, layout: Layout) -> Method | Polyalgorithm:
     systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
-    bounds (``bounded``) by projected Newton steps. Without anything to minimise bounds are part of the equations. A
-    failure of all is reported like any other.
+    bounds (``bounded``) by projected Newton steps. Without anything to minimise bounds are part of the equations. ``sparse``
+    Jacobians, by ``sparsity=``, are for the methods of large systems at any size. A failure of all is reported like any other.
     """
     batch, n = layout.batch, layout.size
     if kind.near_identity:
-        return Anderson(plain_below=FAST)
-    dense = n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
+        return LARGE if sparse else Anderson(plain_below=FAST)
+    dense = not sparse and n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
     if kind.bounded and kind.minimised:
         return ProjectedNewton(max_inner=None if dense else 200)
     if kind.sums_squares and dense:
         return FITS
     if kind.minimised:
         return TrustNewton() if dense else NewtonCG()
-    if n == 1:
+    if n == 1 and not sparse:
         return NUMBERS
     if dense:
         return SMALL if n < CHEAP_LIMIT else MIDDLING

@@ -16,6 +16,7 @@ from torchimplicit.capture.randomness import Watched
 from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.memory import Memory
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class Equations:
     part : gives the function for some rows of the batch, where it is known which of its tensors have them; else None.
     remark : what users should know of the function if the solve fails: what it has raised last at a trial point, say.
     operands : the tensors that the function uses, while a graph is made of a solve.
+    memory : what is known of the Jacobians of the condition.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Equations:
         kind: Kind,
         part: Callable[[slice | Tensor], Flat] | None = None,
         operands: Operands | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.operands = operands
+        self.memory = memory
         self._f = f
         self._watched: Watched | None = None
         self.kind = kind
@@ -102,7 +106,8 @@ class Equations:
         """Those of some systems of the batch, with counts of their own."""
         part = self.part
         assert part is not None
-        return Equations(part(rows), self.kind, lambda inner: part(_rows_of(rows, inner)))
+        memory = None if self.memory is None else self.memory.of_rows()
+        return Equations(part(rows), self.kind, lambda inner: part(_rows_of(rows, inner)), memory=memory)
 
     def add(self, counted: Sequence[tuple[Equations, int]], batch: int) -> None:
         """Count what was asked of parts of the batch, each of so many rows, in evaluations of the whole batch."""
@@ -117,7 +122,7 @@ class Equations:
 
     def jacobian(self, z: Tensor) -> Jacobian:
         """∂g/∂z at z as an operator, from one evaluation of g (``.value`` is g(z))."""
-        return self._linearised(self.kind.residual, z, self.kind.symmetric)
+        return self._linearised(self.kind.residual, z, self.kind.symmetric, self.memory)
 
     def squares(self, z: Tensor) -> Tensor:
         """The numbers (B, m) whose sum of squares is minimised: the residuals r of a fit, the residual g of a root."""
@@ -160,7 +165,7 @@ class Equations:
 
             return self.kind.gradient(noted, z)
 
-        jacobian = self._linearised(part, z, self.kind.minimised)
+        jacobian = self._linearised(part, z, self.kind.minimised, self.memory)
         (out,) = without_dead_wrappers(seen[:1])
         return self.kind.objective(lambda z: out.detach(), z), jacobian
 
@@ -175,9 +180,11 @@ class Equations:
             self.remark = f"At a trial point the function raised {type(error).__name__}: {error}"
             return None
 
-    def _linearised(self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool) -> Jacobian:
+    def _linearised(
+        self, part: Callable[[Flat, Tensor], Tensor], z: Tensor, symmetric: bool, memory: Memory | None = None
+    ) -> Jacobian:
         self.evaluations += 1
-        return _Counted(self, lambda z: part(self._f, z), z, symmetric)
+        return _Counted(self, lambda z: part(self._f, z), z, symmetric, memory)
 
 
 def _rows_of(outer: slice | Tensor, inner: slice | Tensor) -> Tensor:
@@ -190,9 +197,9 @@ def _rows_of(outer: slice | Tensor, inner: slice | Tensor) -> Tensor:
 
 
 class _Counted(Jacobian):
-    def __init__(self, equations: Equations, g: Flat, z: Tensor, symmetric: bool) -> None:
+    def __init__(self, equations: Equations, g: Flat, z: Tensor, symmetric: bool, memory: Memory | None) -> None:
         self._equations = equations
-        super().__init__(g, z, symmetric=symmetric, of_g=equations.operands)
+        super().__init__(g, z, symmetric=symmetric, of_g=equations.operands, memory=memory)
 
     def count(self, products: int) -> None:
         super().count(products)

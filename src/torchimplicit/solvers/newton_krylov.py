@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import GMRES
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.large import Large
 from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
@@ -49,7 +49,7 @@ class NewtonKrylov(Method):
     Nothing of size n² is formed.
     """
 
-    linear_solver: Any = None  # GMRES
+    linear_solver: Any = None  # Large
     loosest: float = 0.1
     max_inner: int = 200
     line_search: Backtracking | None = None
@@ -58,7 +58,7 @@ class NewtonKrylov(Method):
 
     def __post_init__(self) -> None:
         if self.linear_solver is None:  # a default that torch.compile can read
-            object.__setattr__(self, "linear_solver", GMRES())
+            object.__setattr__(self, "linear_solver", Large())
         check_count("NewtonKrylov: max_inner", self.max_inner)
         check_positive("NewtonKrylov: loosest", self.loosest)
         solver = self.linear_solver

@@ -1,0 +1,68 @@
+"""Patterns, the places where a Jacobian may have entries, from whatever describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.pattern import Pattern
+
+
+def of_places(rows: Tensor, columns: Tensor, m: int, n: int) -> Pattern:
+    """From places in any order, perhaps several times."""
+    key = (rows.long() * n + columns.long()).unique()
+    return Pattern(key // max(1, n), key % max(1, n), m, n)
+
+
+def of_rows(columns: Tensor, n: int) -> Pattern:
+    """From the columns of each row's entries, counted from 1 and perhaps repeated; 0 for none: (m, k)."""
+    columns = columns.sort(1).values if columns.device.type != "cpu" else _sorted(columns)
+    entries = columns > 0
+    entries[:, 1:] &= columns[:, 1:] != columns[:, :-1]
+    rows = torch.arange(len(columns), device=columns.device).repeat_interleave(entries.sum(1))
+    return Pattern(rows, columns[entries].long() - 1, len(columns), n)
+
+
+def _sorted(columns: Tensor) -> Tensor:
+    """NumPy sorts short rows many times as fast as torch."""
+    import numpy as np
+
+    return torch.from_numpy(np.sort(columns.numpy(), axis=1))
+
+
+def given(pattern: Any, n: int) -> Pattern:
+    """From what a user gives: a torch tensor (sparse, or dense with zeros), a SciPy sparse array or matrix, or a list of the lengths
+    of the square blocks on the diagonal.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it is not (n, n), or the blocks do not add up to n.
+    """
+    if isinstance(pattern, Tensor):
+        if pattern.ndim != 2:
+            raise ValueError(f"sparsity is a {pattern.ndim}-D tensor; expected a pattern of shape ({n}, {n}).")
+        pattern = pattern.detach()
+        dense = pattern.layout == torch.strided
+        rows, columns = pattern.nonzero().mT if dense else pattern.to_sparse_coo().coalesce().indices()
+        shape = tuple(pattern.shape)
+    elif hasattr(pattern, "tocoo"):  # SciPy's
+        coo = pattern.tocoo()
+        rows, columns = (torch.as_tensor(places, dtype=torch.int64) for places in (coo.row, coo.col))
+        shape = tuple(coo.shape)
+    elif isinstance(pattern, Sequence) and not isinstance(pattern, str) and all(isinstance(k, int) for k in pattern):
+        if any(k < 1 for k in pattern) or sum(pattern) != n:
+            raise ValueError(f"sparsity: the blocks {list(pattern)} add up to {sum(pattern)}; expected {n} unknowns.")
+        places = [torch.ones(k, k).nonzero() + sum(pattern[:i]) for i, k in enumerate(pattern)]
+        rows, columns = torch.cat(places).mT
+        shape = (n, n)
+    else:
+        raise TypeError(
+            f"sparsity is a {type(pattern).__name__}; expected 'detect', 'off', a sparse tensor of torch, a sparse array of "
+            "SciPy, a list of the lengths of diagonal blocks, or a torchimplicit.linear.Memory."
+        )
+    if shape != (n, n):
+        raise ValueError(f"sparsity has shape {shape}; expected ({n}, {n}), the unknowns of one system.")
+    return of_places(rows, columns, n, n)

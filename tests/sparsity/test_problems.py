@@ -1,0 +1,345 @@
+"""Roots, minima, fits and fixed points with sparse Jacobians: values and gradients against SciPy and dense linear algebra, and what
+they cost in factorisations and products."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torchimplicit as ti
+from torchimplicit.linear import Memory, PatternWarning
+
+M = 20
+
+
+def laplacian(u: Tensor) -> Tensor:
+    """−Δu on the unit square, u = 0 around it, times the square of the mesh's width."""
+    p = torch.nn.functional.pad(u, (1, 1, 1, 1))
+    return 4 * u - p[..., 2:, 1:-1] - p[..., :-2, 1:-1] - p[..., 1:-1, 2:] - p[..., 1:-1, :-2]
+
+
+def bratu(u: Tensor, lam: Tensor) -> Tensor:
+    """−Δu − λ eᵘ."""
+    return laplacian(u) - lam * u.exp() / (u.shape[-1] + 1) ** 2
+
+
+def convection(u: Tensor, lam: Tensor) -> Tensor:
+    """With a wind, which makes the Jacobian asymmetric."""
+    p = torch.nn.functional.pad(u, (1, 1, 1, 1))
+    return bratu(u, lam) + 0.6 * (p[..., 1:-1, 2:] - p[..., 1:-1, :-2]) * (1 + u)
+
+
+def rates(m: int = M) -> Tensor:
+    return (5 + torch.sin(torch.arange(m * m, dtype=torch.float64)).view(m, m)).requires_grad_()
+
+
+def by_hand(lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Bratu's solution, and the derivative of its sum in λ, by SciPy."""
+    m = len(lam)
+    line = sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(m, m))
+    stiffness = sparse.kronsum(line, line)
+    u, rate = np.zeros(m * m), lam.detach().numpy().reshape(-1) / (m + 1) ** 2
+    for _ in range(10):
+        factors = scipy.sparse.linalg.splu((stiffness - sparse.diags_array(rate * np.exp(u))).tocsc())
+        u = u - factors.solve(stiffness @ u - rate * np.exp(u))
+    w = factors.solve(np.ones(m * m), trans="T") * np.exp(u) / (m + 1) ** 2
+    return torch.from_numpy(u).view(m, m), torch.from_numpy(w).view(m, m)
+
+
+def start(m: int = M) -> Tensor:
+    return torch.zeros(m, m, dtype=torch.float64)
+
+
+OPTIONS = {
+    "by default": dict,
+    "found": lambda: {"sparsity": "detect"},
+    "given": lambda: {"sparsity": five_points(M)},
+    "by Newton's method": lambda: {"sparsity": "detect", "solver": "newton"},
+    "not at all": lambda: {"sparsity": "off"},
+}
+
+
+def five_points(m: int) -> Any:
+    line = sparse.diags_array([1.0, 1.0, 1.0], offsets=[-1, 0, 1], shape=(m, m))
+    return sparse.kronsum(line, line)
+
+
+@pytest.mark.parametrize("how", OPTIONS)
+def test_value_and_gradient_are_those_by_scipy(how: str) -> None:
+    lam = rates()
+    z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, **OPTIONS[how]())
+    z.sum().backward()
+    value, gradient = by_hand(lam)
+    torch.testing.assert_close(z.detach(), value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(lam.grad, gradient, rtol=1e-9, atol=1e-12)
+    assert ("SuperLU" in info.linear) == (how != "not at all")
+
+
+def test_one_factorisation_serves_all_steps_and_the_backward() -> None:
+    memory, lam = Memory(), rates()
+    z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=memory)
+    assert memory.setups == 1
+    z.sum().backward()
+    assert memory.setups == 1
+    assert info.steps > 1
+    assert info.products < 60
+    assert info.adjoint.products < 12
+    assert info.adjoint.converged
+    assert "CG, preconditioned by SuperLU" in info.adjoint.linear
+
+
+def test_a_memory_that_is_kept_serves_the_next_call() -> None:
+    memory = Memory()
+    counts = []
+    for shift in (0.0, 0.1, 0.2):
+        lam = (rates().detach() + shift).requires_grad_()
+        z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=memory)
+        z.sum().backward()
+        torch.testing.assert_close(lam.grad, by_hand(lam)[1], rtol=1e-9, atol=1e-12)
+        counts.append(int(info.products))
+    assert memory.setups == 1
+    assert counts[1] < counts[0] / 1.5  # without a trial, and without colours
+
+
+def test_an_asymmetric_jacobian_and_its_transpose() -> None:
+    lam = rates()
+    z, info = ti.root(convection, start(), (lam,), rtol=1e-11)
+    weights = torch.randn(M, M, dtype=torch.float64)
+    (z * weights).sum().backward()
+    J = torch.autograd.functional.jacobian(lambda u: convection(u, lam.detach()), z.detach()).reshape(M * M, -1)
+    u = torch.linalg.solve(J.T, weights.reshape(-1)).view(M, M)
+    torch.testing.assert_close(lam.grad, u * z.detach().exp() / (M + 1) ** 2, rtol=1e-9, atol=1e-11)
+    assert "GMRES, preconditioned by SuperLU" in info.linear
+
+
+def test_a_negative_definite_jacobian_is_for_conjugate_gradients_too() -> None:
+    lam = rates()
+    z, info = ti.root(lambda u, lam: -bratu(u, lam), start(), (lam,), rtol=1e-11)
+    z.sum().backward()
+    torch.testing.assert_close(lam.grad, by_hand(lam)[1], rtol=1e-9, atol=1e-12)
+    assert info.linear.startswith("CG")
+
+
+def test_an_indefinite_symmetric_jacobian() -> None:
+    """Helmholtz' equation: conjugate gradients break down, and GMRES goes on."""
+    shift = torch.tensor(0.37, dtype=torch.float64, requires_grad=True)
+    source = torch.randn(M, M, dtype=torch.float64)
+
+    def g(u: Tensor, shift: Tensor) -> Tensor:
+        return laplacian(u) - shift * u - source
+
+    z, info = ti.root(g, start(), (shift,), rtol=1e-11)
+    (gradient,) = torch.autograd.grad(z.sum(), shift)
+    J = torch.autograd.functional.jacobian(lambda u: g(u, shift.detach()), start()).reshape(M * M, -1)
+    inverse = torch.linalg.inv(J)
+    torch.testing.assert_close(gradient, (inverse @ (inverse @ source.reshape(-1))).sum(), rtol=1e-8, atol=0)
+    assert "GMRES" in info.linear
+
+
+def test_a_chain_has_band_factors() -> None:
+    n = 600
+    c = torch.linspace(1, 2, n, dtype=torch.float64, requires_grad=True)
+
+    def step(u: Tensor, c: Tensor) -> Tensor:
+        flow = torch.nn.functional.pad(u[1:] - u[:-1], (1, 1))
+        return u - 50 * flow.diff() + 0.1 * u**3 - c
+
+    z, info = ti.root(step, torch.zeros(n, dtype=torch.float64), (c,), rtol=1e-11)
+    z.square().sum().backward()
+    J = torch.autograd.functional.jacobian(lambda u: step(u, c.detach()), z.detach())
+    torch.testing.assert_close(c.grad, torch.linalg.solve(J.T, 2 * z.detach()), rtol=1e-8, atol=1e-10)
+    assert "band LU" in info.linear
+    assert info.products < 40
+
+
+def test_second_derivatives_are_exact() -> None:
+    m = 4
+    lam = rates(m)
+
+    def value(lam: Tensor) -> Tensor:
+        return ti.root(bratu, start(m), (lam,), rtol=1e-13, sparsity="detect").value.square().sum()
+
+    assert torch.autograd.gradcheck(value, (lam,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(value, (lam,), fast_mode=True, atol=1e-7)
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "vmap", "jvp"])
+def test_transforms_give_the_same(transform: str) -> None:
+    m = 5
+    lam = rates(m).detach()
+
+    def value(lam: Tensor) -> Tensor:
+        return ti.root(bratu, start(m), (lam,), rtol=1e-12, sparsity="detect").value.square().sum()
+
+    expected = torch.autograd.functional.jacobian(value, lam)
+    if transform == "grad":
+        torch.testing.assert_close(torch.func.grad(value)(lam), expected, rtol=1e-8, atol=1e-12)
+    elif transform == "jacrev":
+        torch.testing.assert_close(torch.func.jacrev(value)(lam), expected, rtol=1e-8, atol=1e-12)
+    elif transform == "vmap":
+        both = torch.vmap(torch.func.grad(value))(torch.stack([lam, lam + 1]))
+        torch.testing.assert_close(both[0], expected, rtol=1e-8, atol=1e-12)
+    else:
+        tangent = torch.randn_like(lam)
+        _, moved = torch.func.jvp(value, (lam,), (tangent,))
+        torch.testing.assert_close(moved, (expected * tangent).sum(), rtol=1e-8, atol=1e-12)
+
+
+def test_many_right_hand_sides_of_one_backward() -> None:
+    m = 5
+    lam = rates(m)
+    memory = Memory()
+    z = ti.root(bratu, start(m), (lam,), rtol=1e-12, sparsity=memory).value
+    rows = torch.eye(m * m, dtype=torch.float64).view(-1, m, m)
+    (gradients,) = torch.autograd.grad(z, lam, rows, is_grads_batched=True, retain_graph=True)
+    for k in (0, 7):
+        torch.testing.assert_close(gradients[k], torch.autograd.grad(z, lam, rows[k], retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("batch_ndim", [1, 2])
+def test_a_batch_has_one_pattern_and_entries_of_its_own(batch_ndim: int) -> None:
+    m, batch = 8, (6,) if batch_ndim == 1 else (2, 3)
+    lam = (5 + torch.rand(*batch, m, m, dtype=torch.float64)).requires_grad_()
+    memory = Memory()
+    z0 = torch.zeros(*batch, m, m, dtype=torch.float64)
+    z, info = ti.root(bratu, z0, (lam,), rtol=1e-11, sparsity=memory, batch_ndim=batch_ndim)
+    z.sum().backward()
+    assert memory.setups == 1
+    assert info.converged.all()
+    grads = lam.grad.reshape(-1, m, m)
+    for k in (0, 5):
+        value, gradient = by_hand(lam.reshape(-1, m, m)[k])
+        torch.testing.assert_close(z.reshape(-1, m, m)[k].detach(), value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(grads[k], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_the_products_of_a_batch_do_not_depend_on_its_size() -> None:
+    def products(batch: int) -> int:
+        lam = 5 + torch.rand(batch, 6, 6, dtype=torch.float64)
+        _, info = ti.root(bratu, torch.zeros_like(lam), (lam,), sparsity="detect", batch_ndim=1)
+        assert info.converged.all()
+        return int(info.products)
+
+    assert products(200) <= products(2) + 8
+
+
+def test_batches_that_are_gathered() -> None:
+    lam = (4 + 2 * torch.rand(5, 8, 8, dtype=torch.float64)).requires_grad_()
+    lam.data[0] = 0  # solved at once
+    z, info = ti.root(
+        bratu, torch.zeros_like(lam), (lam,), rtol=1e-11, sparsity="detect", batch_ndim=1, batched=(True,)
+    )
+    z.sum().backward()
+    assert info.converged.all()
+    torch.testing.assert_close(lam.grad[3], by_hand(lam[3])[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_pattern_that_lacks_entries_is_reported_and_changes_nothing() -> None:
+    lam = rates()
+    with pytest.warns(PatternWarning, match=r"pattern that was given is wrong: .* outside of it, in row \d+"):
+        z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=sparse.eye_array(M * M))
+    torch.testing.assert_close(z.detach(), by_hand(lam)[0], rtol=1e-9, atol=1e-12)
+    assert "given is wrong" in info.linear
+
+
+class Hidden(torch.autograd.Function):
+    """Its derivative is not that of what it computes: that of z + z.roll(1)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        return v + v.roll(-1)
+
+
+def test_what_detection_cannot_see_a_product_does() -> None:
+    c = torch.linspace(0, 1, 400, dtype=torch.float64)
+    coupled = torch.diag(torch.full((399,), 0.25, dtype=torch.float64), 1)
+
+    def g(z: Tensor) -> Tensor:
+        return 4 * z - Hidden.apply(z) - z.square() / 8 - c + 0 * (coupled.to_sparse_coo() @ z)
+
+    z, info = ti.root(g, torch.zeros(400, dtype=torch.float64), sparsity="detect", max_steps=200)
+    assert info.converged
+    assert float(g(z).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("g", [lambda z: torch.linalg.solve(torch.eye(300).double() * 2, z) + z**3 - 1])
+def test_where_no_pattern_is_found_products_do(g: Callable[[Tensor], Tensor]) -> None:
+    z, info = ti.root(g, torch.zeros(300, dtype=torch.float64))
+    assert info.converged
+    assert float(g(z).abs().max()) < 1e-7
+
+
+def test_without_scipy_there_are_products_and_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchimplicit.linear.memory.available", lambda: False)
+    lam = rates()
+    z, info = ti.root(bratu, start(), (lam,), rtol=1e-11)
+    z.sum().backward()
+    torch.testing.assert_close(lam.grad, by_hand(lam)[1], rtol=1e-8, atol=1e-12)
+    assert "pip install torchimplicit[scipy]" in info.linear
+
+
+class Largest(TorchDispatchMode):
+    """Of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self.numel = max(self.numel, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return out
+
+
+def test_nothing_grows_with_the_square_of_n() -> None:
+    n = 50_000
+    c = torch.linspace(0, 1, n, requires_grad=True)
+
+    def step(u: Tensor, c: Tensor) -> Tensor:
+        return u - 5 * torch.nn.functional.pad(u[1:] - u[:-1], (1, 1)).diff() - c
+
+    with Largest() as largest:
+        z, info = ti.root(step, torch.zeros(n), (c,), sparsity="detect")
+        z.sum().backward()
+    assert info.converged
+    assert largest.numel <= 40 * n
+
+
+@pytest.mark.parametrize("sparsity", [None, "detect"])
+def test_single_precision(sparsity: str | None) -> None:
+    lam = rates().detach().float()
+    z, info = ti.root(bratu, torch.zeros(M, M), (lam,), sparsity=sparsity)
+    assert info.converged
+    assert float((z - by_hand(lam.double())[0]).abs().max()) < 1e-4
+
+
+def test_what_sparsity_may_be() -> None:
+    with pytest.raises(ValueError, match="must be 'detect', 'off', a pattern or a Memory"):
+        ti.root(lambda z: z, torch.zeros(3), sparsity="dense")
+    memory = Memory()
+    ti.root(bratu, start(), (rates().detach(),), sparsity=memory)
+    with pytest.raises(ValueError, match="a Memory of systems with 400 unknowns; these have 3"):
+        ti.root(lambda z: z, torch.zeros(3), sparsity=memory)
+    with pytest.raises(ValueError, match=r"shape \(2, 2\); expected \(3, 3\)"):
+        ti.root(lambda z: z, torch.zeros(3), sparsity=torch.eye(2))
+
+
+def test_defaults_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ti.root(bratu, start(), (rates().detach(),)).info.converged
