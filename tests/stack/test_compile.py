@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchimplicit as ti
+from torchimplicit.private.autograd import is_compiled
 from torchimplicit.private.dynamo import AVAILABLE
 
 from .layers import N, assert_same, batch, gradients, layer
@@ -47,6 +49,36 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+def test_threads_that_solve_at_the_same_time_leave_the_compiler_as_it_was() -> None:
+    """The first to begin ends before the second does."""
+    first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
+
+    def one(z: Tensor) -> Tensor:
+        first_is_in.set()
+        assert second_is_in.wait(60)
+        return 0.5 * z + 1
+
+    def other(z: Tensor) -> Tensor:
+        second_is_in.set()
+        assert first_is_out.wait(60)
+        return 0.5 * z + 1
+
+    def run(fn: Callable[..., Any]) -> None:
+        x = torch.ones(1, requires_grad=True)
+        ti.fixed_point(lambda z: fn(z) + 0 * x, torch.zeros(1))
+
+    a, b = (threading.Thread(target=run, args=(fn,)) for fn in (one, other))
+    torch._dynamo.reset()
+    a.start()
+    assert first_is_in.wait(60)
+    b.start()
+    a.join(60)
+    first_is_out.set()
+    b.join(60)
+    out = torch.compile(lambda x: (x * 2).sin(), backend="aot_eager")(torch.ones(2, requires_grad=True))
+    assert is_compiled(out.grad_fn)
 
 
 @pytest.mark.parametrize("solver", ["anderson", "newton"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -211,12 +212,33 @@ class Arguments:
         return args
 
 
+class _EagerCells:
+    """The stance is the whole process's: of threads that solve at the same time the first sets it, and the last sets it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+        self.stance: AbstractContextManager[Any] | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.stance is None:
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.inside += 1
+
+    def __exit__(self, *raised: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.stance is not None and not self.inside:
+                self.stance.__exit__(*raised)
+                self.stance = None
+
+
+_EAGER_CELLS = _EagerCells()
+
+
 def eager_cells() -> AbstractContextManager[Any]:
     """Cells under torch.compile run eagerly here: Dynamo cannot trace under a torch function mode."""
-    if not dynamo_is_loaded():
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+    return _EAGER_CELLS if dynamo_is_loaded() else nullcontext()
 
 
 def _hides(fn: Any, missed: Tensor, out: Tensor) -> CaptureError:
