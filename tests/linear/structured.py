@@ -8,7 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import Banded, Dense, Diagonal, LinearOperator, Sparse, tridiagonal
+from torchimplicit.linear import (
+    Banded,
+    BlockDiagonal,
+    BlockTridiagonal,
+    Dense,
+    Diagonal,
+    Kronecker,
+    LinearOperator,
+    LowRankUpdate,
+    Sparse,
+    Triangular,
+    tridiagonal,
+)
 from torchimplicit.linear.pattern import Pattern
 
 N = 6
@@ -79,6 +91,31 @@ def heavy(values: Tensor) -> Tensor:
     return values + 4 * (ROWS == COLUMNS)
 
 
+def kron(A: Tensor, B: Tensor) -> Tensor:
+    """By blocks."""
+    rows = [torch.cat([A[..., i, j, None, None] * B for j in range(A.shape[-1])], -1) for i in range(A.shape[-2])]
+    return torch.cat(rows, -2)
+
+
+def corner(A: Tensor, B: Tensor) -> Tensor:
+    """A and B on the diagonal."""
+    m, n = A.shape[-1], B.shape[-1]
+    pad = torch.nn.functional.pad
+    return pad(A, (0, n, 0, n)) + pad(B, (m, 0, m, 0))
+
+
+def block_matrix(below: Tensor, diagonal: Tensor, above: Tensor) -> Tensor:
+    """Block by block."""
+    M = diagonal.shape[-3]
+    blocks = {-1: below, 0: diagonal, 1: above}
+    zero = torch.zeros_like(diagonal[..., 0, :, :])
+    rows = []
+    for i in range(M):
+        row = [blocks[j - i][..., min(i, j), :, :] if abs(i - j) <= 1 else zero for j in range(M)]
+        rows.append(torch.cat(row, -1))
+    return torch.cat(rows, -2)
+
+
 CASES = {
     "dense": Case(draw((N, N)), lambda A: Dense(near(A)), near),
     "diagonal": Case(draw((N,)), lambda d: Diagonal(d + 3), lambda d: torch.diag_embed(d + 3)),
@@ -117,4 +154,31 @@ CASES = {
     ),
     "transpose": Case(draw((len(ROWS),)), lambda v: Sparse(heavy(v), pattern()).T, lambda v: scattered(heavy(v)).mT),
     "inverse": Case(draw((N, N)), lambda A: Dense(near(A)).inverse, lambda A: torch.linalg.inv(near(A))),
+    "Kronecker": Case(
+        draw((2, 2), (2,), (3,), (2,)),
+        lambda A, a, b, c: Kronecker(Dense(near(A)), tridiagonal(a, b + 4, c)),
+        lambda A, a, b, c: kron(near(A), torch.diag_embed(b + 4) + off_diagonal(a, -1) + off_diagonal(c, 1)),
+    ),
+    "block diagonal": Case(
+        draw((2, 2), (4,)),
+        lambda A, d: BlockDiagonal([Dense(near(A)), Diagonal(d + 3)]),
+        lambda A, d: corner(near(A), torch.diag_embed(d + 3)),
+    ),
+    "low rank": Case(
+        draw((N,), (N, 2), (N, 2)),
+        lambda d, U, V: LowRankUpdate(Diagonal(d + 6), U, V),
+        lambda d, U, V: torch.diag_embed(d + 6) + U @ V.mH,
+    ),
+    "upper triangle": Case(draw((N, N)), lambda A: Triangular(near(A), True), lambda A: near(A).triu()),
+    "lower triangle": Case(draw((N, N)), lambda A: Triangular(near(A), False), lambda A: near(A).tril()),
+    "block tridiagonal": Case(
+        draw((2, 2, 2), (3, 2, 2), (2, 2, 2)),
+        lambda a, b, c: BlockTridiagonal(a, near(b, 5.0), c),
+        lambda a, b, c: block_matrix(a, near(b, 5.0), c),
+    ),
+    "block bidiagonal": Case(
+        draw((1, 3, 3), (2, 3, 3)),
+        lambda a, b: BlockTridiagonal(a, near(b, 5.0)),
+        lambda a, b: block_matrix(a, near(b, 5.0), 0 * a),
+    ),
 }

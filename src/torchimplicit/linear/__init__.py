@@ -3,6 +3,8 @@
 from torchimplicit.linear.auto import Auto
 from torchimplicit.linear.bands import Banded, tridiagonal
 from torchimplicit.linear.bicgstab import BiCGStab
+from torchimplicit.linear.block_diagonal import BlockDiagonal
+from torchimplicit.linear.block_tridiagonal import BlockTridiagonal
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.cholesky import Cholesky
 from torchimplicit.linear.contraction import Contraction
@@ -13,14 +15,18 @@ from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import Geometry, LinearResult
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.large import Large
+from torchimplicit.linear.kronecker import Kronecker
+from torchimplicit.linear.low_rank import LowRankUpdate
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.matrix_free import MatrixFree
 from torchimplicit.linear.memory import Memory, PatternWarning
 from torchimplicit.linear.neumann import Neumann
 from torchimplicit.linear.operators import Inverse, LinearOperator, Product, Scaled, Sum
+from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.qr import QR
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.sparse import Sparse
+from torchimplicit.linear.triangles import Triangular
 
 __all__ = [
     "CG",
@@ -30,6 +36,8 @@ __all__ = [
     "Auto",
     "Banded",
     "BiCGStab",
+    "BlockDiagonal",
+    "BlockTridiagonal",
     "Cholesky",
     "Contraction",
     "Dense",
@@ -38,17 +46,21 @@ __all__ = [
     "Inverse",
     "Jacobian",
     "Large",
+    "Kronecker",
     "LinearOperator",
     "LinearResult",
+    "LowRankUpdate",
     "MatrixFree",
     "Memory",
     "Neumann",
     "PatternWarning",
+    "Pattern",
     "Product",
     "Richardson",
     "Scaled",
     "Sparse",
     "Sum",
+    "Triangular",
     "as_operator",
     "tridiagonal",
 ]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.linear.block_elimination import BlockElimination
 from torchimplicit.linear.direct import Direct
-from torchimplicit.linear.lapack import BandLU
+from torchimplicit.linear.lapack import BandLU, available
 from torchimplicit.linear.operators import LinearOperator
 
 
@@ -86,8 +83,7 @@ class Banded(LinearOperator):
         return Banded(torch.stack(rows, -2), self.upper, self.lower)
 
     def direct(self) -> Direct | None:
-        differentiated = torch.is_grad_enabled() and self.bands.requires_grad
-        if self.device.type == "cpu" and not (values_hidden() or differentiated) and find_spec("scipy") is not None:
+        if available(self.bands):
             return BandLU(self._clean, self.lower, self.upper)
         below, diagonal, above = self._blocks()
         return BlockElimination(below[..., 1:, :, :], diagonal, above[..., :-1, :, :], n=self.shape[-1])

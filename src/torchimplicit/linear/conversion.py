@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear.dense import Dense
+from torchimplicit.linear.foreign import Foreign
 from torchimplicit.linear.matrix_free import MatrixFree
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit
 
 
-def as_operator(A: LinearOperator | Tensor | Callable[[Tensor], Tensor], like: Tensor | None = None) -> LinearOperator:
+def as_operator(A: Any, like: Tensor | None = None) -> LinearOperator:
     """The operator that A describes.
 
     Args:
-        A: a `LinearOperator` (returned as it is); a tensor (..., m, n); a 2-D sparse COO or CSR tensor; or a callable
-            x -> A x (square; x has the shape of `like`, whose dimensions before the last then count as batch).
+        A: a `LinearOperator` (returned as it is); a tensor (..., m, n); a 2-D sparse COO or CSR tensor; a sparse matrix or
+            operator of SciPy, which is constant; or a callable x -> A x (square; x has the shape of `like`, whose dimensions
+            before the last then count as batch).
         like: a right-hand side b, (*lead, *batch_shape, m). Needed for a callable, otherwise a check.
 
     Raises:
@@ -30,6 +32,10 @@ def as_operator(A: LinearOperator | Tensor | Callable[[Tensor], Tensor], like: T
         operator = A
     elif isinstance(A, Tensor):
         operator = Dense(A) if A.layout == torch.strided else Sparse(A)
+    elif hasattr(A, "tocoo"):  # a sparse matrix of SciPy
+        operator = Sparse(A)
+    elif hasattr(A, "rmatmat"):  # SciPy's operators
+        operator = Foreign(A)
     elif callable(A):
         if like is None:
             raise ValueError("A is a callable and says nothing of its size; pass like=b, or a MatrixFree(A, n=...)")
@@ -38,8 +44,8 @@ def as_operator(A: LinearOperator | Tensor | Callable[[Tensor], Tensor], like: T
         return MatrixFree(A, n=like.shape[-1], batch_shape=like.shape[:-1], dtype=like.dtype, device=like.device)
     else:
         raise TypeError(
-            f"A is a {type(A).__name__}; expected a tensor (..., n, n), a sparse tensor, a LinearOperator or a "
-            "callable x -> A x"
+            f"A is a {type(A).__name__}; expected a tensor (..., n, n), a sparse tensor, a LinearOperator, a "
+            "sparse matrix or operator of SciPy, or a callable x -> A x"
         )
     if like is not None:
         fit(like, operator.batch_shape, operator.shape[-2], operator.dtype, name="b")

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.linear.estimated import Estimated
 from torchimplicit.linear.external import applied
 from torchimplicit.linear.vectors import fit
 from torchimplicit.norms import inverse_power_of_two
+
+
+def available(*entries: Tensor) -> bool:
+    """Whether LAPACK can be asked: for plain numbers on the CPU, of which nothing is recorded, where SciPy is."""
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in entries)
+    here = all(t.device.type == "cpu" for t in entries) and find_spec("scipy") is not None
+    return here and not recorded and not values_hidden()
 
 
 class BandLU(Estimated):

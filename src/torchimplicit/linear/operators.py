@@ -35,8 +35,8 @@ class LinearOperator(ABC):
         explicit: the entries are at hand, so that `to_dense` costs no products.
         leading: `matvec` and `rmatvec` take further leading dimensions, (*lead, *batch_shape, n), by themselves.
         memory: what is known of matrices like it (:class:`torchimplicit.linear.Memory`), if there is anything to know.
-        parts, options: names of the attributes, tensors or operators, that the constructor takes by position, and of
-            those that it takes by name. With parts an operator is a pytree, whose leaves are its tensors.
+        parts, options: names of the constructor's arguments that are tensors or operators (or None), and of the others;
+            they are attributes too. With parts an operator is a pytree, whose leaves are its tensors.
     """
 
     explicit = False
@@ -179,15 +179,19 @@ class LinearOperator(ABC):
 
 
 def _taken_apart(operator: LinearOperator) -> tuple[list[Any], tuple[Any, ...]]:
-    parts, options = type(operator).parts, type(operator).options
-    return [getattr(operator, name) for name in parts], tuple(getattr(operator, name) for name in options)
+    parts = {name: getattr(operator, name) for name in type(operator).parts}
+    present = {name: part for name, part in parts.items() if part is not None}
+    options = tuple(getattr(operator, name) for name in type(operator).options)
+    return list(present.values()), (tuple(present), options)
 
 
-def _put_together(cls: type[LinearOperator], parts: Sequence[Any], options: tuple[Any, ...]) -> LinearOperator:
+def _put_together(cls: type[LinearOperator], parts: Sequence[Any], known: tuple[Any, ...]) -> LinearOperator:
+    present, options = known
+    named = {**dict(zip(present, parts)), **dict(zip(cls.options, options))}
     if all(isinstance(leaf, (Tensor, LinearOperator)) for leaf in pytree.tree_leaves(list(parts))):
-        return cls(*parts, **dict(zip(cls.options, options)))
+        return cls(**named)
     shell = object.__new__(cls)  # what stands in the leaves' places while a pytree is mapped
-    shell.__dict__.update(zip((*cls.parts, *cls.options), (*parts, *options)))
+    shell.__dict__.update(dict.fromkeys(cls.parts) | named)
     return shell
 
 
@@ -254,8 +258,8 @@ class Sum(LinearOperator):
     leading = True
 
     def __init__(self, A: LinearOperator, B: LinearOperator) -> None:
-        _check_alike("A + B", A, B, A.shape[-2:] == B.shape[-2:])
-        shape = (*max(A.batch_shape, B.batch_shape, key=len), *A.shape[-2:])
+        _check_inner("A + B", A, B, A.shape[-2:] == B.shape[-2:])
+        shape = (*common_batch("A + B", A, B), *A.shape[-2:])
         super().__init__(shape, A.dtype, A.device, **A.structure.plus(B.structure)._asdict())
         self.A, self.B = A, B
         self.explicit = A.explicit and B.explicit
@@ -281,8 +285,8 @@ class Product(LinearOperator):
     leading = True
 
     def __init__(self, A: LinearOperator, B: LinearOperator, symmetric: bool = False) -> None:
-        _check_alike("A @ B", A, B, A.shape[-1] == B.shape[-2])
-        shape = (*max(A.batch_shape, B.batch_shape, key=len), A.shape[-2], B.shape[-1])
+        _check_inner("A @ B", A, B, A.shape[-1] == B.shape[-2])
+        shape = (*common_batch("A @ B", A, B), A.shape[-2], B.shape[-1])
         facts = A.structure.times(B.structure)._replace(symmetric=symmetric)
         super().__init__(shape, A.dtype, A.device, **facts._asdict())
         self.A, self.B = A, B
@@ -373,12 +377,26 @@ class Inverse(LinearOperator):
         return Multiplied(self.A.apply, never(self.batch_shape, self.device))
 
 
-def _check_alike(what: str, A: LinearOperator, B: LinearOperator, fits: bool) -> None:
-    if (A.dtype, A.device) != (B.dtype, B.device):
-        raise TypeError(f"{what}: one is {A.dtype} on {A.device}, the other {B.dtype} on {B.device}; convert one")
-    shorter, longer = sorted((tuple(A.batch_shape), tuple(B.batch_shape)), key=len)
-    if not fits or longer[len(longer) - len(shorter) :] != shorter:
-        raise ValueError(
-            f"{what}: the shapes {tuple(A.shape)} and {tuple(B.shape)} do not fit. The batch shape of one must be the end of "
-            "that of the other"
-        )
+def common_batch(what: str, *operators: LinearOperator) -> torch.Size:
+    """The batch shape of what is made of several operators, that of the one with the most dimensions: those of the others are its end.
+
+    Raises TypeError or ValueError where that is not so, or where dtypes or devices differ.
+    """
+    first = operators[0]
+    longest = max((operator.batch_shape for operator in operators), key=len)
+    for operator in operators:
+        if (operator.dtype, operator.device) != (first.dtype, first.device):
+            raise TypeError(
+                f"{what}: one is {first.dtype} on {first.device}, another {operator.dtype} on {operator.device}; convert one"
+            )
+        if longest[len(longest) - len(operator.batch_shape) :] != operator.batch_shape:
+            raise ValueError(
+                f"{what}: the batch shapes {' and '.join(str(tuple(each.batch_shape)) for each in operators)} do not fit; each has "
+                "to be the end of the longest"
+            )
+    return longest
+
+
+def _check_inner(what: str, A: LinearOperator, B: LinearOperator, fits: bool) -> None:
+    if not fits:
+        raise ValueError(f"{what}: the shapes {tuple(A.shape)} and {tuple(B.shape)} do not fit")

@@ -37,7 +37,7 @@ class Sparse(LinearOperator):
 
     explicit = True
     leading = True
-    parts = ("values",)
+    parts = ("A",)
     options = ("pattern", "symmetric", "positive_definite")
 
     def __init__(
@@ -47,7 +47,12 @@ class Sparse(LinearOperator):
             A, pattern = _read(A)
         facts = {"symmetric": symmetric, "positive_definite": positive_definite}
         super().__init__((*A.shape[:-1], pattern.m, pattern.n), A.dtype, A.device, **facts)
-        self.values, self.pattern = A, pattern
+        self.A, self.pattern = A, pattern
+
+    @property
+    def values(self) -> Tensor:
+        """The stored entries, (*batch_shape, e)."""
+        return self.A
 
     @property
     def rows(self) -> Tensor:

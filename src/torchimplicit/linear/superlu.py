@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.linear.estimated import Estimated
 from torchimplicit.linear.external import applied
+from torchimplicit.linear.lapack import available
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.vectors import fit
 from torchimplicit.norms import inverse_power_of_two
@@ -24,9 +23,7 @@ DIAGONAL = 0.01  # of the largest entry of its column: a diagonal entry that is 
 
 def usable(values: Tensor, pattern: Pattern) -> bool:
     """Whether SuperLU can and should factorise: square matrices on the CPU, not differentiated, and factors that stay small."""
-    known = not values_hidden() and not (torch.is_grad_enabled() and values.requires_grad)
-    here = values.device.type == "cpu" and pattern.m == pattern.n and find_spec("scipy") is not None
-    return known and here and factors_pay(pattern)
+    return pattern.m == pattern.n and available(values) and factors_pay(pattern)
 
 
 def factors_pay(pattern: Pattern) -> bool:
