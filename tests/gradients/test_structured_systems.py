@@ -45,7 +45,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(23)
 @every_kind
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
@@ -62,7 +62,7 @@ def test_values_and_gradients(
         close(found, expected)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @every_kind
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_derivatives_of_both_orders_equal_finite_differences(kind: str, dtype: torch.dtype) -> None:
@@ -71,6 +71,7 @@ def test_derivatives_of_both_orders_equal_finite_differences(kind: str, dtype: t
     assert gradgradcheck(solved(kind), given, fast_mode=True)
 
 
+@pytest.mark.sampled(4)
 @every_kind
 def test_every_transform(kind: str) -> None:
     many = [torch.stack(parts) for parts in zip(*(inputs(kind) for _ in range(3)), strict=True)]

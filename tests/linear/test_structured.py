@@ -26,7 +26,7 @@ def made(kind: str, *batch: int, dtype: torch.dtype = torch.float64) -> tuple[Li
 
 
 @pytest.mark.parametrize("kind", CASES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     dtype=st.sampled_from(DTYPES),

@@ -47,6 +47,8 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
         return f"adjoint={type(adjoint).__name__}: only Implicit can, with LU, QR, Cholesky or GMRES"
     if entry == "linear_solve":
+        if options.get("shortest", False) or options.get("null_space") is not None:
+            return "shortest= and null_space= pose another system than that of A"
         if solver is None or _constant(solver, ("auto", *LINEAR)):
             return None
         return f"the solver {type(solver).__name__} is not one of Auto, LU, QR, Cholesky and GMRES, with plain numbers"

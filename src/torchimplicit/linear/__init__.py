@@ -20,19 +20,23 @@ from torchimplicit.linear.low_rank import LowRankUpdate
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.matrix_free import MatrixFree
 from torchimplicit.linear.memory import Memory, PatternWarning
+from torchimplicit.linear.minres import MINRES
 from torchimplicit.linear.neumann import Neumann
 from torchimplicit.linear.operators import Inverse, LinearOperator, Product, Scaled, Sum
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.qr import QR
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.sparse import Sparse
+from torchimplicit.linear.svd import SVD
 from torchimplicit.linear.triangles import Triangular
 
 __all__ = [
     "CG",
     "GMRES",
     "LU",
+    "MINRES",
     "QR",
+    "SVD",
     "Auto",
     "Banded",
     "BiCGStab",

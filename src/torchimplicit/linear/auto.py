@@ -19,6 +19,7 @@ from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import IterativeState, LinearResult
 from torchimplicit.linear.large import Large, LargeState
 from torchimplicit.linear.lu import LU
+from torchimplicit.linear.minres import MINRES
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.richardson import Richardson
 
@@ -34,7 +35,8 @@ class Auto:
        the systems in which that fails.
     2. Of what has none: :class:`Large`, if something is known of matrices like A (`operator.memory`); elimination within the
        band, if that is known to be narrow; the same LU or Cholesky, if n <= dense_limit.
-    3. Otherwise, by products alone: CG if A is positive definite, else GMRES.
+    3. Otherwise, by products alone: CG if A is positive definite, MINRES if it is symmetric (a preconditioner may
+       not be definite), else GMRES.
     4. Systems that 3 or `Large` did not solve, or a direct solve that does not serve every regular matrix: LU if n <= fallback_limit,
        else BiCGStab. Solved systems keep their solution.
 
@@ -82,7 +84,7 @@ class AutoState:
     """The chosen solver bound to an operator.
 
     Attributes:
-        choice: what solves: "large", "CG", "GMRES", or the title of a direct solve, such as "diagonal", "Cholesky" or "LU".
+        choice: what solves: "large", "CG", "MINRES", "GMRES", or the title of a direct solve, such as "diagonal", "Cholesky" or "LU".
         direct: the state of a direct choice, else None.
     """
 
@@ -99,6 +101,8 @@ class AutoState:
             limits = {"max_steps": solver.max_steps, "preconditioner": solver.preconditioner}
             if operator.positive_definite:
                 self.choice, self.iterative = "CG", CG(**limits).factorize(operator)
+            elif operator.symmetric and solver.preconditioner is None:
+                self.choice, self.iterative = "MINRES", MINRES(**limits).factorize(operator)
             else:
                 self.choice, self.iterative = "GMRES", GMRES(restart=solver.restart, **limits).factorize(operator)
 

@@ -11,6 +11,8 @@ from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.direct import Composed, Direct
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.sparse import Sparse
 
 
 class LowRankUpdate(LinearOperator):
@@ -54,8 +56,35 @@ class LowRankUpdate(LinearOperator):
         return self.A.to_dense() + U @ V.mH
 
     def direct(self) -> Direct | None:
+        bordered = self._bordered(self.A).direct() if isinstance(self.A, Sparse) else None
+        if bordered is not None:
+            return Bordered(bordered, self.U.shape[-1])
         state = self.A.direct()
         return None if state is None else Woodbury(state, *self._sides)
+
+    def _bordered(self, A: Sparse) -> Sparse:
+        """[[A, U], [Vᴴ, −I]], of which the second equations say that y = Vᴴ x."""
+        U, V = self._sides
+        n, k = U.shape[-2:]
+        row, side = torch.arange(n, device=self.device).repeat_interleave(k), n + torch.arange(k, device=self.device)
+        rows = torch.cat([A.rows, row, side.repeat(n), side])
+        columns = torch.cat([A.columns, side.repeat(n), row, side])
+        minus = -torch.ones((*self.batch_shape, k), dtype=self.dtype, device=self.device)
+        values = torch.cat([A.values, U.flatten(-2), V.conj().flatten(-2), minus], -1)
+        order = torch.argsort(rows * (n + k) + columns)
+        return Sparse(values[..., order], Pattern(rows[order], columns[order], n + k, n + k))
+
+
+class Bordered(Composed):
+    """By the state of a matrix with so many more unknowns, which the low rank has brought: it serves a singular A as well."""
+
+    def __init__(self, state: Direct, more: int) -> None:
+        super().__init__(state.title, (state,))
+        self.more = more
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        x = self.parts[0].solve(torch.nn.functional.pad(b, (0, self.more)), adjoint)
+        return x[..., : b.shape[-1]]
 
 
 class Woodbury(Composed):

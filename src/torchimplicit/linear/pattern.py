@@ -16,9 +16,20 @@ from torchimplicit.private.autograd import storage, version
 
 
 class Pattern:
-    """The places (rows[e], columns[e]) of the entries of (m, n) matrices, ordered by rows."""
+    """The places (rows[e], columns[e]) of the entries of (m, n) matrices, ordered by rows.
+
+    Raises ValueError where they are not in order, or outside of the matrix.
+    """
 
     def __init__(self, rows: Tensor, columns: Tensor, m: int, n: int) -> None:
+        if len(rows):
+            ordered = bool((rows[1:] >= rows[:-1]).all())
+            largest = int(rows[-1]), int(columns.max())
+            if not ordered or min(int(rows[0]), int(columns.min())) < 0 or largest[0] >= m or largest[1] >= n:
+                raise ValueError(
+                    f"Pattern: the places must be ordered by rows, within a matrix of shape ({m}, {n}); rows are "
+                    f"{'' if ordered else 'not '}in order, the largest row and column are {largest[0]} and {largest[1]}"
+                )
         self.rows, self.columns, self.m, self.n = rows, columns, m, n
         self._blocks: tuple[int, Tensor, Tensor] | None = None
         self._kept: tuple[Tensor, int, Tensor] | None = None

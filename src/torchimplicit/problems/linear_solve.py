@@ -23,6 +23,8 @@ from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem
 from torchimplicit.problems.linear_search import AsBefore, LinearSearch, is_made_of_tensors
 from torchimplicit.problems.pose import check_adjoint
+from torchimplicit.problems.reposed import NullSpace, beside_null_space
+from torchimplicit.problems.reposed import shortest as reposed
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.auto import DENSE_LIMIT
 from torchimplicit.status import OnFailure, check_policy
@@ -50,12 +52,14 @@ def linear_solve(
     atol: float | None = None,
     max_steps: int | None = None,
     on_failure: OnFailure = "warn",
+    shortest: bool = False,
+    null_space: NullSpace | None = None,
 ) -> Solution:
     """Solve A z = b, differentiable in b and in the entries of A, or in whatever a callable A uses.
 
     Args:
-        A: a tensor (..., n, n), a sparse tensor (n, n), a :class:`torchimplicit.linear.LinearOperator`, or a callable z -> A z,
-            linear in z. Batch dimensions broadcast against those of b.
+        A: a tensor (..., n, n), a sparse tensor (n, n), a :class:`torchimplicit.linear.LinearOperator`, a sparse matrix or operator
+            of SciPy, or a callable z -> A z, linear in z. Batch dimensions broadcast against those of b.
         b: right-hand sides, vectors (..., n). Several for one matrix stand along leading dimensions.
         solver: of :mod:`torchimplicit.linear`. None: ``linear.Auto()``, direct for entries, iterative for a callable.
         adjoint: ``Implicit()`` by default: one more solve, with Aᴴ from the same factorisation (or by the same iterative
@@ -63,13 +67,20 @@ def linear_solve(
         rtol, atol: ‖b − A z‖ ≤ atol + rtol ‖b‖ for each vector; by default √eps and 0.
         max_steps: step limit of an iterative solver.
         on_failure: "warn", "raise", "nan" or "ignore"; for the forward and the backward. A singular A is a failure.
+        shortest: A may have any shape (..., m, n), and full rank: the z for which ‖A z − b‖ is smallest, or, where A has more
+            columns than rows, the shortest solution. With ``solver=linear.SVD()``, which is dense, of any rank: z = A⁺ b.
+        null_space: of a square A that is singular: a basis V (n,) or (..., n, k), A V = 0, of all its null space, where A is
+            promised to be symmetric; else (V, W) with Aᴴ W = 0 too. Gives the shortest z for which ‖A z − b‖ is smallest: what b
+            has outside the range of A is left out. Derivatives are those with V and W as they are.
 
     Returns:
         ``Solution(value, info)``: z (..., n), and facts with one entry per vector.
 
     Raises:
-        TypeError, ValueError: A and b do not fit; the message names the shapes.
+        TypeError, ValueError: A and b do not fit, or A is not square without ``shortest``; the message names the shapes.
         ConvergenceError: a system failed under ``on_failure="raise"``.
+
+    A compiled graph has neither ``shortest`` nor ``null_space``: such a call is left out of it.
     """
     if not isinstance(b, Tensor):
         raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
@@ -85,12 +96,21 @@ def linear_solve(
         raise ValueError(
             f"A and b must be on one device; A is on {operator.device}, b on {b.device}. Move one with .to()."
         )
+    unknowns = slice(None)
+    if shortest or null_space is not None:
+        regular = (
+            beside_null_space(_square(operator), b, null_space) if null_space is not None else reposed(operator, b)
+        )
+        operator, b, unknowns = regular
+        A = operator
+    operator = _square(operator)
     batch_shape = torch.broadcast_shapes(operator.batch_shape, b.shape[:-1])
     fn, args = _function(A, operator)
     b_full = b.expand(*batch_shape, b.shape[-1])
-    return _solve(
+    solution = _solve(
         Linear(operator.structure), fn, (*args, b), operator, b_full, solver, adjoint, rtol, atol, max_steps, on_failure
     )
+    return solution if unknowns == slice(None) else solution._replace(value=solution.value[..., unknowns])
 
 
 @solves("linear_solve")
@@ -118,6 +138,16 @@ def linear_system(
         operator = Dense(_spread(A, b), symmetric, positive_definite)
     structure = Structure(symmetric=symmetric, positive_definite=positive_definite).completed()
     return _solve(Linear(structure), residual, args, operator, b, solver, adjoint, rtol, atol, max_steps, on_failure)
+
+
+def _square(operator: LinearOperator) -> LinearOperator:
+    m, n = operator.shape[-2:]
+    if m != n:
+        which = "least squares solution" if m > n else "shortest solution"
+        raise ValueError(
+            f"A has shape {tuple(operator.shape)}: {m} equations for {n} unknowns. For the {which} pass shortest=True."
+        )
+    return operator
 
 
 def _check(b: Tensor, adjoint: Adjoint | None, max_steps: int | None, on_failure: OnFailure) -> None:
