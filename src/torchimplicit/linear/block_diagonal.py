@@ -26,7 +26,7 @@ class BlockDiagonal(LinearOperator):
         square = all(block.shape[-2] == block.shape[-1] for block in blocks)
         facts = reduce(Structure.plus, (block.structure for block in blocks)) if square else Structure()
         batch = common_batch("BlockDiagonal", *blocks)
-        super().__init__((*batch, rows, columns), first.dtype, first.device, **facts._asdict())
+        super().__init__((*batch, rows, columns), first.dtype, first.device, **facts.as_keywords())
         self.blocks = tuple(blocks)
         self.explicit = all(block.explicit for block in blocks)
 

@@ -52,7 +52,7 @@ class BlockTridiagonal(LinearOperator):
             )
         self.width = 2 * p - 1
         facts = Structure(self.width, p - 1 if above is None else self.width, symmetric, positive_definite)
-        super().__init__((*batch, N * p, N * p), diagonal.dtype, diagonal.device, **facts._asdict())
+        super().__init__((*batch, N * p, N * p), diagonal.dtype, diagonal.device, **facts.as_keywords())
         self.below, self.diagonal, self.above = below, diagonal, above
         self.N, self.p = N, p
 

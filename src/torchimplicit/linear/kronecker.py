@@ -26,7 +26,7 @@ class Kronecker(LinearOperator):
         (m, n), (p, q) = A.shape[-2:], B.shape[-2:]
         facts = A.structure.kronecker(B.structure, q if p == q else max(p, q))
         batch = common_batch("A ⊗ B", A, B)
-        super().__init__((*batch, m * p, n * q), A.dtype, A.device, **facts._asdict())
+        super().__init__((*batch, m * p, n * q), A.dtype, A.device, **facts.as_keywords())
         self.A, self.B = A, B
         self.explicit = A.explicit and B.explicit
 

@@ -203,7 +203,7 @@ class View(LinearOperator):
 
     def __init__(self, operator: LinearOperator) -> None:
         *batch, m, n = operator.shape
-        facts = operator.structure.adjoint()._asdict()
+        facts = operator.structure.adjoint().as_keywords()
         super().__init__((*batch, n, m), operator.dtype, operator.device, **facts)
         self.operator = operator
         self.explicit = operator.explicit
@@ -260,7 +260,7 @@ class Sum(LinearOperator):
     def __init__(self, A: LinearOperator, B: LinearOperator) -> None:
         _check_inner("A + B", A, B, A.shape[-2:] == B.shape[-2:])
         shape = (*common_batch("A + B", A, B), *A.shape[-2:])
-        super().__init__(shape, A.dtype, A.device, **A.structure.plus(B.structure)._asdict())
+        super().__init__(shape, A.dtype, A.device, **A.structure.plus(B.structure).as_keywords())
         self.A, self.B = A, B
         self.explicit = A.explicit and B.explicit
 
@@ -288,7 +288,7 @@ class Product(LinearOperator):
         _check_inner("A @ B", A, B, A.shape[-1] == B.shape[-2])
         shape = (*common_batch("A @ B", A, B), A.shape[-2], B.shape[-1])
         facts = A.structure.times(B.structure)._replace(symmetric=symmetric)
-        super().__init__(shape, A.dtype, A.device, **facts._asdict())
+        super().__init__(shape, A.dtype, A.device, **facts.as_keywords())
         self.A, self.B = A, B
         self.explicit = A.explicit and B.explicit
 
@@ -320,7 +320,7 @@ class Scaled(LinearOperator):
                 f"c A: c has shape {tuple(c.shape)}; expected () or A's batch shape {tuple(A.batch_shape)}"
             )
         facts = A.structure.scaled(real=not c.is_complex(), positive=positive)
-        super().__init__(A.shape, torch.promote_types(c.dtype, A.dtype), A.device, **facts._asdict())
+        super().__init__(A.shape, torch.promote_types(c.dtype, A.dtype), A.device, **facts.as_keywords())
         if self.dtype != A.dtype:
             raise TypeError(f"c A: c has dtype {c.dtype} and A has {A.dtype}; convert A")
         self.c, self.A, self.positive = c, A, positive
@@ -353,7 +353,7 @@ class Inverse(LinearOperator):
         m, n = A.shape[-2:]
         if m != n:
             raise ValueError(f"A.inverse: A must be square; it has shape {tuple(A.shape)}")
-        super().__init__(A.shape, A.dtype, A.device, **A.structure.inverse()._asdict())
+        super().__init__(A.shape, A.dtype, A.device, **A.structure.inverse().as_keywords())
         self.A = A
 
     @cached_property

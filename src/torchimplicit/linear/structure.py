@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Structure(NamedTuple):
@@ -20,6 +20,10 @@ class Structure(NamedTuple):
     upper: float = math.inf
     symmetric: bool = False
     positive_definite: bool = False
+
+    def as_keywords(self) -> dict[str, Any]:
+        """The facts by name, as the constructor of an operator takes them."""
+        return dict(zip(self._fields, self))
 
     @property
     def diagonal(self) -> bool:

@@ -29,7 +29,7 @@ class Triangular(LinearOperator):
                 "complex dtype"
             )
         facts = Structure(lower=0) if upper else Structure(upper=0)
-        super().__init__(A.shape, A.dtype, A.device, **facts._asdict())
+        super().__init__(A.shape, A.dtype, A.device, **facts.as_keywords())
         self.A, self.upper = A, upper
 
     def matvec(self, x: Tensor) -> Tensor:
