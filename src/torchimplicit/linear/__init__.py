@@ -14,8 +14,8 @@ from torchimplicit.linear.diagonal import Diagonal
 from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import Geometry, LinearResult
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.large import Large
 from torchimplicit.linear.kronecker import Kronecker
+from torchimplicit.linear.large import Large
 from torchimplicit.linear.low_rank import LowRankUpdate
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.matrix_free import MatrixFree
@@ -49,16 +49,16 @@ __all__ = [
     "Geometry",
     "Inverse",
     "Jacobian",
-    "Large",
     "Kronecker",
+    "Large",
     "LinearOperator",
     "LinearResult",
     "LowRankUpdate",
     "MatrixFree",
     "Memory",
     "Neumann",
-    "PatternWarning",
     "Pattern",
+    "PatternWarning",
     "Product",
     "Richardson",
     "Scaled",
