@@ -12,6 +12,7 @@ from torchimplicit.problems.implicit import Answer
 from torchimplicit.problems.least_squares import LeastSquares
 from torchimplicit.problems.linear_solve import Linear
 from torchimplicit.problems.minimize import Minimum
+from torchimplicit.problems.quadratic_program import Optimum
 from torchimplicit.prose import OTHERS, ROOT
 
 README = Path(__file__).parent.parent / "README.md"
@@ -19,7 +20,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_every_status_has_a_text_and_every_text_a_status_of_a_kind_that_exists() -> None:
     assert set(ROOT) == set(Status.__members__)
-    kinds = (Derivative, FixedPoint, Answer, LeastSquares, Linear, Minimum)
+    kinds = (Derivative, FixedPoint, Answer, LeastSquares, Linear, Minimum, Optimum)
     assert set(OTHERS) == {kind.name for kind in kinds}
     for texts in OTHERS.values():
         assert set(texts) <= set(ROOT)

@@ -11,6 +11,7 @@ from torchimplicit.problems.least_squares import least_squares
 from torchimplicit.problems.linear_solve import linear_solve
 from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.multi_start import multi_start
+from torchimplicit.problems.quadratic_program import quadratic_program
 from torchimplicit.problems.root import root
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
@@ -42,6 +43,7 @@ __all__ = [
     "multi_start",
     "nn",
     "projections",
+    "quadratic_program",
     "root",
     "solvers",
 ]

@@ -79,8 +79,9 @@ ROOT = {
         "the objective falls without end within the constraints. Add bounds, a constraint, or a regularisation."
     ),
     "DEGENERATE": (
-        "a constraint or a bound is only just met, without any force on it (z at its bound and the slope there 0): whether it holds z "
-        "changes with the arguments, so there are two one-sided derivatives, and the one given is that of one side. "
+        "a constraint or a bound is only just met, without any force on it (z at its bound, and the slope there or the multiplier 0), or "
+        "inequalities that hold z depend on each other: whether they hold z changes with the arguments, so there are several one-sided "
+        "derivatives, and the one given is that of one side. "
         "Where a useful number is enough, smooth the problem; else move the arguments off that point."
     ),
     "NONCONVEX": "the objective is not convex, so there may be several minima. Use ti.minimize with constraints=.",
@@ -224,6 +225,32 @@ OTHERS: dict[str, dict[str, str]] = {
             "exist or is not unique. Likely causes: (a) a multiple root or a fold; (b) fewer independent equations than unknowns. "
             "Reparametrise or regularise the condition; no solver can give this gradient."
         ),
+    },
+    "solution of the program": {
+            "no z meets the constraints: a combination of them says 0 <= -1, and info.certificate.dual holds its multipliers. Likely "
+            "causes: (a) bounds or inequalities that contradict each other; (b) equalities that do; (c) a sign: G z <= h is meant. Loosen "
+            "the constraints that have a multiplier there, or add a slack variable with a cost."
+        ),
+        "DUAL_INFEASIBLE": (
+            "the objective falls without bound along a direction that the constraints allow (info.certificate.z). Likely causes: (a) a Q "
+            "that is 0 along it, as in a linear program; (b) a missing bound. Add bounds, or a small multiple of the identity to Q."
+        ),
+        "NONCONVEX": (
+            "the objective is not convex: Q has a negative eigenvalue in a direction that the equalities leave free, so a stationary "
+            "point need be no minimum. Likely causes: (a) a sign; (b) a Q that was learned: make it L @ L.mT. ti.minimize with bounds= "
+            "finds local minima."
+        ),
+        "CONVERGED": "the optimality conditions are met, and the estimated error of z is within the tolerance.",
+        "MAX_STEPS": (
+            "the interior-point method reached its step limit. Likely causes: (a) a program that is nearly infeasible or unbounded; "
+            "(b) numbers of very different sizes. Try a larger max_steps, other units, or scaled constraints."
+        ),
+        "STAGNATED": (
+            "no set of constraints was found that holds z*, and the optimality conditions are not met to 1e-9. Likely causes: (a) a "
+            "program that is nearly infeasible or unbounded; (b) numbers of very different sizes; (c) a Q that is nearly 0 in some "
+            "direction. Try other units, scaled constraints, or a small multiple of the identity added to Q."
+        ),
+        "NONFINITE": "NaN or Inf in the data (an infinite h, lower or upper means no constraint; -inf as h is none). Check them.",
     },
     "answer of the solver": {
         "CONVERGED": "the Newton correction of the condition at the answer is within the tolerance.",

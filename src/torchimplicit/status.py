@@ -57,6 +57,16 @@ class Status(enum.IntEnum):
         return prose(self.name, sought)
 
 
+def unanswered(status: Tensor) -> Tensor:
+    """Where what was sought has no value: NaN appeared, or there is no solution."""
+    return (status == Status.NONFINITE) | proven(status)
+
+
+def proven(status: Tensor) -> Tensor:
+    """Where it is proved that there is no solution."""
+    return (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
+
+
 def all_converged(status: Tensor) -> bool:
     """Whether every status is CONVERGED, which is the smallest; inside a functorch transform never (:func:`finished`)."""
     return not occurs(status)

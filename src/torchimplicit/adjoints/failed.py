@@ -9,12 +9,12 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
 from torchimplicit.condition import Condition
-from torchimplicit.status import Status
+from torchimplicit.status import Status, unanswered
 
 
 def replace_failed(z: Tensor, status: Tensor) -> Tensor:
     """z with the rows that ended in NaN or Inf replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
-    failed = (status == Status.NONFINITE).unsqueeze(-1)
+    failed = unanswered(status).unsqueeze(-1)
     if not occurs(failed.squeeze(-1)):
         return z
     good = (status == Status.CONVERGED).to(torch.int64).argmax()
@@ -30,7 +30,7 @@ def replace_what_failed(
     Their own systems have u = 0, so any finite number does. That the others do not notice is verified: their conditions must be
     the same to the last bit. Otherwise the tensors are left as they are, and NaN shows itself in the gradient.
     """
-    failed = status == Status.NONFINITE
+    failed = unanswered(status)
     if not occurs(failed):
         return tuple(tensors)
     finite = [torch.where(t.isfinite(), t, 1) if t.is_floating_point() or t.is_complex() else t for t in tensors]

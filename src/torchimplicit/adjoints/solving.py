@@ -180,7 +180,8 @@ class LinearisedSolver:
         if self.named is None and self.operator.shape[-1] == 1:
             self.direct = Division(self.operator.to_dense().squeeze(-1))
             return self._by_factors(self.direct)[0]
-        if self.named is None and self.sweep is not None and math.prod(self.operator.shape) <= TINY:
+        told = self.inverse is not None and self.inverse.refused is not None  # more than factors of A could tell
+        if self.named is None and self.sweep is not None and math.prod(self.operator.shape) <= TINY and not told:
             self.inverse, self.inverse_is_near = LU(equilibrate=False).factorize(self.operator), True
             result, size = self._by_factors(self.inverse)
             if finished(result.converged) and ordinary(size):
@@ -271,8 +272,8 @@ class LinearisedSolver:
 class Tiled:
     """An inverse of k systems that serves a multiple of k right-hand sides, all rows of the flat batch."""
 
-    def __init__(self, inverse: Any, systems: int) -> None:
-        self.inverse, self.systems = inverse, systems
+    def __init__(self, inverse: Any, systems: int, rows: int) -> None:
+        self.inverse, self.systems, self.rows = inverse, systems, rows
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         if self.systems == b.shape[0]:
@@ -295,3 +296,9 @@ class Tiled:
     def singular(self) -> Tensor:
         found: Tensor = self.inverse.singular
         return found
+
+    @property
+    def refused(self) -> Tensor | None:
+        """Statuses, of all rows, of derivatives that the forward solve has found not to exist; None where it has not looked."""
+        found: Tensor | None = getattr(self.inverse, "refused", None)
+        return found if found is None else found.repeat(self.rows // self.systems)

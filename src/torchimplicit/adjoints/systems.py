@@ -20,7 +20,7 @@ from torchimplicit.condition import Condition
 from torchimplicit.graph.reports import reported
 from torchimplicit.linear.iteration import error_of, linear_status
 from torchimplicit.solution import Record, SolveInfo, SolveStats
-from torchimplicit.status import Status, announce, report
+from torchimplicit.status import Status, announce, report, unanswered
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class JacobianSystem:
     def _posed(self, tensors: Sequence[Tensor]) -> Posed:
         b, *rest = tensors
         z, _, inverse, of_g = Root.of(rest, self.inverses)
-        tiled = Tiled(self.settings.inverse(inverse), inverse[0].shape[0]) if inverse else None
+        tiled = Tiled(self.settings.inverse(inverse), inverse[0].shape[0], z.shape[0]) if inverse else None
         return Posed(self.base, self.transpose, self.settings, b, z, tiled, of_g)
 
     def vmapped(
@@ -131,7 +131,7 @@ class JacobianSystem:
         b, _, forward, *_ = tensors
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
         usable, refused = forward == Status.CONVERGED, None
-        if not finished(usable) and occurs(unusable := forward == Status.NONFINITE):
+        if not finished(usable) and occurs(unusable := unanswered(forward)):
             refused = unusable & (b != 0).any(-1)
             b = torch.where(unusable.unsqueeze(-1), 0, b)
         posed = self._posed((b, *tensors[1:]))

@@ -1,0 +1,137 @@
+"""From a point near the solution to the solution itself: which constraints hold it, and the linear system that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.autograd.transforms import values_hidden
+from torchimplicit.linear.vectors import unpatterned
+from torchimplicit.programs.condensed import Condensed
+from torchimplicit.programs.quadratic import Programs
+
+CHANGES = 10  # of the set of constraints that hold the solution
+REFINEMENTS = 2  # of every solution of a linear system
+WEAK = 1e-9  # of the size of the terms: a slack and a multiplier that are both smaller are 0
+PROBES = 3  # refinements after which what is left of a residual no solution removes
+LEFT = 1e-3  # of it, at least
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Solutions x (B, n, 1) with multipliers y (B, M, 1), and the rows that are ``held`` at a bound.
+
+    K : the linear system of the conditions with these rows.
+    residual : the largest number that the conditions lack, beside their terms, (B,).
+    correction : what a further step would change x by, (B, n, 1).
+    weak : rows that touch their bound with a multiplier of 0, (B, M, 1).
+    """
+
+    x: Tensor
+    y: Tensor
+    held: Tensor
+    K: Condensed
+    residual: Tensor
+    correction: Tensor
+    weak: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.x, self.y, self.held, self.residual, self.correction, self.weak
+
+    def of_systems(self, which: Tensor) -> Solved:
+        """Some systems of the batch."""
+        x, y, held, residual, correction, weak = (part[which] for part in self.tensors)
+        return Solved(x, y, held, self.K.of_systems(which), residual, correction, weak)
+
+    def put(self, which: Tensor, other: Solved) -> Solved:
+        """With those of ``other`` in the places ``which``."""
+        parts = (a.index_copy(0, which, b) for a, b in zip(self.tensors, other.tensors, strict=True))
+        x, y, held, residual, correction, weak = parts
+        return Solved(x, y, held, self.K.put(which, other.K), residual, correction, weak)
+
+
+def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK) -> Solved:
+    """The solutions near x, with multipliers near y: Newton's method on the conditions, which are linear between changes of the set of
+    rows that are held. A weak row, which either may be, is not."""
+    held = _held(programs, programs.rows.apply(x), y)
+    return _settled(programs, x, y, held, weak, CHANGES)
+
+
+def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float, changes: int) -> Solved:
+    found = _solved(programs, x, y, held, weak)
+    again = _next(programs, found, weak)
+    changed = (again != found.held).flatten(1).any(-1)
+    if changes == 0 or values_hidden():
+        return found
+    which = changed.nonzero().squeeze(-1)
+    if not len(which):
+        return found
+    later = _settled(programs.of_systems(which), found.x[which], found.y[which], again[which], weak, changes - 1)
+    return found.put(which, later)
+
+
+def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float) -> Solved:
+    """The solution with given rows held, in two steps, of which the second tells how near the first has come."""
+    K = Condensed(programs.Q, programs.rows, torch.where(held, 0.0, torch.inf).to(x.dtype))
+    t = torch.where(_at_upper(programs, programs.rows.apply(x), y), programs.upper, programs.lower)
+    t, y = torch.where(held, t, 0), torch.where(held, y, 0)
+    for _ in range(2):
+        dx, dy = K.refined(*K.residual(x, y, -programs.q, t), REFINEMENTS)
+        x, y = x + dx, y + dy
+    Rx = programs.rows.apply(x)
+    of_gradient, of_rows = _sizes(programs, x, y)
+    slack = (programs.upper - Rx).minimum(Rx - programs.lower)
+    small = (slack.abs() <= weak * of_rows) & (y.abs() <= weak * of_gradient) & (programs.lower < programs.upper)
+    lacking = (programs.Q @ x + programs.q + programs.rows.transposed(y)).abs() / of_gradient
+    up, down = y.clamp(min=0) / of_gradient, (-y).clamp(min=0) / of_gradient
+    above, below = (programs.upper - Rx) / of_rows, (Rx - programs.lower) / of_rows
+    residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
+    return Solved(x, y, held, K, residual, dx, small)
+
+
+def _held(programs: Programs, Rx: Tensor, y: Tensor) -> Tensor:
+    beyond = (Rx + y > programs.upper) | (Rx + y < programs.lower)
+    return beyond | (programs.lower == programs.upper)
+
+
+def _at_upper(programs: Programs, Rx: Tensor, y: Tensor) -> Tensor:
+    """Whether a row is nearer to its upper bound than to the lower, as its multiplier sees it."""
+    return (programs.upper - Rx - y) <= (Rx + y - programs.lower)
+
+
+def _next(programs: Programs, found: Solved, weak: float) -> Tensor:
+    """Which rows are held from what has been found: one whose multiplier has the wrong sign is not, one that is violated is."""
+    return _held(programs, programs.rows.apply(found.x), found.y) & ~found.weak
+
+
+def _sizes(programs: Programs, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the terms of the gradient, (B, 1, 1), and of those of each constraint, (B, M, 1)."""
+    largest = x.abs().amax(-2, keepdim=True)
+    curved = largest * programs.Q.abs().flatten(1).amax(-1).reshape(-1, 1, 1)
+    of_gradient = torch.cat([programs.q.abs(), y.abs(), curved], -2).amax(-2, keepdim=True)
+    ends = torch.stack([programs.lower, programs.upper]).abs()
+    tiny = torch.finfo(x.dtype).tiny
+    return of_gradient + tiny, torch.where(ends < torch.inf, ends, 0).amax(0) + largest + tiny
+
+
+@dataclass(frozen=True)
+class Regularity:
+    """Of systems (B,): whether the solution may move freely (``loose``), and whether constraints that hold it depend on each other,
+    inequalities among them (``tight``)."""
+
+    loose: Tensor
+    tight: Tensor
+
+
+def regularity(programs: Programs, K: Condensed) -> Regularity:
+    """From what a solution of K (x, y) = (r, t) for unpatterned r and t leaves of these."""
+    r, t = unpatterned(programs.q.mT).mT, unpatterned(programs.upper.mT).mT
+    t = torch.where(K.W < torch.inf, t, 0)
+    left_r, left_t = K.residual(*K.refined(r, t, PROBES), r, t)
+    inequality = programs.lower < programs.upper
+    loose = (left_r.abs() > LEFT * r.abs().amax(-2, keepdim=True)).flatten(1).any(-1)
+    size = t.abs().amax(-2, keepdim=True) if t.shape[-2] else t.new_ones(len(t), 1, 1)
+    return Regularity(loose, ((left_t.abs() > LEFT * size) & inequality).flatten(1).any(-1))

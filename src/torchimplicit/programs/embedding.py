@@ -1,0 +1,212 @@
+"""An interior-point method for batches of quadratic programs that finds a solution, or a proof that there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.autograd.transforms import count, finished, values_hidden
+from torchimplicit.programs.condensed import Condensed
+from torchimplicit.programs.quadratic import OneSided
+from torchimplicit.status import Status
+
+PROOF = 1e-7  # of a certificate: it excludes all solutions that are not 1/PROOF times larger than the data
+BACK = 0.995  # of the way to the boundary
+PROXIMAL = 1e-10  # of the linear systems: a certificate needs accurate steps
+REFINEMENTS = 0  # of every step
+GATHERED = 0.75  # of the systems still run: then the others are left out
+
+
+@dataclass(frozen=True)
+class Point:
+    """Unknowns x, multipliers y, slacks s, and τ and κ: (B, n, 1), (B, M, 1), (B, M, 1), (B, 1, 1) each. The solution is (x, y, s) / τ;
+    where τ tends to 0, x or y tends to a ray that proves that there is none."""
+
+    x: Tensor
+    y: Tensor
+    s: Tensor
+    tau: Tensor
+    kappa: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.x, self.y, self.s, self.tau, self.kappa
+
+    def of_systems(self, which: Tensor) -> Point:
+        return Point(*(part[which] for part in self.parts))
+
+    def put(self, which: Tensor, other: Point) -> Point:
+        """With those of ``other`` in the places ``which``."""
+        return Point(*(a.index_copy(0, which, b) for a, b in zip(self.parts, other.parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What the conditions of the embedding lack, and the terms that they are made of."""
+
+    of_x: Tensor
+    of_y: Tensor
+    of_tau: Tensor
+    gap: Tensor  # μ, the mean product of slacks and multipliers
+    Qx: Tensor
+    Ry: Tensor
+    Rx: Tensor
+    xQx: Tensor
+    qx: Tensor
+    ty: Tensor
+
+    @staticmethod
+    def at(program: OneSided, point: Point) -> Residuals:
+        x, y, s, tau, kappa = point.parts
+        Qx, Ry, Rx = program.Q @ x, program.rows.transposed(y), program.rows.apply(x)
+        xQx, qx, ty = _dot(x, Qx), _dot(program.q, x), _dot(program.t, y)
+        pairs = (~program.equal).sum(-2, keepdim=True) + 1
+        gap = (_dot(s, y) + tau * kappa) / pairs
+        of_y = Rx + s - program.t * tau
+        return Residuals(
+            Qx + Ry + program.q * tau, of_y, qx + ty + kappa + xQx / tau, gap, Qx, Ry, Rx, xQx, qx, ty
+        )  # fmt: skip
+
+
+def interior(program: OneSided, max_steps: int, accuracy: float) -> tuple[Point, Tensor, Tensor]:
+    """A point near the solution of each program, whose conditions it meets to ``accuracy`` beside the size of their terms, or the ray
+    that proves that there is none; how it ended, (B,), and after how many steps.
+
+    The homogeneous embedding of the optimality conditions, with Mehrotra's predictor and corrector and one length for all steps. All
+    systems go on together, each to its own end.
+    Sources: Andersen and Ye, On a homogeneous algorithm for the monotone complementarity problem, Math. Prog. 84 (1999); for
+    quadratic objectives Goulart and Chen, Clarabel, arXiv:2405.12762 (2024), section 3; Mehrotra, On the implementation of a
+    primal-dual interior point method, SIAM J. Optim. 2 (1992).
+    """
+    point = _start(program)
+    B = len(program.q)
+    status = torch.full((B,), int(Status.RUNNING), device=program.q.device)
+    steps = torch.zeros_like(status)
+    rows = torch.arange(B, device=status.device)
+    found, here, taken = point, program, 0
+    while True:
+        residuals = Residuals.at(here, point)
+        verdict = _verdict(here, point, residuals, accuracy)
+        status[rows] = torch.where(status[rows] == Status.RUNNING, verdict, status[rows])
+        steps[rows] = torch.where(verdict == Status.RUNNING, taken, steps[rows])
+        running = status[rows] == Status.RUNNING
+        if taken == max_steps or finished(~running):
+            break
+        if not values_hidden() and count(running) < GATHERED * len(rows):
+            found = found.put(rows, point)
+            kept = running.nonzero().squeeze(-1)
+            rows, here, point, running = rows[kept], here.of_systems(kept), point.of_systems(kept), running[kept]
+            residuals = Residuals.at(here, point)
+        moved = _step(here, point, residuals)
+        keep = running.reshape(-1, 1, 1)
+        point = Point(*(torch.where(keep, new, old) for new, old in zip(moved.parts, point.parts, strict=True)))
+        taken += 1
+    status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
+    return found.put(rows, point), status, steps
+
+
+def _start(program: OneSided) -> Point:
+    """The solution with quadratic penalties for unknowns, slacks and multipliers, moved inside."""
+    eye = torch.eye(program.Q.shape[-1], dtype=program.q.dtype, device=program.q.device)
+    K = Condensed(program.Q + eye, program.rows, torch.where(program.equal, 0.0, 1.0).to(program.q.dtype))
+    x, y = K.approximate(-program.q, program.t)
+    s = torch.where(program.equal, torch.inf, -y)
+    lift = _lift(s)
+    down = _lift(torch.where(program.equal, torch.inf, y))
+    one = torch.ones_like(program.q[:, :1])
+    s = torch.where(program.equal, 0, s + lift)
+    return Point(x, torch.where(program.equal, y, y + down), s, one, one)
+
+
+def _lift(v: Tensor) -> Tensor:
+    """What makes all numbers of a column positive."""
+    if not v.shape[-2]:
+        return v.new_zeros(len(v), 1, 1)
+    lowest = v.amin(-2, keepdim=True)
+    return torch.where(lowest > 0, 0, 1 - lowest)
+
+
+def _step(program: OneSided, point: Point, r: Residuals) -> Point:
+    """One step of predictor and corrector."""
+    x, y, s, tau, kappa = point.parts
+    free = ~program.equal
+    K = Condensed(program.Q, program.rows, torch.where(program.equal, 0, s / y), proximal=PROXIMAL)
+    first = torch.cat([-r.of_x, -program.q], -1), torch.cat([s - r.of_y, program.t], -1)
+    X, Y = K.refined(*first, REFINEMENTS)
+    x1, y1, x2, y2 = X[..., :1], Y[..., :1], X[..., 1:], Y[..., 1:]
+    xi = x / tau
+    slope = program.q + 2 * (r.Qx / tau)
+    off = x2 - xi
+    # = (q + 2 Q ξ)·x₂ + t·y₂ − ξᵀQξ − κ/τ, in a form that rounding leaves negative
+    below = -(_dot(off, program.Q @ off) + _dot(y2, K.W * y2) + kappa / tau)
+
+    def direction(x1: Tensor, y1: Tensor, of_tau: Tensor, of_kappa: Tensor, of_s: Tensor) -> Point:
+        d_tau = (-of_tau + of_kappa / tau - _dot(slope, x1) - _dot(program.t, y1)) / below
+        dx, dy = x1 + d_tau * x2, y1 + d_tau * y2
+        ds = torch.where(free, -(of_s + s * dy) / y, 0)
+        return Point(dx, dy, ds, d_tau, -(of_kappa + kappa * d_tau) / tau)
+
+    affine = direction(x1, y1, r.of_tau, kappa * tau, s * y)
+    reach = _length(point, affine, free, 1.0)
+    sigma = (1 - reach) ** 3
+    pairs = torch.cat([torch.where(free, s * y, torch.inf), tau * kappa], -2)
+    evenness = pairs.amin(-2, keepdim=True) / r.gap  # of the smallest product, beside the mean
+    sigma = sigma.maximum(0.1 * (0.05 * (1 - evenness) / evenness).clamp(max=2) ** 3)
+    left = 1 - sigma
+    of_s = torch.where(free, s * y - sigma * r.gap + affine.s * affine.y, 0)
+    of_kappa = kappa * tau - sigma * r.gap + affine.kappa * affine.tau
+    x1, y1 = K.refined(-left * r.of_x, torch.where(free, of_s / y, 0) - left * r.of_y, REFINEMENTS)
+    towards = direction(x1, y1, left * r.of_tau, of_kappa, of_s)
+    alpha = _length(point, towards, free, BACK)
+    return Point(*(at + alpha * d for at, d in zip(point.parts, towards.parts, strict=True)))
+
+
+def _length(point: Point, d: Point, free: Tensor, part: float) -> Tensor:
+    """How far one may go, (B, 1, 1): at most 1, and ``part`` of the way to where a slack or a multiplier vanishes."""
+    pairs = torch.where(free, (-d.y / point.y).maximum(-d.s / point.s), 0)
+    shrinks = torch.cat([pairs, -d.tau / point.tau, -d.kappa / point.kappa], -2).amax(-2, keepdim=True)
+    return (part / shrinks.clamp(min=torch.finfo(shrinks.dtype).tiny)).clamp(max=1)
+
+
+def _verdict(program: OneSided, point: Point, r: Residuals, accuracy: float) -> Tensor:
+    """What each system has come to, (B,): a solution, a proof that there is none, NaN, or nothing yet."""
+    s, tau = point.s, point.tau
+    of_rows = tau + (program.t.abs() * tau).maximum(r.Rx.abs()).maximum(
+        s
+    )  # each row in its own size: some may be far away
+    feasible = (r.of_y.abs() <= accuracy * of_rows).all(-2, keepdim=True)
+    of_x = (program.q.abs() * tau).maximum(r.Qx.abs()).maximum(r.Ry.abs())
+    stationary = _largest(r.of_x) <= accuracy * (tau + _largest(of_x))
+    primal, dual = r.xQx / tau / 2 + r.qx, -r.xQx / tau / 2 - r.ty
+    closed = (primal - dual).abs() <= accuracy * (tau + primal.abs().minimum(dual.abs()))
+    solved = feasible & stationary & closed
+    infeasible = proves_infeasible(r.Ry, r.ty)
+    violation = torch.where(program.equal, r.Rx.abs(), r.Rx.clamp(min=0))
+    unbounded = proves_unbounded(r.Qx, violation, r.qx)
+    sums = r.of_x.sum(-2, keepdim=True) + r.of_y.sum(-2, keepdim=True) + r.of_tau
+    verdict = torch.where(solved, Status.CONVERGED, Status.RUNNING)
+    verdict = torch.where(unbounded, Status.DUAL_INFEASIBLE, verdict)
+    verdict = torch.where(infeasible, Status.PRIMAL_INFEASIBLE, verdict)
+    return torch.where(sums.isfinite(), verdict, Status.NONFINITE).flatten()
+
+
+def proves_infeasible(Ry: Tensor, ty: Tensor) -> Tensor:
+    """Whether multipliers y of the rows prove that no x meets R x ≤ t, unless it is very large: yᵀR x ≤ yᵀt."""
+    return (ty < 0) & (Ry.abs().sum(-2, keepdim=True) <= PROOF * -ty)
+
+
+def proves_unbounded(Qx: Tensor, violation: Tensor, qx: Tensor) -> Tensor:
+    """Whether the objective falls for ever in the direction x, which the rows allow but for a ``violation``: there are no multipliers,
+    unless they are very large."""
+    off = Qx.abs().sum(-2, keepdim=True).maximum(violation.sum(-2, keepdim=True))
+    return (qx < 0) & (off <= PROOF * -qx)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-2, keepdim=True)
+
+
+def _largest(v: Tensor) -> Tensor:
+    return v.abs().amax(-2, keepdim=True) if v.shape[-2] else v.new_zeros(len(v), 1, 1)

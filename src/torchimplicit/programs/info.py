@@ -1,0 +1,69 @@
+"""What a solve of a constrained program tells besides the facts of every solve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchimplicit.private import pytree
+from torchimplicit.solution import Record, SolveInfo
+
+
+class Dual(NamedTuple):
+    """One number, or flag, for each constraint: (*batch, m), (*batch, k) and (*batch, n).
+
+    As multipliers, of the Lagrangian φ(z) + inequalityᵀ(Gz − h) + equalityᵀ(Az − b) + boundsᵀz: ``inequality`` is ≥ 0, and 0 where the
+    inequality is slack; ``bounds`` is ≥ 0 where the upper bound holds z, ≤ 0 where the lower bound does, and 0 between.
+    """
+
+    inequality: Tensor
+    equality: Tensor
+    bounds: Tensor
+
+
+class Certificate(NamedTuple):
+    """Proofs that there is no solution; NaN in systems that need none.
+
+    z : where the status is DUAL_INFEASIBLE, a direction (*batch, n) along which the objective falls for ever: Qz = 0, Gz ≤ 0, Az = 0,
+        no bound is in the way, and pᵀz = −1.
+    inequality, equality, lower, upper : where it is PRIMAL_INFEASIBLE, multipliers λ, ν, l and u (λ, l, u ≥ 0) whose combination of the
+        constraints is 0ᵀz ≤ −1: Gᵀλ + Aᵀν + u − l = 0 and hᵀλ + bᵀν + upperᵀu − lowerᵀl = −1. Without bounds, l and u are 0.
+    """
+
+    z: Tensor
+    inequality: Tensor
+    equality: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
+@dataclass(repr=False)
+class ProgramInfo(SolveInfo):
+    """The facts of the solve of a constrained program.
+
+    dual : the multipliers, differentiable like z.
+    active : which constraints hold z, with a multiplier that is not 0. In the backward, where some touch z without one, or depend on
+        each other, the system is reported as DEGENERATE: the derivative is one of several one-sided ones.
+    certificate : where there is no solution, what proves it.
+    """
+
+    dual: Dual | None = None
+    active: Dual | None = None
+    certificate: Certificate | None = None
+
+
+_CHILDREN = tuple(field.name for field in fields(ProgramInfo) if field.name not in ("record", "aux"))
+
+
+def _flatten(info: ProgramInfo) -> tuple[list[Any], Record]:
+    return [getattr(info, name) for name in _CHILDREN], info.record
+
+
+def _unflatten(children: Iterable[Any], record: Record) -> ProgramInfo:
+    return ProgramInfo(**dict(zip(_CHILDREN, children, strict=True)), record=record)
+
+
+pytree.register_pytree_node(ProgramInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.ProgramInfo")

@@ -1,0 +1,156 @@
+"""Quadratic programs from their data to their solutions, and to what the derivative needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torchimplicit.autograd.transforms import occurs
+from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
+from torchimplicit.programs.active_set import WEAK, Solved, regularity, settle
+from torchimplicit.programs.certificates import infeasibility, unboundedness
+from torchimplicit.programs.condensed import PROXIMAL, Condensed
+from torchimplicit.programs.embedding import Point, interior
+from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, scaled
+from torchimplicit.status import Status, proven, unanswered
+
+NEAR = 1e-6  # accuracy of the interior point from which the set of constraints that hold the solution is guessed,
+NEARER = 1e-10  # and that of the second guess, where the first was wrong
+SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
+MAX_STEPS = 100
+ROUNDING = 8  # in units of eps of the data: what is smaller beside others is 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of B programs: w (B, N), which is z and the multipliers, or a ray that proves that there is no solution; how each ended, after
+    how many steps; by how much z is off, (B, n); and the tensors of an :class:`Inverse`."""
+
+    w: Tensor
+    status: Tensor
+    steps: Tensor
+    correction: Tensor
+    inverse: tuple[Tensor, ...]
+
+
+def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS) -> Found:
+    """The solutions of programs whose numbers are known to the precision of ``dtype``."""
+    weak = max(WEAK, ROUNDING * torch.finfo(dtype).eps)
+    programs, units = scaled(data)
+    bounds = data.sizes[-1]
+    point, ended, steps = interior(programs.one_sided(bounds), max_steps, NEAR)
+    solved = _settled(programs, point, bounds, weak)
+    missed = ~(solved.residual <= SATISFIED) & ~proven(ended) & _finite(programs)
+    if occurs(missed):
+        which = missed.nonzero().squeeze(-1)
+        solved, point, ended, steps = _again(programs, which, solved, point, ended, steps, weak)
+    K, regular = solved.K, regularity(programs, solved.K)
+    status = torch.where(ended == Status.CONVERGED, Status.STAGNATED, ended)
+    status = torch.where((solved.residual <= SATISFIED) & ~proven(ended), Status.CONVERGED, status)
+    status = torch.where(_finite(programs), status, Status.NONFINITE)
+    status = torch.where(_nonconvex(programs) & (status != Status.NONFINITE), Status.NONCONVEX, status)
+    refused = torch.where(solved.weak.flatten(1).any(-1) | regular.tight, Status.DEGENERATE, Status.CONVERGED)
+    refused = torch.where(regular.loose, Status.SINGULAR, refused)
+    K = _harmless(K, unanswered(status) | ~K.L.isfinite().flatten(1).all(-1))
+    ray = unanswered(status).reshape(-1, 1, 1)
+    w = torch.cat([units.z * solved.x, units.y * solved.y], -2)
+    w = torch.where(ray, _proof(point, status, units, bounds), w).squeeze(-1)
+    free = ray | regular.loose.reshape(-1, 1, 1)  # what moves freely is not off
+    correction = torch.where(free, 0, units.z * solved.correction).squeeze(-1)
+    return Found(w, status, steps, correction, (refused, units.z, units.y, units.r, units.t, *K.tensors))
+
+
+def _proof(point: Point, status: Tensor, units: Units, bounds: int) -> Tensor:
+    """The direction x along which the objective falls, or multipliers whose combination of the constraints is a contradiction: those of
+    lower bounds stand in the place of x."""
+    first, upper, lower = point.y.split([point.y.shape[-2] - 2 * bounds, bounds, bounds], -2)
+    dual = torch.cat([first, upper], -2)
+    lower = units.y[:, first.shape[-2] :] * lower if bounds else torch.zeros_like(point.x)
+    x = torch.where((status == Status.PRIMAL_INFEASIBLE).reshape(-1, 1, 1), lower, units.z * point.x)
+    return torch.cat([x, units.y * dual], -2)
+
+
+def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Solved:
+    return settle(programs, point.x / point.tau, OneSided.signed(point.y / point.tau, bounds), weak)
+
+
+def _again(
+    programs: Programs, which: Tensor, solved: Solved, point: Point, ended: Tensor, steps: Tensor, weak: float
+) -> tuple[Solved, Point, Tensor, Tensor]:
+    """The same for some systems, from nearer; and where that does not help either, whether there is proof of no solution."""
+    bounds = point.y.shape[-2] - solved.y.shape[-2]
+    some = programs.of_systems(which)
+    one = some.one_sided(bounds)
+    later, how, more = interior(one, MAX_STEPS, NEARER)
+    nearer = _settled(some, later, bounds, weak)
+    better = (nearer.residual <= solved.residual[which].nan_to_num(nan=torch.inf)).nonzero().squeeze(-1)
+    solved = solved.put(which[better], nearer.of_systems(better))
+    missed = ~(solved.residual[which] <= SATISFIED) & ~proven(how)
+    if occurs(missed):
+        y, infeasible = infeasibility(one)
+        x, unbounded = unboundedness(one)
+        how = torch.where(missed & unbounded, Status.DUAL_INFEASIBLE, how)
+        how = torch.where(missed & infeasible, Status.PRIMAL_INFEASIBLE, how)
+        rows = missed.reshape(-1, 1, 1)
+        later = replace(later, x=torch.where(rows, x, later.x), y=torch.where(rows, y, later.y))
+    return solved, point.put(which, later), ended.index_copy(0, which, how), steps.index_add(0, which, more)
+
+
+def _nonconvex(programs: Programs) -> Tensor:
+    """Systems (B,) whose objective falls without bound, or is not convex, in a direction that the equalities leave free."""
+    equal = (programs.lower == programs.upper).to(programs.q.dtype)
+    H = programs.Q.clone()
+    H.diagonal(dim1=-2, dim2=-1).add_(PROXIMAL)
+    _, info = torch.linalg.cholesky_ex(H)
+    if not occurs(info):
+        return info > 0
+    _, info = torch.linalg.cholesky_ex(H + programs.rows.gram(equal / PROXIMAL))
+    return info > 0
+
+
+def _finite(programs: Programs) -> Tensor:
+    """Systems (B,) whose data are numbers."""
+    parts = (programs.Q, programs.q, programs.rows.C, programs.lower, programs.upper)
+    return torch.stack([~part.isnan().flatten(1).any(-1) for part in parts]).all(0)
+
+
+def _harmless(K: Condensed, rows: Tensor) -> Condensed:
+    """With the identity in place of those of some rows (B,), of which no solution is wanted."""
+    if not occurs(rows):
+        return K
+    rows = rows.reshape(-1, 1, 1)
+    eye = torch.eye(K.L.shape[-1], dtype=K.L.dtype, device=K.L.device)
+    clean = [torch.where(rows, 0, t) for t in (K.rows.C, *K.rows.diagonals)]
+    return Condensed.of(
+        [torch.where(rows, eye, K.Q), torch.where(rows, torch.inf, K.W), torch.where(rows, eye, K.L), *clean]
+    )
+
+
+class Inverse:
+    """Of the Jacobian of the optimality conditions at a solution, in w = (z, multipliers), in the units of the data.
+
+    refused : of each system (B,) the status of a derivative that does not exist; CONVERGED where there is one.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.refused, *units = tensors[:5]
+        self.units = Units(*units)
+        self.K = Condensed.of(tensors[5:])
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """w with J w = b, (*lead, B, N); J is symmetric."""
+        batch, lead = self.units.z.shape[:1], lead_shape(b, self.units.z.shape[:1])
+        columns = to_columns(b, batch).to(self.units.z.dtype)
+        r, t = columns.split([self.units.z.shape[-2], self.units.t.shape[-2]], -2)
+        held = self.K.W < torch.inf
+        x, y = self.K.refined(self.units.r * r, torch.where(held, self.units.t * t, 0), 2)
+        w = torch.cat([self.units.z * x, torch.where(held, self.units.y * y, -t)], -2)
+        return from_columns(w, lead).to(b.dtype)
+
+    @property
+    def suspicious(self) -> Tensor:
+        """Of none: what is singular is told by ``refused``."""
+        return torch.zeros_like(self.refused, dtype=torch.bool)

@@ -1,0 +1,230 @@
+"""Quadratic programs: solutions and multipliers that are known, in batches of any kind, and what is said where there are none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor
+
+import torchimplicit as ti
+from tests.problem_sets.maros_meszaros import PROBLEMS
+from tests.programs.random_programs import D, known, times
+from torchimplicit import ConvergenceWarning, Status
+
+EYE = torch.eye(2, dtype=D)
+
+
+def tensor(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=D)
+
+
+@pytest.mark.parametrize(("n", "m", "k", "held"), [(1, 2, 0, 1), (4, 6, 2, 2), (12, 20, 3, 5), (30, 60, 10, 15)])
+def test_solutions_and_multipliers_are_those_that_were_chosen(n: int, m: int, k: int, held: int) -> None:
+    data, z, inequality, equality = known(20, n, m, k, held)
+    solution = ti.quadratic_program(*data)
+    assert solution.info.converged.all()
+    torch.testing.assert_close(solution.value, z, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(solution.info.dual.inequality, inequality, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(solution.info.dual.equality, equality, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(solution.info.active.inequality, inequality > 0)
+
+
+def test_a_semidefinite_program_is_solved_where_the_constraints_determine_it() -> None:
+    data, z, *_ = known(20, 10, 20, 3, held=6, rank=4)
+    torch.testing.assert_close(ti.quadratic_program(*data).value, z, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_optimum_is_that_of_the_table_and_the_conditions_are_met(name: str) -> None:
+    data, constant, optimum = PROBLEMS[name]
+    z, info = ti.quadratic_program(**data)
+    assert info.converged
+    assert float(z @ data["Q"] @ z / 2 + data["p"] @ z) + constant == pytest.approx(optimum, rel=1e-8, abs=1e-9)
+    assert lacking(data, z, info.dual) <= 1e-8
+
+
+def lacking(data: dict[str, Any], z: Tensor, dual: Any) -> float:
+    """The largest number that is missing from the optimality conditions, in the units of the data."""
+    none = z.new_zeros(0, len(z)), z.new_zeros(0)
+    G, h = data.get("G", none[0]), data.get("h", none[1])
+    A, b = data.get("A", none[0]), data.get("b", none[1])
+    lower, upper = (
+        torch.as_tensor(data.get(name, end)).expand_as(z) for name, end in (("lower", -math.inf), ("upper", math.inf))
+    )
+    mu = dual.bounds if len(dual.bounds) else torch.zeros_like(z)
+    gradient = data["Q"] @ z + data["p"] + G.mT @ dual.inequality + A.mT @ dual.equality + mu
+    slack = torch.minimum(h - G @ z, dual.inequality)
+    at_bounds = torch.cat([(upper - z).minimum(mu.clamp(min=0)), (z - lower).minimum(-mu.clamp(max=0))])
+    return max(float(part.abs().max()) for part in (gradient, slack, A @ z - b, at_bounds) if part.numel())
+
+
+def test_linear_programs_have_the_vertices_that_highs_finds() -> None:
+    (_, p, G, h, _, _), *_ = known(8, 10, 30, 0, held=10, rank=1, seed=3)
+    p = -times(G.mT, torch.rand(8, 30, dtype=D, generator=torch.Generator().manual_seed(0)))
+    z, info = ti.quadratic_program(torch.zeros(10, 10, dtype=D), p, G, h)
+    for i in range(8):
+        found = optimize.linprog(p[i].numpy(), G[i].numpy(), h[i].numpy(), bounds=(None, None))
+        torch.testing.assert_close(z[i], torch.as_tensor(found.x), rtol=1e-9, atol=1e-9)
+        multipliers = torch.as_tensor(-found.ineqlin.marginals)
+        torch.testing.assert_close(info.dual.inequality[i], multipliers, rtol=1e-9, atol=1e-9)
+
+
+def test_bounds_are_the_same_as_inequalities_and_their_multipliers_have_the_sign_of_their_side() -> None:
+    (Q, p, *_), *_ = known(10, 6, 0, 0, held=0)
+    lower, upper = -torch.full((6,), 0.2, dtype=D), torch.full((6,), 0.1, dtype=D)
+    lower[2], upper[3] = -math.inf, math.inf
+    z, info = ti.quadratic_program(Q, p, lower=lower, upper=upper)
+    eye = torch.eye(6, dtype=D)
+    w, same = ti.quadratic_program(Q, p, torch.cat([eye, -eye]), torch.cat([upper, -lower]))
+    torch.testing.assert_close(z, w, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(info.dual.bounds, same.dual.inequality[:, :6] - same.dual.inequality[:, 6:])
+    assert (info.dual.bounds[z == lower] < 0).all()
+    assert (info.dual.bounds[z == upper] > 0).all()
+    torch.testing.assert_close(times(Q, z) + p + info.dual.bounds, torch.zeros(10, 6, dtype=D), rtol=0, atol=1e-12)
+
+
+def test_the_sign_of_multipliers_is_that_of_the_lagrangian() -> None:
+    """The minimum of (z − 3)²/2 over z ≤ 1 changes by −λ dh, that over z = 1 by −ν db, that over lower ≤ z by −μ d lower."""
+    Q, p = tensor([1]), tensor(-3)
+    assert float(ti.quadratic_program(Q, p, tensor([1]), tensor(1)).info.dual.inequality) == pytest.approx(2)
+    assert float(ti.quadratic_program(Q, p, A=tensor([1]), b=tensor(1)).info.dual.equality) == pytest.approx(2)
+    assert float(ti.quadratic_program(Q, p, upper=1.0).info.dual.bounds) == pytest.approx(2)
+    assert float(ti.quadratic_program(Q, p, lower=4.0).info.dual.bounds) == pytest.approx(-1)
+
+
+def test_equalities_that_follow_from_others_and_bounds_that_are_the_same_do_no_harm() -> None:
+    A, b = tensor([1, 1, 1], [2, 2, 2], [1, -1, 0]), tensor(1, 2, 0)
+    z, info = ti.quadratic_program(torch.eye(3, dtype=D), tensor(1, 2, 3), A=A, b=b)
+    assert info.converged
+    torch.testing.assert_close(z, tensor(5, 5, -4) / 6)
+    z, info = ti.quadratic_program(EYE, tensor(1, 2), lower=tensor(-0.5, -9), upper=tensor(-0.5, 9))
+    assert info.converged
+    torch.testing.assert_close(z, tensor(-0.5, -2))
+    torch.testing.assert_close(info.dual.bounds, tensor(-0.5, 0))
+
+
+def test_each_system_of_a_batch_has_its_own_end() -> None:
+    """Solved, contradictory, unbounded, degenerate, NaN, and with a constraint that is none."""
+    nan, inf = math.nan, math.inf
+    Q = torch.stack([EYE, EYE, 0 * EYE, EYE, EYE, EYE])
+    p = tensor([-1, -1], [0, 0], [-1, -1], [-1, 0], [nan, 0], [-1, -1])
+    G = torch.stack([tensor([1, 0], [0, 1], [-1, -1])] * 6)
+    G[2] = tensor([1, -1], [-1, 0], [0, -1])
+    h = tensor([0.5, 0.7, 3], [-1, -1, 1], [1, 0, 0], [1, 0.5, 3], [1, 1, 1], [inf, inf, 3])
+    p.requires_grad_()
+    with pytest.warns(ConvergenceWarning, match="primal_infeasible(.|\n)*dual_infeasible"):
+        z, info = ti.quadratic_program(Q, p, G, h)
+    solved, primal, dual, nonfinite = "converged", "primal_infeasible", "dual_infeasible", "nonfinite"
+    assert info.status_names == [solved, primal, dual, solved, nonfinite, solved]
+    torch.testing.assert_close(z[[0, 3, 5]], tensor([0.5, 0.7], [1, 0], [1, 1]))
+    for part in (z, info.dual.inequality):
+        assert part[[1, 2, 4]].isnan().all()
+        assert not part[[0, 3, 5]].isnan().any()
+    y, x = info.certificate.inequality[1], info.certificate.z[2]
+    assert (y >= 0).all()
+    torch.testing.assert_close(times(G[1].mT, y), tensor(0, 0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(h[1] @ y, tensor(-1)[0])
+    assert (times(G[2], x) <= 1e-6).all()
+    torch.testing.assert_close(p.detach()[2] @ x, tensor(-1)[0])
+    assert info.certificate.z[1].isnan().all()
+    assert info.certificate.inequality[0].isnan().all()
+    with pytest.warns(ConvergenceWarning, match="degenerate"):
+        (grad,) = torch.autograd.grad(z[info.converged].sum(), p)
+    assert info.adjoint.status_names == [solved, solved, solved, "degenerate", solved, solved]
+    torch.testing.assert_close(grad[[0, 5]], tensor([0, 0], [-1, -1]))
+    assert not grad.isnan().any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contradictions_and_unbounded_programs_are_proved(seed: int) -> None:
+    (Q, p, G, h, A, b), *_ = known(16, 8, 20, 2, held=4, seed=seed)
+    with pytest.warns(ConvergenceWarning):
+        _, info = ti.quadratic_program(Q, p, torch.cat([G, -G[:, :1]], 1), torch.cat([h, -h[:, :1] - 0.1], 1), A, b)
+    assert (info.status == Status.PRIMAL_INFEASIBLE).all()
+    _, inequality, equality, *_ = info.certificate
+    combined = times(G.mT, inequality[:, :-1]) - times(G[:, :1].mT, inequality[:, -1:]) + times(A.mT, equality)
+    torch.testing.assert_close(combined, torch.zeros(16, 8, dtype=D), rtol=0, atol=1e-6)
+    with pytest.warns(ConvergenceWarning):
+        _, info = ti.quadratic_program(torch.zeros_like(Q), p, G[:, :5], h[:, :5], A, b)
+    assert (info.status == Status.DUAL_INFEASIBLE).all()
+    x = info.certificate.z
+    assert float(times(G[:, :5], x).max()) <= 1e-6
+    torch.testing.assert_close(times(A, x), torch.zeros(16, 2, dtype=D), rtol=0, atol=1e-6)
+    torch.testing.assert_close((p * x).sum(-1), -torch.ones(16, dtype=D))
+
+
+def test_contradictory_bounds_are_proved() -> None:
+    with pytest.warns(ConvergenceWarning, match="0 <= -1"):
+        z, info = ti.quadratic_program(EYE, tensor(1, 2), lower=tensor(1, 0), upper=tensor(-1, 1))
+    assert z.isnan().all()
+    lower, upper = info.certificate.lower, info.certificate.upper
+    torch.testing.assert_close(upper, lower, rtol=0, atol=1e-6)
+    torch.testing.assert_close(upper @ tensor(-1, 1) - lower @ tensor(1, 0), tensor(-1)[0])
+
+
+def test_an_objective_that_is_not_convex_is_reported() -> None:
+    with pytest.warns(ConvergenceWarning, match="negative eigenvalue"):
+        _, info = ti.quadratic_program(torch.diag(tensor(1, -1)), tensor(1, 2), lower=-1.0, upper=1.0)
+    assert info.status == Status.NONCONVEX
+    z, info = ti.quadratic_program(torch.diag(tensor(1, -1)), tensor(1, 2), A=tensor([0, 1]), b=tensor(3))
+    assert info.converged  # the equality leaves only the convex direction free
+    torch.testing.assert_close(z, tensor(-1, 3))
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
+def test_no_unit_of_the_data_matters(scale: float) -> None:
+    (Q, p, G, h, A, b), z, *_ = known(5, 6, 10, 2, held=3)
+    for data, solution in (
+        ((scale * Q, scale * p, G, h, A, b), z),
+        ((Q, p, scale * G, scale * h, A / scale, b / scale), z),
+        ((Q, scale * p, G, scale * h, A, scale * b), scale * z),
+    ):
+        found, info = ti.quadratic_program(*data)
+        assert info.converged.all()
+        torch.testing.assert_close(
+            found / scale, solution / scale, rtol=1e-8, atol=1e-8 * float(solution.abs().max()) / scale
+        )
+
+
+def test_data_broadcast_over_the_batch_and_float32_is_returned_as_it_came() -> None:
+    (Q, p, G, h, A, b), *_ = known(3, 4, 5, 1, held=2)
+    many = ti.quadratic_program(Q[0], p.reshape(3, 1, 4), G[0], h[:1] + torch.arange(2.0, dtype=D)[:, None], A[0], b[0])
+    assert many.value.shape == (3, 2, 4)
+    assert many.info.status.shape == (3, 2)
+    one = ti.quadratic_program(Q[0], p[1], G[0], h[0] + 1, A[0], b[0])
+    torch.testing.assert_close(many.value[1, 1], one.value)
+    single = ti.quadratic_program(*(t.float() for t in (Q, p, G, h, A, b)))
+    assert single.value.dtype == torch.float32
+    assert single.info.converged.all()
+    torch.testing.assert_close(
+        single.value.double(), ti.quadratic_program(Q, p, G, h, A, b).value, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_no_constraints_and_no_systems() -> None:
+    z, _ = ti.quadratic_program(EYE, tensor(1, 2))
+    torch.testing.assert_close(z, tensor(-1, -2))
+    assert ti.quadratic_program(EYE.expand(0, 2, 2), torch.zeros(0, 2, dtype=D)).value.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"Q": torch.eye(3, dtype=D)}, r"Q must have shape \(..., 2, 2\)"),
+        ({"G": EYE}, "G was given without h"),
+        ({"b": tensor(1)}, "b was given without A"),
+        ({"G": EYE, "h": tensor(1, 2, 3)}, r"G must have shape \(..., 3, 2\)"),
+        ({"G": EYE.float(), "h": tensor(1, 2)}, "one dtype and one device"),
+        ({"Q": EYE.to_sparse()}, "Q must be a dense tensor"),
+        ({"Q": EYE.expand(3, 2, 2), "p": torch.zeros(2, 2, dtype=D)}, "do not broadcast: Q"),
+        ({"batch_ndim": 1}, "batch_ndim=1, but the data have 0"),
+        ({"adjoint": ti.Unrolled()}, "no derivative"),
+    ],
+)
+def test_what_does_not_fit_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ti.quadratic_program(**{"Q": EYE, "p": tensor(1, 2), **arguments})
