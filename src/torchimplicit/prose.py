@@ -79,7 +79,7 @@ ROOT = {
         "the objective falls without end within the constraints. Add bounds, a constraint, or a regularisation."
     ),
     "DEGENERATE": (
-        "a constraint or a bound is only just met, without any force on it (z at its bound, and the slope there or the multiplier 0), or "
+        "a constraint or a bound is only just met, without any force on it (z at its bound, the slope there or the multiplier 0), or "
         "inequalities that hold z depend on each other: whether they hold z changes with the arguments, so there are several one-sided "
         "derivatives, and the one given is that of one side. "
         "Where a useful number is enough, smooth the problem; else move the arguments off that point."
@@ -227,18 +227,19 @@ OTHERS: dict[str, dict[str, str]] = {
         ),
     },
     "solution of the program": {
-            "no z meets the constraints: a combination of them says 0 <= -1, and info.certificate.dual holds its multipliers. Likely "
-            "causes: (a) bounds or inequalities that contradict each other; (b) equalities that do; (c) a sign: G z <= h is meant. Loosen "
-            "the constraints that have a multiplier there, or add a slack variable with a cost."
+        "PRIMAL_INFEASIBLE": (
+            "no z meets the constraints: a combination of them says 0 <= -1, and info.certificate holds its multipliers. Likely "
+            "causes: (a) bounds or inequalities that contradict each other; (b) equalities that do; (c) a sign: G z <= h is meant. "
+            "Loosen the constraints that have a multiplier there, or add a slack variable with a cost."
         ),
         "DUAL_INFEASIBLE": (
-            "the objective falls without bound along a direction that the constraints allow (info.certificate.z). Likely causes: (a) a Q "
-            "that is 0 along it, as in a linear program; (b) a missing bound. Add bounds, or a small multiple of the identity to Q."
+            "the objective falls without bound along a direction that the constraints allow (info.certificate.z). Likely causes: (a) a "
+            "Q that is 0 along it, as in a linear program; (b) a missing bound. Add bounds, or a small multiple of the identity to Q."
         ),
         "NONCONVEX": (
             "the objective is not convex: Q has a negative eigenvalue in a direction that the equalities leave free, so a stationary "
-            "point need be no minimum. Likely causes: (a) a sign; (b) a Q that was learned: make it L @ L.mT. ti.minimize with bounds= "
-            "finds local minima."
+            "point need be no minimum. Likely causes: (a) a sign; (b) a Q that was learned: make it L @ L.mT. ti.minimize finds local "
+            "minima."
         ),
         "CONVERGED": "the optimality conditions are met, and the estimated error of z is within the tolerance.",
         "MAX_STEPS": (

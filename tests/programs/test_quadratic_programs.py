@@ -139,6 +139,7 @@ def test_each_system_of_a_batch_has_its_own_end() -> None:
     assert not grad.isnan().any()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(4))
 def test_contradictions_and_unbounded_programs_are_proved(seed: int) -> None:
     (Q, p, G, h, A, b), *_ = known(16, 8, 20, 2, held=4, seed=seed)

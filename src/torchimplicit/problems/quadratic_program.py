@@ -188,9 +188,10 @@ def quadratic_program(
 
     Returns:
         ``Solution(value, info)``: z (..., n), and a :class:`torchimplicit.programs.info.ProgramInfo`. ``info.dual`` holds the
-        multipliers, differentiable too: of the Lagrangian ½ zᵀQz + pᵀz + λᵀ(Gz − h) + νᵀ(Az − b) + μᵀz with λ ≥ 0, and μ ≥ 0 at the upper bound,
-        ≤ 0 at the lower. ``info.active`` tells which constraints hold z. Where there is no solution the status is PRIMAL_INFEASIBLE (no
-        z meets the constraints) or DUAL_INFEASIBLE (the objective falls for ever), z is NaN, and ``info.certificate`` proves it.
+        multipliers, differentiable too: of the Lagrangian ½ zᵀQz + pᵀz + λᵀ(Gz − h) + νᵀ(Az − b) + μᵀz with λ ≥ 0, and μ ≥ 0
+        at the upper bound, ≤ 0 at the lower. ``info.active`` tells which constraints hold z. Where there is no solution the status
+        is PRIMAL_INFEASIBLE (no z meets the constraints) or DUAL_INFEASIBLE (the objective falls for ever), z is NaN, and
+        ``info.certificate`` proves it.
 
     Derivatives: exact, of every order, where z* is unique, the constraints that hold it are independent and each has a multiplier that
     is not 0. Where it is not unique the backward reports SINGULAR; where a constraint touches z with a multiplier of 0, or

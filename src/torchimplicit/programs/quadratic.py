@@ -112,9 +112,10 @@ class Units:
 def scaled(data: Data) -> tuple[Programs, Units]:
     """The programs in units in which their numbers are about 1.
 
-    The largest entry in every row and column of [Q Cᵀ; C 0] is brought to about 1, the unknowns to about the size that they have to
-    have, and the objective to 1. Source: Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, RAL-TR-2001-034
-    (2001); the objective as in Stellato et al., OSQP, Math. Prog. Comp. 12 (2020), section 5.1.
+    The largest entry in every row and column of [Q Cᵀ; C 0] is brought to about 1, the unknowns to about the size that they have
+    to have, and the objective to 1.
+    Sources: Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, RAL-TR-2001-034 (2001); of the
+    objective Stellato et al., OSQP, Math. Prog. Comp. 12 (2020), section 5.1.
     """
     C, p = torch.cat([data.G, data.A], -2), data.p.unsqueeze(-1)
     d, e = _equilibrated(data.Q.abs(), C.abs())
