@@ -29,9 +29,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(torch|collections|enum|typing|types|concurrent)\..*|Tensor|Module|End|g|dtype",
+        r"(torch|collections|enum|typing|types|concurrent|pathlib)\..*|Tensor|Module|End",
     ),  # no other site is asked
-    ("py:class", r"torchimplicit\.\w+(\.\w+)+"),  # types private to a file, in signatures
+    ("py:(class|func)", r"torchimplicit\.\w+(\.\w+)+"),  # what is private to a file, in signatures
 ]
 
 html_theme = "furo"

@@ -19,6 +19,8 @@ def escaped(line: str) -> str:
 
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Parameters become a field list. Code, which is indented after an empty line that follows "::", is left alone."""
+    if what in ("property", "attribute"):
+        lines.insert(0, "")  # or napoleon takes what stands before a colon for the type
     code = False
     for i, line in enumerate(lines):
         if line.strip() and not line.startswith(" "):

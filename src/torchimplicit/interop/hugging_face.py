@@ -12,11 +12,13 @@ from torchimplicit.diagnostics import facts
 
 
 class LogSolves(TrainerCallback):
-    """Writes :func:`torchimplicit.diagnostics.facts` of the model to TensorBoard, every ``logging_steps`` steps::
-
-        Trainer(model, arguments, callbacks=[LogSolves()], ...).train()
+    """Writes :func:`torchimplicit.diagnostics.facts` of the model to TensorBoard, every ``logging_steps`` steps.
 
     folder : of the event files; by default ``solves`` in the trainer's ``output_dir``.
+
+    Example::
+
+        Trainer(model, arguments, callbacks=[LogSolves()], ...).train()
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
