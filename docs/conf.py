@@ -6,6 +6,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from jupyter_client.connect import ConnectionFileMixin
+
+ConnectionFileMixin.transport.default_value = "ipc"  # code cells need no network, not even that of this machine
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "torchimplicit"
@@ -29,7 +32,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(torch|collections|enum|typing|types|concurrent|pathlib)\..*|Tensor|Module|End",
+        r"(torch|collections|enum|typing|types|concurrent|pathlib)\..*|Tensor|Module|End|[a-z_]+",
     ),  # no other site is asked
     ("py:(class|func)", r"torchimplicit\.\w+(\.\w+)+"),  # what is private to a file, in signatures
 ]
@@ -38,6 +41,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {"source_directory": "docs/", "top_of_page_buttons": []}
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]

@@ -61,7 +61,7 @@ def torch_peer(problem: Problem, name: str, tolerance: float) -> Callable[..., A
             z0,
             params=p,
             method="broyden1",
-            bck_options={"method": "gmres"},
+            bck_options={"method": "bicgstab", "rtol": tolerance},
             **stop,
         )
     from torchopt import linear_solve

@@ -19,8 +19,6 @@ def escaped(line: str) -> str:
 
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Parameters become a field list. Code, which is indented after an empty line that follows "::", is left alone."""
-    if what in ("property", "attribute"):
-        lines.insert(0, "")  # or napoleon takes what stands before a colon for the type
     code = False
     for i, line in enumerate(lines):
         if line.strip() and not line.startswith(" "):
@@ -28,6 +26,12 @@ def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any,
         if not code:
             lines[i] = PARAMETER.sub(r"\1:\2: ", escaped(line))
         code = code or bool(line.endswith("::"))
+
+
+def as_it_stands(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Of a property, since napoleon takes what stands before its first colon for a type."""
+    if what == "property":
+        lines[:] = [escaped(line) for line in (inspect.getdoc(obj) or "").splitlines()]
 
 
 def told_by_its_base(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -41,5 +45,6 @@ def told_by_its_base(app: Any, what: str, name: str, obj: Any, skip: bool, optio
 
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", as_restructured_text, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", as_it_stands, priority=600)  # after it
     app.connect("autodoc-skip-member", told_by_its_base)
     return {"parallel_read_safe": True}

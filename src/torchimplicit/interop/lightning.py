@@ -10,9 +10,11 @@ from torchimplicit.diagnostics import facts
 
 
 class LogSolves(Callback):
-    """Logs :func:`torchimplicit.diagnostics.facts` of the model to the trainer's loggers, every ``trainer.log_every_n_steps`` steps::
+    """Logs :func:`torchimplicit.diagnostics.facts` of the model to the trainer's loggers, every ``log_every_n_steps`` steps.
 
-    Trainer(callbacks=[LogSolves()], logger=TensorBoardLogger("runs")).fit(model, data)
+    Example::
+
+        Trainer(callbacks=[LogSolves()], logger=TensorBoardLogger("runs")).fit(model, data)
     """
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
