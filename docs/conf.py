@@ -6,9 +6,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from jupyter_client.connect import ConnectionFileMixin
-
-ConnectionFileMixin.transport.default_value = "ipc"  # code cells need no network, not even that of this machine
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "torchimplicit"

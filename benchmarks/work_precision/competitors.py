@@ -122,6 +122,7 @@ def jax_peer(problem: Problem, name: str, tolerance: float) -> Callable[..., Any
             "plain steps": (optimistix.fixed_point, optimistix.FixedPointIteration),
             "Newton": (optimistix.root_find, optimistix.Newton),
             "chord": (optimistix.root_find, optimistix.Chord),
+            "bisection": (optimistix.root_find, optimistix.Bisection),
             "BFGS": (optimistix.minimise, optimistix.BFGS),
             "Levenberg–Marquardt": (optimistix.least_squares, optimistix.LevenbergMarquardt),
         }[method]
@@ -134,7 +135,8 @@ def jax_peer(problem: Problem, name: str, tolerance: float) -> Callable[..., Any
             options["adjoint"] = optimistix.ImplicitAdjoint(linear_solver=linear)
 
         def one(z: Any, *p: Any) -> Any:
-            return entry(lambda z, p: f(z, *p), solver, z, p, **options).value
+            around = {"options": {"lower": z - 1, "upper": z + 1}} if method == "bisection" else {}
+            return entry(lambda z, p: f(z, *p), solver, z, p, **options, **around).value
 
     z0 = jnp.asarray(problem.z0)
     together = not problem.batch_ndim or method == "plain steps"

@@ -76,7 +76,7 @@ def problems(rng: np.random.Generator) -> Iterator[Problem]:
         (M, rng.uniform(0.0, 0.9, 20_000)),
         (True, True),
         ("newton", "chandrupatla"),
-        ("optimistix, Newton", "optimistix, chord"),
+        ("optimistix, Newton", "optimistix, bisection"),
         1,
     )
 
