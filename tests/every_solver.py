@@ -6,6 +6,7 @@ import torchimplicit as ti
 
 ONE_UNKNOWN = "it shrinks an interval: each system is one equation in one unknown"
 DOWNHILL = "it goes down an objective, and a root or a fixed point has none"
+CONSTRAINED = "it meets constraints, and a root or a fixed point has none"
 
 # Solvers that do not take just any system of n equations in n unknowns, and why.
 PARTICULAR = {
@@ -18,6 +19,7 @@ PARTICULAR = {
     "trust_newton": DOWNHILL,
     "newton_cg": DOWNHILL,
     "projected_newton": DOWNHILL,
+    "augmented_lagrangian": CONSTRAINED,
 }
 
 GENERAL = [name for name in ti.solvers.NAMES if name not in PARTICULAR]

@@ -3,6 +3,7 @@
 from torchimplicit import diagnostics, interop, linear, nn, projections, solvers
 from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.capture.calls import CaptureError
+from torchimplicit.constraints import Constraints
 from torchimplicit.problems.complementarity import complementarity
 from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
@@ -19,6 +20,7 @@ from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
 __all__ = [
     "Branch",
     "CaptureError",
+    "Constraints",
     "Continuation",
     "ConvergenceError",
     "ConvergenceWarning",

@@ -82,12 +82,15 @@ class Limited(Kind):
 
         linearised = Linearisation(slope, (z,))
         lower, upper = without_dead_wrappers(limits[0])
-        at = ((z - lower).abs() <= error) | ((upper - z).abs() <= error)
-        at = at & (lower < upper)
+        return self.touches(linearised, z, lower, upper, error).any(-1)
+
+    def touches(self, slope: Linearisation, z: Tensor, lower: Tensor, upper: Tensor, error: Tensor) -> Tensor:
+        """Those unknowns, (B, n), from the gradient, linearised at z."""
+        at = (((z - lower).abs() <= error) | ((upper - z).abs() <= error)) & (lower < upper)
         if not occurs(at.any(-1)):
-            return at.any(-1)
-        change = linearised.push((error * unpatterned(z),)).abs()
-        return (at & (linearised.value.abs() <= GENERIC * change)).any(-1)
+            return at
+        change = slope.push((error * unpatterned(z),)).abs()
+        return at & (slope.value.abs() <= GENERIC * change)
 
     def own(self, whole: Tensor, n: int) -> Tensor:
         """What the user's function returned, (B, m)."""

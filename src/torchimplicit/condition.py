@@ -25,6 +25,8 @@ class Kind:
     minimised : whether it is a Hessian, and the solution a minimum only where that has no negative eigenvalue.
     sums_squares : whether the user's function gives the numbers whose squares are summed.
     bounded : whether the unknowns have bounds.
+    constrained : whether a minimum is sought under constraints, and multipliers are among the unknowns.
+    multipliers : how many of the last leaves of z they are: their errors do not count.
     near_identity : whether it is the identity less what may be a contraction: that of a fixed point.
     linear : whether it is linear in z: its Jacobian is the same everywhere, and its tolerance is on the residual.
     """
@@ -35,6 +37,8 @@ class Kind:
     minimised: bool = False
     sums_squares: bool = False
     bounded: bool = False
+    constrained: bool = False
+    multipliers: int = 0
     near_identity: bool = False
     linear: bool = False
 
@@ -69,6 +73,14 @@ class Kind:
     def objective(self, f: Flat, z: Tensor) -> Tensor:
         """What is smallest at the solution, (B,)."""
         return self.squares(f, z).square().sum(-1) / 2
+
+    def objective_and_constraints(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What is smallest at the solution, (B,), and the constraints, equalities first, (B, m)."""
+        return self.objective(f, z), z[:, :0]
+
+    def unknowns(self, z: Tensor) -> int:
+        """How many numbers of z (B, n) are no multipliers."""
+        return z.shape[-1]
 
 
 def defined(gradient: Tensor, objective: Tensor) -> Tensor:

@@ -22,12 +22,14 @@ class Tolerance:
     """The error of each number of z is at most atol + rtol · rms(z), where the rms is taken over each leaf of z for itself.
 
     The error is taken in the maximum norm, so that no number hides behind many others, and leaf by leaf, for the leaves of a
-    pytree may have units of their own. ``leaves`` : how many numbers of a system each leaf holds; () for a single one.
+    pytree may have units of their own. ``leaves`` : how many numbers of a system each leaf holds; () for a single one. ``free`` : how
+    many of the last of them may be off by anything, for the others say what they are.
     """
 
     rtol: float
     atol: float
     leaves: tuple[int, ...] = ()
+    free: int = 0
 
     @staticmethod
     def of(rtol: float | None, atol: float | None, dtype: torch.dtype) -> Tolerance:
@@ -42,9 +44,9 @@ class Tolerance:
         default = 4 * about.eps if about.bits == 16 else about.eps**0.5
         return Tolerance(default if rtol is None else float(rtol), about.eps if atol is None else float(atol))
 
-    def of_leaves(self, widths: tuple[int, ...]) -> Tolerance:
+    def of_leaves(self, widths: tuple[int, ...], free: int = 0) -> Tolerance:
         """The same for z with leaves of so many numbers each."""
-        return replace(self, leaves=widths if len(widths) > 1 else ())
+        return replace(self, leaves=widths if len(widths) > 1 else (), free=free)
 
     def floor(self, dtype: torch.dtype) -> Tolerance:
         """What counts as rounding error of a z that gets no better, if that is more than what was asked for."""
@@ -59,7 +61,10 @@ class Tolerance:
         rtol = max(self.rtol, ROUNDING * torch.finfo(z.dtype).eps)
         scale = norm(z) if not self.leaves else torch.stack([norm(part) for part in z.split(self.leaves, -1)], -1)
         # A z of zeros is as near as can be, whatever was asked for.
-        return scale * rtol + (self.atol or torch.finfo(z.dtype).tiny)
+        bound = scale * rtol + (self.atol or torch.finfo(z.dtype).tiny)
+        if self.free:
+            bound = torch.cat([bound[..., : -self.free], torch.full_like(bound[..., -self.free :], torch.inf)], -1)
+        return bound
 
     def each(self, z: Tensor) -> Tensor:
         """The error that each number of z may have, (B, n)."""

@@ -35,6 +35,8 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return "only root, fixed_point, minimize, least_squares, linear_solve and implicit can"
     if isinstance(first, Tensor) and first.layout != torch.strided:
         return "torch.compile has no sparse tensors"
+    if options.get("constraints") is not None:
+        return "constraints= are met by a method that looks at values"
     if options.get("callback") is not None:
         return "callback= is called with values"
     if options.get("trace", False):

@@ -14,7 +14,9 @@ from torchimplicit.capture.randomness import Randomness
 from torchimplicit.compiling.entries import solves
 from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Flat, Kind, defined
+from torchimplicit.constraints import Constraints
 from torchimplicit.layout import per_system_vector
+from torchimplicit.problems.constrained import minimum_under_constraints
 from torchimplicit.problems.losses import check_loss, with_loss
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.problems.shared import documented, options_of
@@ -48,6 +50,7 @@ def least_squares(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
+    constraints: Constraints | None = None,
     loss: str = "linear",
     f_scale: float = 1.0,
     solver: str | Method | None = None,
@@ -71,6 +74,7 @@ def least_squares(
         r: r(z, *args) -> a tensor or pytree of tensors, real or complex, whose first dimensions are the batch dimensions.
         {start}
         {bounds}
+        {constraints}
         loss: ρ, for ½Σ f_scale² ρ(r²/f_scale²) in place of ½‖r‖²: "linear", or "huber", "soft_l1" or "cauchy", which give outliers,
             |r| ≫ f_scale, less weight (the parts of a complex residual each on their own). See
             :mod:`torchimplicit.problems.losses`.
@@ -96,6 +100,8 @@ def least_squares(
     kind: Kind = LeastSquares()
     check_loss(loss, f_scale)
     output = with_loss(per_system_vector, loss, f_scale)
+    if constraints is not None and callable(r):
+        return minimum_under_constraints(kind, r, z0, args, constraints, bounds, output, **options_of(locals()))
     if bounds is not None and callable(r):
         r, z0, args, batched = within(r, z0, args, bounds, batched, has_aux)
         kind, output = Bounded(kind), WithLimits(output)

@@ -15,7 +15,9 @@ from torchimplicit.capture.randomness import Randomness
 from torchimplicit.compiling.entries import solves
 from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Flat, Kind, defined
+from torchimplicit.constraints import Constraints
 from torchimplicit.layout import per_system_scalar
+from torchimplicit.problems.constrained import minimum_under_constraints
 from torchimplicit.problems.pose import Callback, pose_and_solve
 from torchimplicit.problems.shared import documented, options_of
 from torchimplicit.solution import Solution
@@ -53,6 +55,7 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
+    constraints: Constraints | None = None,
     solver: str | Method | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int = 0,
@@ -74,6 +77,7 @@ def minimize(
         phi: phi(z, *args) -> a real number, or one per system: the shape of the batch dimensions.
         {start}
         {bounds}
+        {constraints}
         solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
             go downhill; "newton", "chord", "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any
             stationary point; "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto"
@@ -92,6 +96,8 @@ def minimize(
     """
     kind: Kind = Minimum()
     output: Output = per_system_scalar
+    if constraints is not None and callable(phi):
+        return minimum_under_constraints(kind, phi, z0, args, constraints, bounds, output, **options_of(locals()))
     if bounds is not None and callable(phi):
         phi, z0, args, batched = within(phi, z0, args, bounds, batched, has_aux)
         kind, output = Bounded(kind), WithLimits(output)

@@ -90,7 +90,7 @@ def pose_and_solve(
         layout=layout,
         flatten=output,
         search=search_by(method, trace, None if callback is None else _watch(callback, layout)),
-        tolerance=Tolerance.of(rtol, atol, layout.tolerance_dtype).of_leaves(layout.widths),
+        tolerance=Tolerance.of(rtol, atol, layout.tolerance_dtype).of_leaves(layout.widths, kind.multipliers),
         max_steps=method.max_steps if max_steps is None else max_steps,
         on_failure=on_failure,
         has_aux=has_aux,

@@ -15,6 +15,9 @@ z0: the start, like z: a tensor (0-d too) or a pytree of tensors of one floating
     "{bounds}": """\
 bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is
             none. Gradients flow to them: a z that its bound holds moves with it. See :mod:`torchimplicit.bounds`.""",
+    "{constraints}": """\
+constraints: a :class:`torchimplicit.Constraints`: functions of (z, *args) that are 0, or at most 0, at the solution. Their
+            multipliers are ``info.dual``, differentiable too. See :mod:`torchimplicit.constraints`.""",
     "{adjoint}": """\
 adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.""",
     "{options}": """\

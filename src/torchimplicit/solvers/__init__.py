@@ -5,6 +5,7 @@ import re
 from torchimplicit.condition import Kind
 from torchimplicit.layout import Layout
 from torchimplicit.solvers.anderson import Anderson as Anderson
+from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian as AugmentedLagrangian
 from torchimplicit.solvers.auto import choose as choose
 from torchimplicit.solvers.backtracking import Backtracking as Backtracking
 from torchimplicit.solvers.bfgs import BFGS as BFGS

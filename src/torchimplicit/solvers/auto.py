@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchimplicit.condition import Kind
 from torchimplicit.layout import Layout
 from torchimplicit.solvers.anderson import Anderson
+from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian
 from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chandrupatla import Chandrupatla
@@ -34,13 +35,15 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
-    bounds (``bounded``) by projected Newton steps. Without anything to minimise bounds are part of the equations. ``sparse``
-    Jacobians, by ``sparsity=``, are for the methods of large systems at any size. A failure of all is reported like any other.
+    bounds (``bounded``) by projected Newton steps, under constraints (``constrained``) by the augmented Lagrangian. Without anything to
+    minimise bounds are part of the equations. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size. A failure of all is reported like any other.
     """
     batch, n = layout.batch, layout.size
     if kind.near_identity:
         return LARGE if sparse else Anderson(plain_below=FAST)
     dense = not sparse and n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
+    if kind.constrained:
+        return AugmentedLagrangian()
     if kind.bounded and kind.minimised:
         return ProjectedNewton(max_inner=None if dense else 200)
     if kind.sums_squares and dense:

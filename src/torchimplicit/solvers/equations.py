@@ -144,6 +144,11 @@ class Equations:
         objective = Linearisation(lambda z: self.kind.objective(self._f, z), (z,))
         return objective.value, defined(objective.gradient(torch.ones_like(objective.value)), objective.value)
 
+    def objective_and_constraints(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimised, (B,), and the constraints, equalities first, (B, m)."""
+        self.evaluations += 1
+        return self.kind.objective_and_constraints(self._f, z)
+
     def gradient(self, z: Tensor) -> Tensor:
         """What vanishes where z is free of bounds, (B, n)."""
         self.evaluations += 1

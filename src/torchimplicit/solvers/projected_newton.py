@@ -136,7 +136,7 @@ class ProjectedNewton(Downhill[Plan]):
     def _newton(self, hessian: Any, gradient: Tensor, held: Tensor, z: Tensor, damping: Tensor) -> Tensor:
         """The Newton step of the free unknowns, 0 for the held ones."""
         if self.max_inner is None:
-            return _newton(hessian, gradient, held, damping)
+            return newton_direction(hessian, gradient, held, damping)
         r = torch.where(held, 0, gradient)
         eta = torch.full_like(r[:, 0], LOOSEST)
 
@@ -160,7 +160,7 @@ class ProjectedNewton(Downhill[Plan]):
         return state.value
 
 
-def _newton(hessian: Tensor, gradient: Tensor, held: Tensor, damping: Tensor) -> Tensor:
+def newton_direction(hessian: Tensor, gradient: Tensor, held: Tensor, damping: Tensor) -> Tensor:
     """The step −|H|⁻¹∇φ of the free unknowns, 0 for the held ones."""
     if not held.shape[-1]:
         return gradient

@@ -1,0 +1,145 @@
+"""Minima under constraints seen from one point: the augmented Lagrangian there, and Newton's step on the optimality conditions.
+
+w = (z, multipliers), (B, N); F(w) = (∇L, c, −h) for the constraints c = 0 and h ≤ 0, and K its Jacobian. Multipliers of inequalities
+have the lower bound 0, those of equalities none, by which they are told apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.autograd.transforms import finished
+from torchimplicit.bounds import projected_gradient
+from torchimplicit.norms import measured
+
+PASSES = 10  # in search of the constraints that hold in the linearised conditions
+LOOSE = 1e-9  # in the unit of a multiplier over its constraint: what makes Newton's step unique where constraints depend on each other
+
+HALF = 0.5  # of the violation of a constraint: what a step may leave, or so much of the size of z
+MET = 1e-7
+
+
+class Point(NamedTuple):
+    """w, with the objective φ (B,), F (B, N) and K (B, N, N) there."""
+
+    w: Tensor
+    value: Tensor
+    F: Tensor
+    K: Tensor
+
+    def where(self, rows: Tensor, other: Point) -> Point:
+        """This one in ``rows`` (B,), the other elsewhere."""
+        return Point(*(torch.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(self, other)))
+
+
+class Lagrangian(NamedTuple):
+    """M(z) = φ + Σ (m̂² − m²) / 2ω with m̂ = m + ωc, or max(m + ωh, 0): the augmented Lagrangian.
+
+    lower, upper : bounds of w.
+    estimates, weights : of the multipliers, m, and the penalties ω; (B, m) each.
+    unit : what a residual of F counts in z's unit, (B, N).
+    """
+
+    lower: Tensor
+    upper: Tensor
+    estimates: Tensor
+    weights: Tensor
+    unit: Tensor
+
+    @property
+    def n(self) -> int:
+        """The number of unknowns z."""
+        return self.lower.shape[-1] - self.weights.shape[-1]
+
+    @property
+    def signs(self) -> Tensor:
+        """1 for equalities, −1 for inequalities, which F has negative: (B, m)."""
+        return torch.where(self.lower[:, self.n :] == -torch.inf, 1.0, -1.0).to(self.weights)
+
+    def multipliers(self, constraints: Tensor) -> Tensor:
+        """m̂, which the multipliers become where M is smallest."""
+        return (self.estimates + self.weights * constraints).clamp(min=self.lower[:, self.n :])
+
+    def merit(self, value: Tensor, constraints: Tensor) -> Tensor:
+        """M, (B,)."""
+        more = self.multipliers(constraints).square() - self.estimates.square()
+        return value + (more / (2 * self.weights)).sum(-1)
+
+    def violation(self, constraints: Tensor) -> Tensor:
+        """The largest violation of a constraint, or slack of one with a multiplier, in z's unit: (B,)."""
+        change = (self.multipliers(constraints) - self.estimates) / self.weights
+        return (change * self.unit[:, self.n :]).abs().amax(-1)
+
+    def gradient(self, at: Point) -> Tensor:
+        """∇M in z, (B, n)."""
+        n, signs = self.n, self.signs
+        force = self.multipliers(signs * at.F[:, n:]) - at.w[:, n:]
+        return at.F[:, :n] + (at.K[:, n:, :n].mT @ (signs * force).unsqueeze(-1)).squeeze(-1)
+
+    def derivatives(self, at: Point) -> tuple[Tensor, Tensor]:
+        """∇M and ∇²M in z, (B, n) and (B, n, n): the second with the multipliers of ``at``."""
+        n, signs = self.n, self.signs
+        J = signs.unsqueeze(-1) * at.K[:, n:, :n]
+        pressed = self.multipliers(signs * at.F[:, n:]) > self.lower[:, n:]
+        curved = torch.where(pressed, self.weights, 0)
+        return self.gradient(at), at.K[:, :n, :n] + J.mT @ (curved.unsqueeze(-1) * J)
+
+    def residual(self, at: Point) -> Tensor:
+        """The largest residual of the optimality conditions, in z's unit, (B,): as long as the units are the same, of one measure."""
+        n, unit = self.n, self.unit
+        of_w = torch.cat([torch.ones_like(unit[:, :n]), unit[:, :1] / unit[:, n:]], -1)
+        residual = projected_gradient(at.F * unit, at.w * of_w, self.lower * of_w, self.upper * of_w)
+        return residual.abs().amax(-1)
+
+    def newton(self, at: Point) -> tuple[Tensor, Tensor]:
+        """dw (B, N), and for which systems (B,) it is known: the step that solves the linearised conditions, which are a
+        complementarity problem again. It is solved by guessing what is held at its bound, and correcting the guess by the
+        solution, a few times.
+
+        Source: Hintermüller, Ito and Kunisch, The primal-dual active set strategy as a semismooth Newton method, SIAM J. Optim. 13
+        (2002).
+        """
+        n = self.n
+        kappa = torch.cat([1 / self.unit[:, :n], 1 / self.weights], -1)
+        loose = torch.cat([torch.zeros_like(kappa[:, :n]), -LOOSE * self.signs / self.weights], -1)
+        K = at.K + torch.diag_embed(loose)
+        size = K.abs().amax(-1)
+        size = torch.where(size > 0, size, 1)
+        eye = torch.eye(at.w.shape[-1], dtype=K.dtype, device=K.device)
+        below, above, fixed = self.lower - at.w, self.upper - at.w, self.lower == self.upper
+        down, up = (at.F > -kappa * below) | fixed, at.F < -kappa * above
+        for _ in range(PASSES):
+            held = down | up
+            A = torch.where(held.unsqueeze(-1), eye, K / size.unsqueeze(-1))
+            b = torch.where(down, below, torch.where(up, above, -at.F / size))
+            dw = torch.linalg.solve_ex(A, b.unsqueeze(-1))[0].squeeze(-1)
+            # Of what is held the residual may have the wrong sign, of what is free the place.
+            G = torch.where(held, at.F + (K @ dw.unsqueeze(-1)).squeeze(-1), 0)
+            down_next = (kappa * torch.where(down, 0, dw - below) < G) | fixed
+            up_next = (kappa * torch.where(up, 0, dw - above) > G) & ~fixed
+            settled = ((down_next == down) & (up_next == up)).all(-1) & dw.isfinite().all(-1)
+            if finished(settled):
+                break
+            down, up = down_next, up_next
+        return dw, settled & self._meets(at, dw, loose)
+
+    def _meets(self, at: Point, dw: Tensor, loose: Tensor) -> Tensor:
+        """Whether the constraints are met by a step, or nearly, (B,): what makes the step unique lets those pass that none meets."""
+        n, unit = self.n, self.unit[:, self.n :]
+        missed = (loose * dw)[:, n:].abs() * unit
+        size = at.w[:, :n].abs().amax(-1).maximum(dw[:, :n].abs().amax(-1)).unsqueeze(-1)
+        return (missed <= HALF * at.F[:, n:].abs() * unit + MET * size).all(-1)
+
+
+def start(at: Point, lower: Tensor, upper: Tensor, n: int, first: float) -> Lagrangian:
+    """That at the start, with penalties of ``first`` times the curvature of the objective, in the unit of each constraint."""
+    z, F, K = at.w[:, :n], at.F, at.K
+    rows = K[:, n:, :n].abs().amax(-1)
+    scale = 1 / torch.where((rows > 0) & rows.isfinite(), rows, 1)
+    bend = K[:, :n, :n].abs().amax((-2, -1)).maximum(F[:, :n].abs().amax(-1) / (1 + measured(z)))
+    penalty = first * torch.where((bend > 0) & bend.isfinite(), bend, 1).unsqueeze(-1)
+    unit = torch.cat([(1 / penalty).expand_as(z), scale], -1)
+    return Lagrangian(lower, upper, at.w[:, n:], penalty * scale.square(), unit)

@@ -1,0 +1,184 @@
+"""Minima and fits under constraints: closed forms, the sign of the multipliers, derivatives of all orders, batches, what is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchimplicit as ti
+from torchimplicit import Constraints, Status
+
+D = torch.float64
+
+
+def real(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=D)
+
+
+def linear(z: Tensor, *_: Any) -> Tensor:
+    return (z * real(1.0, 2.0)).sum(-1)
+
+
+def test_multipliers_have_the_sign_that_is_stated() -> None:
+    """min z₁ + 2z₂ on and in the disk of radius r: z = −r (1, 2)/√5, and with L = φ + m (‖z‖² − r²), m = √5 / 2r."""
+    for kind in ("equal", "at_most"):
+        r = real(1.5)[0].requires_grad_()
+        constraints = Constraints(**{kind: lambda z, r: (z**2).sum() - r**2})
+        z, info = ti.minimize(linear, real(0.3, -0.2), (r,), constraints=constraints, rtol=1e-12)
+        assert info.converged
+        torch.testing.assert_close(z, -r * real(1, 2) / 5**0.5)
+        m = info.dual.equality if kind == "equal" else info.dual.inequality
+        torch.testing.assert_close(m, 5**0.5 / (2 * r))
+        torch.testing.assert_close(
+            torch.autograd.grad(linear(z), r, retain_graph=True)[0], -m.detach() * 2 * r.detach()
+        )
+        torch.testing.assert_close(torch.autograd.grad(m, r)[0], -(5**0.5) / (2 * r.detach() ** 2))  # of a multiplier
+    z, info = ti.minimize(linear, real(2.0, -0.2), constraints=Constraints(at_most=lambda z: 1 - z))  # z ≥ 1
+    assert (info.dual.inequality > 0).all()
+    torch.testing.assert_close(info.dual.inequality, real(1, 2))
+
+
+def hs71(z: Tensor, p: Tensor) -> tuple[Any, ...]:
+    constraints = Constraints(
+        equal=lambda z, p: (z**2).sum(-1) - 40 * p[..., 0], at_most=lambda z, p: 25 * p[..., 1] - z.prod(-1)
+    )
+    solution = ti.minimize(
+        lambda z, p: z[..., 0] * z[..., 3] * z[..., :3].sum(-1) + z[..., 2] * p[..., 2],
+        z,
+        (p,),
+        bounds=(1.0, 5.0),
+        constraints=constraints,
+        batch_ndim=z.ndim - 1,
+        rtol=1e-12,
+    )
+    return solution.value, *solution.info.dual
+
+
+def test_derivatives_of_both_orders_of_unknowns_and_multipliers() -> None:
+    p = real(1.0, 1.02, 0.9).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: hs71(real(1, 5, 5, 1), p), (p,))
+    assert torch.autograd.gradgradcheck(lambda p: hs71(real(1, 5, 5, 1), p), (p,), fast_mode=True)
+
+
+def test_transforms_and_batches_are_the_same_one_by_one() -> None:
+    p = torch.stack([real(1.0, 1.0, 1.0), real(1.1, 0.9, 1.2), real(0.9, 1.0, 0.7)])
+    start = real(1, 5, 5, 1)
+    single = [hs71(start, row) for row in p]
+    batch = hs71(start.expand(3, 4), p)
+    mapped = torch.vmap(lambda p: hs71(start, p))(p)
+    for k in range(3):
+        expected = torch.stack([one[k] for one in single])
+        torch.testing.assert_close(batch[k], expected, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(mapped[k], expected, rtol=1e-9, atol=1e-10)
+    one = lambda p: hs71(start, p)[0]  # noqa: E731
+    J = torch.func.jacrev(one)(p[0])
+    torch.testing.assert_close(torch.func.jacfwd(one)(p[0]), J, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(torch.vmap(torch.func.jacrev(one))(p)[0], J, rtol=1e-8, atol=1e-9)
+    H = torch.func.hessian(lambda p: one(p).square().sum())(p[0])
+    torch.testing.assert_close(H, H.T, rtol=1e-7, atol=1e-8)
+
+
+def test_a_fit_under_constraints_is_the_closed_form_of_its_optimality_conditions() -> None:
+    """min ½‖Az − y‖² with Bz = d: a linear system in z and the multipliers."""
+    rng = torch.Generator().manual_seed(0)
+    A, y = torch.randn(8, 4, generator=rng, dtype=D), torch.randn(8, generator=rng, dtype=D)
+    B, d = torch.randn(2, 4, generator=rng, dtype=D), torch.randn(2, generator=rng, dtype=D)
+    y.requires_grad_(), d.requires_grad_()
+    constraints = Constraints(equal=lambda z: B @ z - d)  # captured, not given
+    z, info = ti.least_squares(lambda z: A @ z - y, torch.zeros(4, dtype=D), constraints=constraints)
+    assert info.converged
+    assert info.steps == 1
+    K = torch.cat([torch.cat([A.T @ A, B.T], 1), torch.cat([B, torch.zeros(2, 2, dtype=D)], 1)])
+    expected = torch.linalg.solve(K, torch.cat([A.T @ y, d]))
+    torch.testing.assert_close(torch.cat([z, info.dual.equality]), expected, rtol=1e-8, atol=1e-9)
+    found = torch.autograd.grad(z.square().sum() + info.dual.equality[0], (y, d))
+    exact = torch.autograd.grad(expected[:4].square().sum() + expected[4], (y, d))
+    torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-8)
+
+
+def test_trees_and_has_aux() -> None:
+    z0 = {"a": real(0.5), "b": real(0.1, 0.2)}
+    constraints = Constraints(equal=lambda z: {"sum": z["a"] + z["b"].sum() - 1}, at_most=lambda z: (z["b"] - 0.2,))
+
+    def phi(z: dict[str, Tensor]) -> tuple[Tensor, str]:
+        return (z["a"] ** 2).sum() + ((z["b"] - 1) ** 2).sum(), "seen"
+
+    z, info = ti.minimize(phi, z0, constraints=constraints, has_aux=True)
+    torch.testing.assert_close(z, {"a": real(0.6), "b": real(0.2, 0.2)})
+    assert info.aux == "seen"
+    torch.testing.assert_close(info.dual.equality["sum"], real(-1.2))
+    torch.testing.assert_close(info.dual.inequality[0], real(2.8, 2.8))
+
+
+def test_a_mixed_batch_is_told_system_by_system() -> None:
+    """‖z‖² = c: feasible, infeasible, NaN, and feasible again."""
+    c = real(1.0, -1.0, torch.nan, 4.0)
+    constraints = Constraints(equal=lambda z, c: (z**2).sum(-1) - c)
+    with pytest.warns(ti.ConvergenceWarning, match="primal_infeasible"):
+        z, info = ti.minimize(
+            linear, torch.ones(4, 2, dtype=D), (c,), constraints=constraints, batch_ndim=1, batched=(True,)
+        )
+    assert info.status.tolist() == [Status.CONVERGED, Status.PRIMAL_INFEASIBLE, Status.NONFINITE, Status.CONVERGED]
+    torch.testing.assert_close(z[[0, 3]], -torch.stack([real(1, 2), real(2, 4)]) / 5**0.5, rtol=1e-7, atol=1e-8)
+
+
+def test_inequalities_and_bounds_that_contradict_each_other_are_infeasible() -> None:
+    with pytest.warns(ti.ConvergenceWarning, match="contradict"):
+        _, info = ti.minimize(
+            lambda z: (z**2).sum(),
+            real(0.5, 0.5),
+            bounds=(0.0, 1.0),
+            constraints=Constraints(at_most=lambda z: 3 - z.sum()),
+        )
+    assert info.status == Status.PRIMAL_INFEASIBLE
+
+
+def test_an_objective_that_falls_for_ever_is_no_solution() -> None:
+    with pytest.warns(ti.ConvergenceWarning):
+        _, info = ti.minimize(lambda z: z[0], real(0.5, 0.5), constraints=Constraints(equal=lambda z: z[1] - 1))
+    assert not info.converged
+
+
+def test_a_constraint_that_holds_without_force_is_reported_and_not_halved() -> None:
+    b = torch.zeros((), dtype=D, requires_grad=True)
+    z, info = ti.minimize(
+        lambda z: ((z - real(0, 1)) ** 2).sum(), real(1.0, 0.3), constraints=Constraints(at_most=lambda z: b - z[0])
+    )
+    assert info.converged
+    with pytest.warns(ti.ConvergenceWarning, match="degenerate"):
+        z[0].backward()
+    assert b.grad.item() in (0.0, 1.0)
+
+
+def test_constraints_that_depend_on_each_other_are_met() -> None:
+    twice = Constraints(equal=lambda z: torch.stack([z.sum() - 1, 2 * z.sum() - 2]))
+    z, info = ti.minimize(lambda z: ((z - real(0.3, 0.2)) ** 2).sum(), real(1.0, 0.3), constraints=twice)
+    assert info.converged
+    torch.testing.assert_close(z, real(0.55, 0.45))
+
+
+def test_no_unit_of_the_constraints_or_the_objective_changes_the_solution() -> None:
+    for of_phi, of_c in ((1e6, 1.0), (1e-6, 1.0), (1.0, 1e6), (1.0, 1e-6)):
+        constraints = Constraints(equal=lambda z, u=of_c: u * ((z**2).sum() - 1))
+        z, info = ti.minimize(lambda z, u=of_phi: u * linear(z), real(0.3, -0.2), constraints=constraints)
+        assert info.converged
+        torch.testing.assert_close(z, -real(1, 2) / 5**0.5, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(
+            info.dual.equality * of_c / of_phi, torch.tensor(5**0.5 / 2, dtype=D), rtol=1e-6, atol=0
+        )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(TypeError, match="give equal="):
+        Constraints()
+    with pytest.raises(TypeError, match="must be a function"):
+        Constraints(equal=real(1.0))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"ti\.Constraints"):
+        ti.minimize(linear, real(1, 1), constraints=lambda z: z)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch dimensions"):
+        ti.minimize(linear, torch.ones(3, 2, dtype=D), batch_ndim=1, constraints=Constraints(equal=lambda z: z[0, 0]))
+    with pytest.raises(TypeError, match="needs constraints"):
+        ti.minimize(linear, real(1, 1), solver="augmented_lagrangian")
