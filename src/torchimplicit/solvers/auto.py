@@ -36,7 +36,8 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
     bounds (``bounded``) by projected Newton steps, under constraints (``constrained``) by the augmented Lagrangian. Without anything to
-    minimise bounds are part of the equations. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size. A failure of all is reported like any other.
+    minimise bounds are part of the equations. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size.
+    A failure of all is reported like any other.
     """
     batch, n = layout.batch, layout.size
     if kind.near_identity:
