@@ -138,7 +138,9 @@ def test_inequalities_and_bounds_that_contradict_each_other_are_infeasible() -> 
 
 def test_an_objective_that_falls_for_ever_is_no_solution() -> None:
     with pytest.warns(ti.ConvergenceWarning):
-        _, info = ti.minimize(lambda z: z[0], real(0.5, 0.5), constraints=Constraints(equal=lambda z: z[1] - 1))
+        _, info = ti.minimize(
+            lambda z: z[0], real(0.5, 0.5), constraints=Constraints(equal=lambda z: z[1] - 1), max_steps=100
+        )
     assert not info.converged
 
 

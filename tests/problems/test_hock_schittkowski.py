@@ -65,14 +65,14 @@ def test_there_are_80_programs_and_each_name_is_used_once() -> None:
     assert len({program.name for program in PROGRAMS}) == len(PROGRAMS) == 80
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_the_published_minimum_is_reached_or_the_failure_is_expected(program: Program) -> None:
     z, info = solved(program)
     assert (bool(info.converged) and reached(program, z)) == (program.name not in FAILURES)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_multipliers_and_gradients_are_those_of_differences_or_there_are_none(program: Program) -> None:
     theta = torch.zeros(3, dtype=D, requires_grad=True)
