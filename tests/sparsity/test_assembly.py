@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.linear import GMRES, Jacobian, Memory, Sparse
 from torchimplicit.linear.amg import multigrid_of
 from torchimplicit.linear.pattern import Pattern
-from torchimplicit.sparsity.assembly import AT_ONCE, Assembly
+from torchimplicit.sparsity.assembly import AT_ONCE, Assembly, colour
 from torchimplicit.sparsity.patterns import given
 
 torch.manual_seed(0)
@@ -48,6 +48,17 @@ def test_all_entries_come_from_a_product_for_each_colour(
     assert jacobian.products == assembly.colours < N / 2
 
 
+@pytest.mark.parametrize(("sides", "least"), [((40,), 3), ((16, 16), 5), ((16, 17), 5), ((6, 7, 8), 7)])
+def test_stencils_take_few_colours(sides: tuple[int, ...], least: int) -> None:
+    pattern = mesh(*sides)
+    for by_rows in (True, False):
+        seeds = colour(pattern, by_rows)
+        crossing = pattern.columns if by_rows else pattern.rows
+        own = seeds[pattern.rows if by_rows else pattern.columns]
+        assert len(torch.stack([crossing, own]).unique(dim=1).mT) == len(pattern.rows)  # no two of one colour meet
+        assert least <= int(seeds.amax()) + 1 <= least + 6
+
+
 def test_colours_of_a_full_row_or_column_stay_few() -> None:
     for name, by_rows in (("a full row", True), ("a full column", False)):
         assembly = Assembly(given(MASKS[name], N))
@@ -60,7 +71,7 @@ def test_colours_of_a_full_row_or_column_stay_few() -> None:
 def test_factors_of_what_is_assembled_serve_a_batch_and_its_adjoint(name: str, adjoint: bool) -> None:
     A, memory = matrices(name), Memory(MASKS[name])
     jacobian = Jacobian(lambda z: (A @ z.unsqueeze(-1)).squeeze(-1), torch.zeros(BATCH, N, dtype=torch.float64))
-    memory.learn(jacobian)
+    memory.learn(memory.entries(jacobian))
     assert memory.inverse is not None
     b = torch.randn(2, BATCH, N, dtype=torch.float64)
     x = torch.linalg.solve(A.mT if adjoint else A, b.unsqueeze(-1)).squeeze(-1)
@@ -86,14 +97,16 @@ def test_a_multigrid_cycle_is_near_the_inverse(dtype: torch.dtype, wind: float) 
         torch.testing.assert_close(result.x[0].double(), x, rtol=1e-2, atol=1e-3 * float(x.abs().max()))
 
 
-def test_widths_tell_chains_and_meshes_apart() -> None:
-    def mesh(*sides: int) -> Pattern:
-        total = sparse.csr_array((1, 1))
-        for m in sides:
-            line = sparse.diags_array([1.0, 1.0, 1.0], offsets=[-1, 0, 1], shape=(m, m))
-            total = sparse.kronsum(total, line).tocsr()
-        return given(total, math.prod(sides))
+def mesh(*sides: int) -> Pattern:
+    """Of the Laplacian on a mesh."""
+    total = sparse.csr_array((1, 1))
+    for m in sides:
+        line = sparse.diags_array([1.0, 1.0, 1.0], offsets=[-1, 0, 1], shape=(m, m))
+        total = sparse.kronsum(total, line).tocsr()
+    return given(total, math.prod(sides))
 
+
+def test_widths_tell_chains_and_meshes_apart() -> None:
     assert mesh(200).width == 1
     assert 20 <= mesh(20, 20).width <= 30
     assert mesh(8, 8, 8).width >= 36

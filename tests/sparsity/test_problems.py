@@ -251,6 +251,32 @@ def test_a_pattern_that_lacks_entries_is_reported_and_changes_nothing() -> None:
     assert "given is wrong" in info.linear
 
 
+def test_where_factors_would_be_large_the_entries_are_multiplied() -> None:
+    """In space: few products with the Jacobian itself, though conjugate gradients take many steps."""
+    m = 12
+    lam = torch.full((m, m, m), 5.0, dtype=torch.float64, requires_grad=True)
+
+    def g(u: Tensor, lam: Tensor) -> Tensor:
+        p = torch.nn.functional.pad(u, (1,) * 6)
+        near = p[2:, 1:-1, 1:-1] + p[:-2, 1:-1, 1:-1] + p[1:-1, 2:, 1:-1] + p[1:-1, :-2, 1:-1]
+        return 6 * u - near - p[1:-1, 1:-1, 2:] - p[1:-1, 1:-1, :-2] - lam * u.exp() / (m + 1) ** 2
+
+    def solved(**options: Any) -> tuple[Tensor, Tensor, Any]:
+        z, info = ti.root(g, torch.zeros_like(lam), (lam,), rtol=1e-11, **options)
+        (gradient,) = torch.autograd.grad(z.sum(), lam)
+        return z.detach(), gradient, info
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchimplicit.linear.memory.WIDE", 10)
+        z, gradient, info = solved()
+    expected, of_expected, plain = solved(sparsity="off")
+    torch.testing.assert_close(z, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, of_expected, rtol=1e-8, atol=1e-12)
+    assert info.linear.startswith("CG; pattern found")
+    assert info.adjoint.steps > 2 * info.adjoint.products
+    assert plain.linear == ""
+
+
 class Hidden(torch.autograd.Function):
     """Its derivative is not that of what it computes: that of z + z.roll(1)."""
 

@@ -94,7 +94,7 @@ class Posed:
             symmetric=kind.symmetric,
             positive_definite=kind.positive_definite,
             linearisation=linearisation,
-            memory=self.settings.memory,
+            memory=None if self.settings.memory is None else self.settings.memory.fork(),
         )
 
     def solution(self, operator: Jacobian, w: Tensor) -> LinearSolution:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
-from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
-from torchimplicit.linear.masks import divide
+from torchimplicit.linear.iteration import EUCLIDEAN, Cycle, IterativeSolver, Product
+from torchimplicit.linear.masks import divide, single
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class CG(IterativeSolver):
     """
 
     def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+        if self.geometry is EUCLIDEAN and single(r):
+            return _of_one_system(A, M, r, float(tol), budget)
         inner, norm = self.geometry.inner, self.norm
         d = best = torch.zeros_like(r)
         smallest = norm(r.detach())
@@ -56,3 +59,33 @@ class CG(IterativeSolver):
             p = torch.where(going.unsqueeze(-1), z + beta * p, 0)
             gamma = torch.where(going, gamma_new, gamma)
         return Cycle(best, steps, broken, max(length, 1))
+
+
+def _of_one_system(A: Product, M: Product, r: Tensor, tol: float, budget: int) -> Cycle:
+    """The same for one real system of which nothing is recorded: numbers in place of masks, and vectors that are overwritten."""
+    shape = r.shape[:-1]
+    d, r = torch.zeros_like(r), r.clone()
+    z = M(r)
+    p, gamma = z.clone(), _dot(r, z)
+    steps, broken = 0, not gamma > 0
+    while steps < budget and not broken:
+        steps += 1
+        q = A(p)
+        curvature = _dot(p, q)
+        broken = not 0 < curvature < math.inf
+        if broken:
+            break
+        d.add_(p, alpha=gamma / curvature)
+        r.sub_(q, alpha=gamma / curvature)
+        if not math.sqrt(_dot(r, r)) > tol:
+            break
+        z = M(r)
+        before, gamma = gamma, _dot(r, z)
+        broken = not 0 < gamma < math.inf
+        p.mul_(gamma / before).add_(z)
+    taken = torch.full(shape, steps, dtype=torch.int64, device=r.device)
+    return Cycle(d, taken, torch.full(shape, broken, device=r.device), max(steps, 1))
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return float(torch.dot(x.flatten(), y.flatten()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import LinearResult, after
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
+
+PATIENCE_WITH_BAND = 5  # steps that cost as much as other factors within a band
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,15 @@ class Large:
     """A documented rule for A x = b with A known by its products, and what its :class:`Memory` knows of matrices like it:
 
     1. A is symmetric if that was promised, or if Av = Aᵀv for a vector v. Symmetric, and not seen to be indefinite: CG. Else GMRES.
-    2. First without a preconditioner, in a few steps: `trial`, or `long_trial` where the factors of A would be large.
-    3. For what that has not solved: the pattern of A is found, its entries are assembled, and one matrix is factorised (a narrow band
-       by LAPACK, else by SuperLU; where the factors would be large, algebraic multigrid, if PyAMG is there). That preconditions
-       all further systems, with this matrix and those after it; it is made anew where it takes more than `patience` steps.
+    2. First by products alone, in `trial` steps, unless such a trial has failed before, or the band of A is known to be narrow.
+    3. For what that has not solved, the pattern of A is found and its entries are assembled. Where its factors are small (a narrow
+       band, by LAPACK; a mesh in the plane, by SuperLU) they precondition all further systems, with this matrix and those after it,
+       and are made anew after they took more than `patience` steps.
+    4. Where the factors would be large, the method of 1 goes on with the entries, which are multiplied faster, and after
+       `long_trial` steps with algebraic multigrid, if PyAMG is there, in the place of factors.
 
-    A narrow band is factorised at once. Where no pattern is found, or values may not be seen (in transforms and graphs), the method
-    of 1 does what it can alone. Only true products decide what is solved.
+    Where no pattern is found, or values may not be seen (in transforms and graphs), the method of 1 does what it can alone. Only
+    products with A itself decide what is solved.
     """
 
     trial: int = 16
@@ -41,6 +47,25 @@ class Large:
     def factorize(self, operator: LinearOperator) -> LargeState:
         """The state for this operator; nothing is computed."""
         return LargeState(self, square(operator, "Large"))
+
+
+class _Task(NamedTuple):
+    """A right-hand side, and what is asked of the solution."""
+
+    b: Tensor
+    adjoint: bool
+    limit: int
+    rtol: Any
+    atol: float | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"rtol": self.rtol, "atol": self.atol}
+
+    def closer(self) -> _Task:
+        """The same with half of the tolerance, so that what rounding adds to a residual does no harm."""
+        rtol = torch.finfo(self.b.dtype).eps ** 0.5 if self.rtol is None else self.rtol
+        return self._replace(rtol=rtol / 2, atol=None if self.atol is None else self.atol / 2)
 
 
 class LargeState:
@@ -71,71 +96,96 @@ class LargeState:
         b = fit(b, self.operator.batch_shape, n, self.operator.dtype, name="b")
         limit = self.solver.max_steps if max_steps is None else max_steps
         limit = 2 * n + 20 if limit is None else limit
-        options: dict[str, Any] = {"rtol": rtol, "atol": atol}
+        task = _Task(b, adjoint, limit, rtol, atol)
         memory = self.memory
         if memory is None or torch.is_grad_enabled() or tracing() or values_hidden():
-            return self._plain(b, adjoint, x0, limit, options)
+            return self._krylov(self.operator, task, x0, limit)
         result: LinearResult | None = None
-        if not memory.serves(b):
-            sparse = memory.pattern(self.operator) is not None
-            trial = limit if not sparse else self.solver.trial if memory.cheap else self.solver.long_trial
-            if not (sparse and memory.banded) and not memory.stale:
-                result = self._plain(b, adjoint, x0, min(trial, limit), options)
-                if finished(result.converged) or not sparse:
-                    return result
-            memory.learn(self.operator)
-        start = x0 if result is None else result.x.nan_to_num()
-        return after(result, self._preconditioned(b, adjoint, start, limit, options))
+        sparse = memory.pattern(self.operator) is not None
+        if not sparse:
+            return self._krylov(self.operator, task, x0, limit)
+        if not (memory.serves(b) or memory.slow or memory.banded):
+            result = self._krylov(self.operator, task, x0, min(self.solver.trial, limit))
+            if finished(result.converged):
+                return result
+            memory.slow = True
+            x0 = result.x.nan_to_num()
+        return after(result, self._by_factors(task, x0) if memory.cheap else self._by_entries(task, x0))
 
-    def _preconditioned(
-        self, b: Tensor, adjoint: bool, x0: Tensor | None, limit: int, options: dict[str, Any]
-    ) -> LinearResult:
+    def _by_factors(self, task: _Task, x0: Tensor | None) -> LinearResult:
         memory = self.memory
         assert memory is not None
-        if not memory.serves(b):
-            return self._plain(b, adjoint, x0, limit, options)
-        result = self._krylov(b, adjoint, x0, limit, options, memory)
-        memory.stale = bool((result.steps > self.solver.patience).any()) or not finished(result.converged)
+        if not memory.serves(task.b):
+            memory.learn(memory.entries(self.operator))
+        result = self._krylov(self.operator, task, x0, task.limit, memory)
+        self._judge(result)
         return result
 
-    def _plain(self, b: Tensor, adjoint: bool, x0: Tensor | None, limit: int, options: dict[str, Any]) -> LinearResult:
-        return self._krylov(b, adjoint, x0, limit, options, None)
+    def _by_entries(self, task: _Task, x0: Tensor | None) -> LinearResult:
+        """The assembled matrix first, A itself for what that leaves."""
+        memory = self.memory
+        assert memory is not None
+        entries = memory.entries(self.operator)
+        if entries is None:
+            return self._krylov(self.operator, task, x0, task.limit)
+        matrix = Blocks(entries)
+        closer = task.closer()
+        inner: LinearResult | None = None
+        if not memory.serves(task.b):
+            inner = self._krylov(matrix, closer, x0, min(self.solver.long_trial, task.limit))
+            x0 = inner.x.nan_to_num()
+            if not finished(inner.converged):
+                memory.learn(entries)
+        if inner is None or not finished(inner.converged):
+            inner = after(inner, self._krylov(matrix, closer, x0, task.limit, memory))
+            self._judge(inner)
+        result = self._krylov(self.operator, task, inner.x.nan_to_num(), task.limit, memory)
+        return after(inner._replace(products=0), result)
+
+    def _judge(self, result: LinearResult) -> None:
+        """Whether the inverse is worth keeping."""
+        assert self.memory is not None
+        patience = PATIENCE_WITH_BAND if self.memory.banded else self.solver.patience
+        self.memory.stale = bool((result.steps > patience).any()) or not finished(result.converged)
 
     def _krylov(
-        self, b: Tensor, adjoint: bool, x0: Tensor | None, limit: int, options: dict[str, Any], inverse: Memory | None
+        self, operator: LinearOperator, task: _Task, x0: Tensor | None, limit: int, memory: Memory | None = None
     ) -> LinearResult:
-        """By CG, or where the matrix is not definite by GMRES."""
+        """By CG, or where the matrix is not definite by GMRES, preconditioned by the inverse of the memory, if that serves."""
+        inverse = memory if memory is not None and memory.serves(task.b) else None
+        how = "" if inverse is None else f", preconditioned by {inverse.title} of an earlier Jacobian"
+        b, options = task.b, task.options
         sign = self._sign()
-        how = "" if inverse is None else f", preconditioned by {inverse.inverse.title} of an earlier Jacobian"
         result: LinearResult | None = None
         if sign:
             self._note("CG" + how)
-            operator = self.operator if sign > 0 else Negative(self.operator)
-            preconditioner = None if inverse is None else inverse if sign > 0 else NegativeInverse(inverse)
-            solver = CG(preconditioner=preconditioner, max_steps=limit)
-            # A vector-Jacobian product costs half as much as a Jacobian-vector product.
-            result = solver.factorize(operator).iterate(b if sign > 0 else -b, True, x0=x0, **options)
-            trial = inverse is None and not bool(result.breakdown.any())
-            if values_hidden() or tracing() or trial or finished(result.converged):
+            minus = sign < 0
+            preconditioner = NegativeInverse(inverse) if inverse is not None and minus else inverse
+            bound = CG(preconditioner=preconditioner, max_steps=limit).factorize(
+                Negative(operator) if minus else operator
+            )
+            # A vector-Jacobian product costs half as much as a Jacobian-vector product; entries are at hand by rows.
+            pulled = operator is self.operator
+            result = bound.iterate(-b if minus else b, pulled, x0=x0, **options)
+            on_trial = inverse is None and not bool(result.breakdown.any())
+            if on_trial or finished(result.converged):
                 return result
             x0 = result.x.nan_to_num()
             if self.memory is not None:
                 self.memory.sign = 0
         self._note("GMRES" + how)
-        solver_ = GMRES(restart=self.solver.restart, preconditioner=inverse, max_steps=limit)
-        return after(result, solver_.factorize(self.operator).iterate(b, adjoint, x0=x0, **options))
+        gmres = GMRES(restart=self.solver.restart, preconditioner=inverse, max_steps=limit).factorize(operator)
+        return after(result, gmres.iterate(b, task.adjoint, x0=x0, **options))
 
     def _note(self, used: str) -> None:
         if self.memory is not None:
-            self.memory.used = used
+            self.memory.note(used)
 
     def _sign(self) -> int:
         """1 or −1 where A is symmetric and, as far as is known, definite; else 0."""
         operator, memory = self.operator, self.memory
-        if operator.positive_definite:
-            return 1
         if memory is None or values_hidden() or tracing():
-            return 0
+            return int(operator.positive_definite)
         if memory.sign is None:
             memory.sign = probed(operator)
         return memory.sign
@@ -156,6 +206,28 @@ def probed(operator: LinearOperator) -> int:
             if not bool((operator.matvec(v) - Av).abs().amax() <= size):
                 return 0
     return 1 if sign > 0 else -1
+
+
+class Blocks(LinearOperator):
+    """A batch of sparse matrices as the blocks of one, for products that are not recorded."""
+
+    def __init__(self, matrix: Sparse) -> None:
+        super().__init__(matrix.shape, matrix.dtype, matrix.device)
+        self.of = matrix
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self.of.pattern.matrix(self.of.values)
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return self.of.pattern.transposed.matrix(self.of.pattern.transposed_values(self.of.values))
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return (self._rows @ x.reshape(-1)).view(x.shape)
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        return (self._columns @ y.reshape(-1)).view(y.shape)
 
 
 class Negative(LinearOperator):

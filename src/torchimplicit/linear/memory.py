@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +29,19 @@ class PatternWarning(UserWarning):
     """The Jacobian has entries outside of the pattern that was given."""
 
 
+@dataclass
+class _Shared:
+    """What a memory and its forks know together: the pattern that was given, or found, with its colours, or why there is none."""
+
+    given: Any
+    assembly: Assembly | None = None
+    looked: bool = False
+    why_not: str = ""
+    setup_failed: str = ""
+    setups: int = 0
+    used: str = ""
+
+
 class Memory:
     """What is known of the Jacobians of a problem. Keep one, as ``sparsity=``, and the next call starts with what this one has learnt:
     the pattern, its colours, and the factors of an earlier Jacobian, as long as they serve.
@@ -44,17 +59,26 @@ class Memory:
     def __init__(self, sparsity: Any = "detect") -> None:
         if isinstance(sparsity, str) and sparsity != "detect":
             raise ValueError(f"sparsity must be 'detect', 'off', a pattern or a Memory; got {sparsity!r}.")
-        self._given = None if isinstance(sparsity, str) else sparsity
-        self._assembly: Assembly | None = None
-        self._looked = False
-        self._setup_failed = ""
-        self.why_not = ""
-        self.setups = 0
+        self._shared = _Shared(None if isinstance(sparsity, str) else sparsity)
         self.inverse: Any = None
         self._of: Any = None  # batch size, dtype and device of what it is the inverse of
         self.stale = False  # the inverse is of a matrix too far away
+        self.slow = False  # products alone have not been enough
         self.sign: int | None = None  # of definite matrices 1 or −1, of others 0; None: not known
-        self.used = ""
+
+    def fork(self) -> Memory:
+        """The same inverse, and the same pattern and counts for both. What one learns of inverses from now on the other does not know:
+        a backward that runs twice gives the same numbers."""
+        return copy(self)
+
+    @property
+    def setups(self) -> int:
+        """How many inverses were made."""
+        return self._shared.setups
+
+    def note(self, used: str) -> None:
+        """Take note of how a system was solved."""
+        self._shared.used = used
 
     def __repr__(self) -> str:
         return f"Memory({self.description or 'nothing yet'})"
@@ -62,13 +86,13 @@ class Memory:
     @property
     def description(self) -> str:
         """How the systems were solved last, in words; empty where none was."""
-        if not self.used:
+        if not self._shared.used:
             return ""
-        parts = [self.used]
-        if self._assembly is not None:
-            source = "found" if self._given is None else "given"
-            parts.append(f"pattern {source}: {len(self._assembly.pattern.rows)} entries")
-        parts += [why for why in (self.why_not, self._setup_failed) if why]
+        parts = [self._shared.used]
+        if self._shared.assembly is not None:
+            source = "found" if self._shared.given is None else "given"
+            parts.append(f"pattern {source}: {len(self._shared.assembly.pattern.rows)} entries")
+        parts += [why for why in (self._shared.why_not, self._shared.setup_failed) if why]
         return "; ".join(part for part in parts if part)
 
     def serves(self, b: Tensor) -> bool:
@@ -78,6 +102,11 @@ class Memory:
             return False
         systems, *kind = self._of
         return b.shape[-2] % systems == 0 and kind == [b.dtype, b.device]
+
+    @property
+    def title(self) -> str:
+        """What the inverse is called."""
+        return str(self.inverse.title)
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         """What the inverse makes of b, or its adjoint."""
@@ -91,78 +120,80 @@ class Memory:
 
     def check(self, n: int) -> None:
         """Raise unless a pattern that was given, or found before, fits n unknowns, and what it needs is installed."""
-        if self._assembly is not None and self._assembly.pattern.n != n:
+        if self._shared.assembly is not None and self._shared.assembly.pattern.n != n:
             raise ValueError(
-                f"sparsity is a Memory of systems with {self._assembly.pattern.n} unknowns; these have {n}. Take another one."
+                f"sparsity is a Memory of systems with {self._shared.assembly.pattern.n} unknowns; these have {n}. Take another one."
             )
         if not available():
             raise ImportError(MISSING)
-        if self._given is not None:
-            self._assembly, self._looked = Assembly(given(self._given, n)), True
+        if self._shared.given is not None:
+            self._shared.assembly, self._shared.looked = Assembly(given(self._shared.given, n)), True
 
     def of_rows(self) -> Memory:
         """That of some of the systems, with the same pattern and nothing else."""
-        other = Memory("detect" if self._given is None else self._given)
-        other._assembly, other._looked, other.why_not = self._assembly, self._looked, self.why_not
+        other = Memory()
+        other._shared = self._shared
         return other
 
     def pattern(self, operator: Any) -> Pattern | None:
         """The pattern of the operator, a Jacobian; None where there is none."""
-        if not self._looked:
-            self._looked = True
+        if not self._shared.looked:
+            self._shared.looked = True
             self._look(operator)
-        return None if self._assembly is None else self._assembly.pattern
+        return None if self._shared.assembly is None else self._shared.assembly.pattern
 
     def _look(self, operator: Any) -> None:
         if not available():
-            self.why_not = MISSING
+            self._shared.why_not = MISSING
             return
         n = operator.shape[-1]
-        if self._given is not None:
-            self._assembly = Assembly(given(self._given, n))
+        if self._shared.given is not None:
+            self._shared.assembly = Assembly(given(self._shared.given, n))
             return
         try:
             pattern = detect(operator.g, operator.z)
         except NoPattern as error:
-            self.why_not = f"no pattern found: {error}"
+            self._shared.why_not = f"no pattern found: {error}"
         except Exception as error:  # what a function does not bear under a dispatch mode
-            self.why_not = f"no pattern found: {type(error).__name__}: {error}"
+            self._shared.why_not = f"no pattern found: {type(error).__name__}: {error}"
         else:
             if len(pattern.rows) > DENSE * n * n:
-                self.why_not = "the Jacobian is not sparse"
+                self._shared.why_not = "the Jacobian is not sparse"
             else:
-                self._assembly = Assembly(pattern)
+                self._shared.assembly = Assembly(pattern)
 
     @property
     def banded(self) -> bool:
         """Whether all entries are near the diagonal."""
-        return self._assembly is not None and sum(self._assembly.pattern.bandwidths) < NARROW
+        return self._shared.assembly is not None and sum(self._shared.assembly.pattern.bandwidths) < NARROW
 
     @property
     def cheap(self) -> bool:
         """Whether factors of these matrices cost little: they have a narrow band, or are those of a mesh in the plane."""
-        return self._assembly is not None and (self.banded or self._assembly.pattern.width <= WIDE)
+        return self._shared.assembly is not None and (self.banded or self._shared.assembly.pattern.width <= WIDE)
 
     def assembled(self, operator: Any) -> Sparse:
         """The operator's entries. Raises TypeError where no pattern is known."""
-        if self.pattern(operator) is None or self._assembly is None:
-            raise TypeError(f"a sparse matrix is asked for, and there is none: {self.why_not}.")
+        if self.pattern(operator) is None or self._shared.assembly is None:
+            raise TypeError(f"a sparse matrix is asked for, and there is none: {self._shared.why_not}.")
         with torch.no_grad():
-            values = self._assembly.values(operator, operator.z.detach())
-            return Sparse(values.detach(), self._assembly.pattern)
+            values = self._shared.assembly.values(operator, operator.z.detach())
+            return Sparse(values.detach(), self._shared.assembly.pattern)
 
-    def learn(self, operator: Any) -> None:
-        """Make an inverse of the operator, or note why there is none."""
-        self.inverse, self.stale = None, False
-        if self._setup_failed or self.pattern(operator) is None:
-            return
+    def entries(self, operator: Any) -> Sparse | None:
+        """The same, or None where they are not finite, or one product shows that there are others."""
         matrix = self.assembled(operator)
-        if not (bool(matrix.values.isfinite().all()) and self._complete(operator, matrix)):
+        return matrix if bool(matrix.values.isfinite().all()) and self._complete(operator, matrix) else None
+
+    def learn(self, matrix: Sparse | None) -> None:
+        """Make an inverse of the matrix, or note why there is none."""
+        self.inverse, self.stale = None, False
+        if matrix is None or self._shared.setup_failed:
             return
-        self.setups += 1
+        self._shared.setups += 1
         self.inverse, self._of = self._inverse_of(matrix), (len(matrix.values), matrix.dtype, matrix.device)
         if self.inverse is None:
-            self._setup_failed = "no preconditioner: factors would be large, and PyAMG is not installed"
+            self._shared.setup_failed = "no preconditioner: factors would be large, and PyAMG is not installed"
 
     def _inverse_of(self, matrix: Sparse) -> Any:
         """With ``title`` and ``solve``; None where there is none that pays."""
@@ -176,19 +207,22 @@ class Memory:
         """Whether one product with the true Jacobian finds nothing that the entries lack; where it does, there are none from now on."""
         with torch.no_grad():
             x = unpatterned(operator.z).contiguous()
-            true, seen = operator.matvec(x), matrix.matvec(x)
+            true = operator.rmatvec(x) if self.sign else operator.matvec(x)  # the same, at half the cost
+            seen = matrix.matvec(x)
             off = (true - seen).abs()
             size = true.abs().amax() + seen.abs().amax()
             if bool(off.amax() <= torch.finfo(x.dtype).eps ** LEFT_OUT * size):
                 return True
             system, row = divmod(int(off.argmax()), off.shape[-1])
-        self._assembly = None
-        if self._given is None:
-            self.why_not = f"no pattern found: a product shows entries that detection has missed, in row {row}"
+        self._shared.assembly = None
+        if self._shared.given is None:
+            self._shared.why_not = f"no pattern found: a product shows entries that detection has missed, in row {row}"
             return False
-        self.why_not = f"the pattern that was given is wrong: the Jacobian has entries outside of it, in row {row}"
+        self._shared.why_not = (
+            f"the pattern that was given is wrong: the Jacobian has entries outside of it, in row {row}"
+        )
         warnings.warn(
-            f"sparsity: {self.why_not}"
+            f"sparsity: {self._shared.why_not}"
             + (f" of system {system}" if len(off) > 1 else "")
             + ". The solve goes on without it. Pass sparsity='detect', or a pattern with all entries.",
             PatternWarning,

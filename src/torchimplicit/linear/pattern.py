@@ -34,7 +34,7 @@ class Pattern:
         self._blocks: tuple[int, Tensor, Tensor] | None = None
         self._kept: tuple[Tensor, int, Tensor] | None = None
 
-    @property
+    @cached_property
     def bandwidths(self) -> tuple[int, int]:
         """The largest i − j and j − i of an entry, no less than 0."""
         if not len(self.rows):
@@ -88,6 +88,12 @@ class Pattern:
             index = torch.int32 if max(k * self.m, k * self.n, k * len(self.rows)) < 2**31 else torch.int64
             self._blocks = k, starts.to(index), columns.to(index)  # 64 bits are converted at every product
         return self._blocks[1:]
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """Matrices with entries (*batch, e) as the blocks of one tensor of CSR layout."""
+        k = values.shape[:-1].numel()
+        starts, columns = self.blocks(k)
+        return _csr(starts, columns, values.resolve_conj().reshape(-1), (k * self.m, k * self.n))
 
     def transposed_values(self, values: Tensor) -> Tensor:
         """The entries (..., e) in the order of the transposed ones, conjugated; the last are kept, for other products with them."""
@@ -203,9 +209,7 @@ def _product(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
     lead = x.shape[: x.ndim - 1 - len(batch)]
     if not (k and x.numel() and len(pattern.rows)):
         return x.new_zeros((*x.shape[:-1], pattern.m))
-    starts, columns = pattern.blocks(k)
-    entries = values.resolve_conj().reshape(-1)
-    matrix = _csr(starts, columns, entries, (k * pattern.m, k * pattern.n))
+    matrix = pattern.matrix(values)
     x = x.resolve_conj()
     if not lead:
         return (matrix @ x.reshape(-1)).reshape(*batch, pattern.m)
