@@ -41,6 +41,28 @@ def test_multipliers_have_the_sign_that_is_stated() -> None:
     torch.testing.assert_close(info.dual.inequality, real(1, 2))
 
 
+def test_the_forces_of_bounds_are_prices_too() -> None:
+    low, high = real(0.0, 0.0, 0.0).requires_grad_(), real(1.0, 0.5, 2.0).requires_grad_()
+    target = real(-1.0, 2.0, 0.9)
+
+    def solve(low: Tensor, high: Tensor) -> ti.Solution:
+        return ti.minimize(
+            lambda z: ((z - target) ** 2).sum() / 2,
+            real(0.5, 0.5, 0.5),
+            bounds=(low, high),
+            constraints=Constraints(equal=lambda z: z.sum() - 1),
+            rtol=1e-12,
+        )
+
+    z, info = solve(low, high)
+    torch.testing.assert_close(z, real(0, 0.5, 0.5))
+    assert info.dual.equality.item() == pytest.approx(0.4)  # z₃ − 0.9 + equality = 0
+    torch.testing.assert_close(info.dual.bounds, real(-1.4, 1.1, 0))
+    prices = torch.autograd.grad(((z - target) ** 2).sum() / 2, (low, high))
+    torch.testing.assert_close(prices[0] + prices[1], -info.dual.bounds.detach())
+    assert torch.autograd.gradcheck(lambda low, high: solve(low, high).info.dual.bounds, (low, high))
+
+
 def hs71(z: Tensor, p: Tensor) -> tuple[Any, ...]:
     constraints = Constraints(
         equal=lambda z, p: (z**2).sum(-1) - 40 * p[..., 0], at_most=lambda z, p: 25 * p[..., 1] - z.prod(-1)
@@ -54,13 +76,18 @@ def hs71(z: Tensor, p: Tensor) -> tuple[Any, ...]:
         batch_ndim=z.ndim - 1,
         rtol=1e-12,
     )
-    return solution.value, *solution.info.dual
+    return solution.value, *solution.info.dual[:2]
 
 
-def test_derivatives_of_both_orders_of_unknowns_and_multipliers() -> None:
+def test_derivatives_of_unknowns_and_multipliers() -> None:
     p = real(1.0, 1.02, 0.9).requires_grad_()
-    assert torch.autograd.gradcheck(lambda p: hs71(real(1, 5, 5, 1), p), (p,))
-    assert torch.autograd.gradgradcheck(lambda p: hs71(real(1, 5, 5, 1), p), (p,), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda p: hs71(real(1, 5, 5, 1), p), (p,), fast_mode=True)
+
+
+@pytest.mark.slow
+def test_second_derivatives_of_unknowns_and_multipliers() -> None:
+    p = real(1.0, 1.02, 0.9).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda p: hs71(real(1, 5, 5, 1), p), (p,))
 
 
 def test_transforms_and_batches_are_the_same_one_by_one() -> None:
@@ -73,6 +100,11 @@ def test_transforms_and_batches_are_the_same_one_by_one() -> None:
         expected = torch.stack([one[k] for one in single])
         torch.testing.assert_close(batch[k], expected, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(mapped[k], expected, rtol=1e-9, atol=1e-10)
+
+    def fit(p: Tensor) -> ti.Solution:
+        return ti.minimize(lambda z: (z**2).sum(), real(1, 1), constraints=Constraints(equal=lambda z: z.sum() - p))
+
+    assert torch.vmap(fit)(p[:, 0]).info.converged.tolist() == [True] * 3  # facts go through transforms
     one = lambda p: hs71(start, p)[0]  # noqa: E731
     J = torch.func.jacrev(one)(p[0])
     torch.testing.assert_close(torch.func.jacfwd(one)(p[0]), J, rtol=1e-8, atol=1e-9)
@@ -182,5 +214,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ti.minimize(linear, real(1, 1), constraints=lambda z: z)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch dimensions"):
         ti.minimize(linear, torch.ones(3, 2, dtype=D), batch_ndim=1, constraints=Constraints(equal=lambda z: z[0, 0]))
+    with pytest.raises(ValueError, match="sparsity"):
+        ti.minimize(linear, real(1, 1), sparsity="detect", constraints=Constraints(equal=lambda z: z))
     with pytest.raises(TypeError, match="needs constraints"):
         ti.minimize(linear, real(1, 1), solver="augmented_lagrangian")

@@ -77,6 +77,7 @@ def complementarity(
     trace: bool = False,
     callback: Callback | None = None,
     compile: bool = False,
+    sparsity: Any = None,
 ) -> Solution:
     """Find z* with lower ≤ z* ≤ upper and, in each number of it, F(z*, *args) ≥ 0 where z* is at its lower bound, ≤ 0 where at its
     upper one, and 0 between: by default z* ≥ 0, F ≥ 0, z* F = 0. It is differentiable in args, in the bounds, and in every tensor that

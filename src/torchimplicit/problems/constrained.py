@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from torchimplicit.bounds import Output, WithLimits
-from torchimplicit.condition import Kind
-from torchimplicit.constraints import WithConstraints, constrained
+from torchimplicit.condition import Kind, held
+from torchimplicit.constraints import Constrained, WithConstraints, constrained
+from torchimplicit.layout import Layout
 from torchimplicit.private import pytree
 from torchimplicit.problems.pose import pose_and_solve
+from torchimplicit.programs.info import Dual
 from torchimplicit.solution import Record, Solution, SolveInfo
-
-
-class Dual(NamedTuple):
-    """The multipliers of L = φ + inequality · h + equality · c, like what the constraints return; () where there are none.
-
-    ``inequality`` is ≥ 0, and 0 where h < 0. ∇_z L is 0 where z is between its bounds, ≥ 0 at a lower and ≤ 0 at an upper one. Where
-    the constraints become h ≤ ε and c = ε, the least φ changes by −inequality · ε and −equality · ε.
-    """
-
-    inequality: Any
-    equality: Any
 
 
 @dataclass(repr=False)
@@ -35,15 +29,15 @@ class ConstrainedInfo(SolveInfo):
     dual: Dual | None = None
 
 
-_CHILDREN = tuple(field.name for field in fields(ConstrainedInfo) if field.name != "record")
+def _flatten(info: ConstrainedInfo) -> tuple[list[Any], tuple[tuple[str, ...], Record]]:
+    facts = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "record"}
+    facts = {name: fact for name, fact in facts.items() if fact is not None}
+    return list(facts.values()), (tuple(facts), info.record)
 
 
-def _flatten(info: ConstrainedInfo) -> tuple[list[Any], Record]:
-    return [getattr(info, name) for name in _CHILDREN], info.record
-
-
-def _unflatten(children: Iterable[Any], record: Record) -> ConstrainedInfo:
-    return ConstrainedInfo(**dict(zip(_CHILDREN, children, strict=True)), record=record)
+def _unflatten(children: Iterable[Any], context: tuple[tuple[str, ...], Record]) -> ConstrainedInfo:
+    names, record = context
+    return ConstrainedInfo(**dict(zip(names, children, strict=True)), record=record)
 
 
 pytree.register_pytree_node(ConstrainedInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.ConstrainedInfo")
@@ -62,12 +56,32 @@ def minimum_under_constraints(
     has_aux: bool,
     batch_ndim: int,
     callback: Callable[..., Any] | None,
+    sparsity: Any,
     **options: Any,
 ) -> Solution:
     """The solution z, with the multipliers as ``info.dual``."""
+    if sparsity is not None:
+        raise ValueError("sparsity= is not for constraints=: with these the matrices that are factorised are dense.")
     kind, fn, w0, args, batched = constrained(free, fn, z0, args, constraints, bounds, batched, has_aux, batch_ndim)
     watch = None if callback is None else lambda step, w, residual: callback(step, w[0], residual)
     given = {"batched": batched, "has_aux": has_aux, "batch_ndim": batch_ndim, "callback": watch, **options}
-    (z, equality, inequality), info = pose_and_solve(kind, fn, w0, args, WithLimits(WithConstraints(output)), **given)
+    flat = WithLimits(WithConstraints(output))
+    w, info = pose_and_solve(kind, fn, w0, args, flat, **given)
+    z, equality, inequality = w
+    of_bounds = () if bounds is None else _forces(kind, lambda w: fn(w, *args), w, flat, has_aux, batch_ndim)
     facts = {field.name: getattr(info, field.name) for field in fields(info)}
-    return Solution(z, ConstrainedInfo(**facts, dual=Dual(inequality, equality)))
+    return Solution(z, ConstrainedInfo(**facts, dual=Dual(inequality, equality, of_bounds)))
+
+
+def _forces(kind: Constrained, fn: Callable[[Any], Any], w: Any, output: Output, has_aux: bool, batch_ndim: int) -> Any:
+    """−∇_z L in those unknowns that their bounds hold, like z: what the bounds have to hold against."""
+    layout = Layout.of(w, batch_ndim)
+    flatten = output(layout, f"{kind.name}: the function")
+
+    def seen(w: Tensor) -> Tensor:
+        out = fn(layout.argument(w))
+        return flatten(out[0] if has_aux else out)
+
+    slope, flat, lower, upper = kind.slope_and_limits(seen, layout.flatten(w))
+    at_bound = torch.stack(held(slope.detach(), flat.detach(), lower.detach(), upper.detach())).any(0)
+    return layout.unflatten(torch.where(at_bound, -slope, 0))[0]

@@ -13,15 +13,18 @@ from torchimplicit.solution import Record, SolveInfo
 
 
 class Dual(NamedTuple):
-    """One number, or flag, for each constraint: (*batch, m), (*batch, k) and (*batch, n).
+    """One number, or flag, for each constraint: for a program (*batch, m), (*batch, k) and (*batch, n); else like what the constraints'
+    functions return, and like z, with () where there are none.
 
-    As multipliers, of the Lagrangian φ(z) + inequalityᵀ(Gz − h) + equalityᵀ(Az − b) + boundsᵀz: ``inequality`` is ≥ 0, and 0 where the
-    inequality is slack; ``bounds`` is ≥ 0 where the upper bound holds z, ≤ 0 where the lower bound does, and 0 between.
+    As multipliers, of the Lagrangian φ(z) + inequality · h(z) + equality · c(z) + bounds · z for h ≤ 0 and c = 0 (of a program Gz − h
+    and Az − b): ``inequality`` is ≥ 0, and 0 where the inequality is slack; ``bounds`` is ≥ 0 where the upper bound holds z, ≤ 0 where
+    the lower bound does, and 0 between. Where the constraints become h ≤ ε and c = ε, the least φ changes by −inequality · ε and
+    −equality · ε.
     """
 
-    inequality: Tensor
-    equality: Tensor
-    bounds: Tensor
+    inequality: Any
+    equality: Any
+    bounds: Any
 
 
 class Certificate(NamedTuple):
