@@ -43,6 +43,14 @@ def reference(problem: Problem, c: np.ndarray) -> tuple[np.ndarray, ...]:
     def size(z: Any) -> Any:
         return every(z, *fixed).reshape(*z.shape[: problem.batch_ndim], -1).norm(dim=-1)
 
+    def merit(z: Any) -> Any:
+        """What every step makes smaller: the objective, or how far the condition is from being met."""
+        if problem.kind == "minimize":
+            return problem.f(torch, z, *fixed)
+        if problem.kind == "least_squares":
+            return problem.f(torch, z, *fixed).square().sum(-1)
+        return size(z)
+
     for _ in range(200):
         r = every(z, *fixed)
         J = square(jacobian(z, *fixed))
@@ -52,7 +60,7 @@ def reference(problem: Problem, c: np.ndarray) -> tuple[np.ndarray, ...]:
         d = torch.linalg.solve(J, r.reshape(*J.shape[:-1], 1)).reshape(z.shape)
         length = torch.ones(z.shape[: problem.batch_ndim], dtype=z.dtype)
         for _ in range(30):
-            worse = ~(size(z - _spread(length, z) * d) <= size(z) * (1 + 1e-9) + 1e-13)
+            worse = ~(merit(z - _spread(length, z) * d) <= merit(z) * (1 + 1e-12) + 1e-14)
             length = torch.where(worse, length / 2, length)
             if not worse.any():
                 break
