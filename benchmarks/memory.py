@@ -46,6 +46,7 @@ def kept_bytes(record: Callable[[], Any], inputs: tuple[Any, ...]) -> int:
     Every storage that any operation returns is followed by a weak reference, so what hides in closures, recordings and
     factorisations counts as much as what autograd saves.
     """
+    from torch import strided
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -57,7 +58,9 @@ def kept_bytes(record: Callable[[], Any], inputs: tuple[Any, ...]) -> int:
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = function(*args, **(kwargs or {}))
             for leaf in tree_leaves(result):
-                if hasattr(leaf, "untyped_storage"):
+                if (
+                    hasattr(leaf, "untyped_storage") and leaf.layout == strided
+                ):  # the parts of sparse ones come by themselves
                     storage = leaf.untyped_storage()
                     reference = StorageWeakRef(storage)
                     # A weak reference keeps the address from being used again, so the address names the storage.

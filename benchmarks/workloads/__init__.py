@@ -7,6 +7,7 @@ from benchmarks.workloads import (
     hypergradient,
     implicit_explicit,
     kepler,
+    linear_systems,
     memory,
     one_root,
     slow_cell,
@@ -29,6 +30,9 @@ WORKLOADS: dict[str, Workload] = {
         kepler.workload,
         fits.workload,
         hypergradient.workload,
+        linear_systems.tridiagonal,
+        linear_systems.poisson64,
+        linear_systems.poisson128,
         memory.workload,
     )
 }

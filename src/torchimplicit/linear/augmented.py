@@ -75,10 +75,13 @@ class TriangularLeastSquares(Estimated):
         finite = A.detach().isfinite().flatten(-2).all(-1)[..., None, None]
         self.Q, R = torch.linalg.qr(torch.where(finite, A, 0))
         self.R = torch.where(finite, R, torch.nan)
-        size = A.detach().abs()
-        c = inverse_power_of_two(size.amax(-2))
-        d = torch.cat([torch.ones_like(size[..., 0]), c], -1)
-        super().__init__(A.dtype, d, d)
+
+        def units() -> tuple[Tensor, Tensor]:
+            size = A.detach().abs()
+            d = torch.cat([torch.ones_like(size[..., 0]), inverse_power_of_two(size.amax(-2))], -1)
+            return d, d
+
+        super().__init__(A.dtype, units)
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         """(r, z) for (f, g): (*lead, *batch_shape, m + n). The matrix is its own adjoint."""

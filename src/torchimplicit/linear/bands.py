@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torchimplicit.autograd.transforms import tracing
+from torchimplicit.linear.bilinear import multiply
 from torchimplicit.linear.block_elimination import BlockElimination
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.lapack import BandLU, available
@@ -47,6 +49,7 @@ class Banded(LinearOperator):
         facts = {"symmetric": symmetric, "positive_definite": positive_definite}
         super().__init__((*bands.shape[:-2], n, n), bands.dtype, bands.device, lower=lower, upper=upper, **facts)
         self.bands, self.lower, self.upper = bands, lower, upper
+        self._places = Band(lower, upper, n)
 
     @property
     def diagonals(self) -> dict[int, Tensor]:
@@ -56,17 +59,20 @@ class Banded(LinearOperator):
         return {k: row[..., k:] if k > 0 else row[..., : n + k] for k, row in rows.items()}
 
     def matvec(self, x: Tensor) -> Tensor:
-        n = self.shape[-1]
-        terms = [pad(d * x[..., max(k, 0) : n + min(k, 0)], (max(-k, 0), max(k, 0))) for k, d in self.diagonals.items()]
-        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(x)
+        return self._written_out(x, False) if tracing() else multiply(self._places, self.bands.flatten(-2), x)
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        n = self.shape[-1]
-        terms = [
-            pad(d.conj() * y[..., max(-k, 0) : n - max(k, 0)], (max(k, 0), max(-k, 0)))
-            for k, d in self.diagonals.items()
-        ]
-        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(y)
+        return (
+            self._written_out(y, True) if tracing() else multiply(self._places, self.bands.flatten(-2), y, adjoint=True)
+        )
+
+    def _written_out(self, x: Tensor, adjoint: bool) -> Tensor:
+        """For a graph."""
+        n, total = self.shape[-1], torch.zeros_like(x)
+        for k, d in self.diagonals.items():
+            k, d = (-k, d.conj()) if adjoint else (k, d)
+            total = total + pad(d * x[..., max(k, 0) : n + min(k, 0)], (max(-k, 0), max(k, 0)))
+        return total
 
     def to_dense(self) -> Tensor:
         zeros = torch.zeros(tuple(self.shape), dtype=self.dtype, device=self.device)
@@ -84,17 +90,9 @@ class Banded(LinearOperator):
 
     def direct(self) -> Direct | None:
         if available(self.bands):
-            return BandLU(self._clean, self.lower, self.upper)
+            return BandLU(self.bands, self.lower, self.upper)
         below, diagonal, above = self._blocks()
         return BlockElimination(below[..., 1:, :, :], diagonal, above[..., :-1, :, :], n=self.shape[-1])
-
-    @property
-    def _clean(self) -> Tensor:
-        """The bands with zeros outside the matrix."""
-        n = self.shape[-1]
-        column = torch.arange(n, device=self.device)
-        row = column + torch.arange(-self.upper, self.lower + 1, device=self.device).unsqueeze(-1)
-        return torch.where((row >= 0) & (row < n), self.bands, 0)
 
     def _blocks(self) -> tuple[Tensor, ...]:
         """The same matrix as a block tridiagonal one, the blocks below, on and above the diagonal, (*batch_shape, N, p, p) each.
@@ -113,6 +111,41 @@ class Banded(LinearOperator):
             block = torch.where(inside, bands[..., place], 0)
             found.append(torch.where((row == column) & (row >= n), 1, block) if side == 0 else block)
         return tuple(found)
+
+
+class Band:
+    """The places of a band, in the layout of :class:`Banded`."""
+
+    def __init__(self, lower: int, upper: int, n: int) -> None:
+        self.n, self.upper = n, upper
+        self.offsets = [k for k in range(-lower, upper + 1) if abs(k) < n]
+        self.width = lower + upper + 1
+
+    def _ranges(self, k: int) -> tuple[slice, slice]:
+        """The rows and the columns of the diagonal j − i = k."""
+        return slice(max(-k, 0), self.n - max(k, 0)), slice(max(k, 0), self.n + min(k, 0))
+
+    def product(self, values: Tensor, x: Tensor, adjoint: bool) -> Tensor:
+        """A x, or Aᴴ x."""
+        bands, y = values.unflatten(-1, (self.width, self.n)), torch.zeros_like(x)
+        for k in self.offsets:
+            rows, columns = self._ranges(k)
+            d = bands[..., self.upper - k, columns]
+            if adjoint:
+                y[..., columns].addcmul_(d.conj(), x[..., rows])
+            else:
+                y[..., rows].addcmul_(d, x[..., columns])
+        return y
+
+    def sampled(self, u: Tensor, w: Tensor, lead: tuple[int, ...]) -> Tensor:
+        """The entries of u wᴴ within the band, zeros outside the matrix."""
+        shape = u.shape[len(lead) : -1]
+        bands = torch.zeros((*shape, self.width, self.n), dtype=u.dtype, device=u.device)
+        for k in self.offsets:
+            rows, columns = self._ranges(k)
+            products = u[..., rows] * w[..., columns].conj()
+            bands[..., self.upper - k, columns] = products.sum(lead) if lead else products
+        return bands.flatten(-2)
 
 
 def tridiagonal(

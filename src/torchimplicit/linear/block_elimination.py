@@ -49,13 +49,14 @@ class BlockElimination(Estimated):
         self.batch_shape = torch.Size(batch)
         self.n = self.N * self.p if n is None else n
         below, above = _between(below, 1, 0), _between(above, 0, 1)
-        super().__init__(diagonal.dtype, *self._units(below.detach(), diagonal.detach(), above.detach()))
+        blocks = [block.detach() for block in (below, diagonal, above)]
+        super().__init__(diagonal.dtype, lambda: self._size_of(*blocks))
         self.levels: list[_Level] = []
         while diagonal.shape[-3] > 1:
             below, diagonal, above = self._eliminated(below, diagonal, above)
         self.last = LU().factorize(Dense(diagonal))
 
-    def _units(self, *blocks: Tensor) -> tuple[Tensor, Tensor]:
+    def _size_of(self, *blocks: Tensor) -> tuple[Tensor, Tensor]:
         below, diagonal, above = (block.abs() for block in blocks)
         d = inverse_power_of_two(torch.stack([block.amax(-1) for block in (below, diagonal, above)]).amax(0))
         below, diagonal, above = (d.unsqueeze(-1) * block for block in (below, diagonal, above))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchimplicit.autograd.transforms import values_hidden
+from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.linear.estimated import Estimated
 from torchimplicit.linear.external import applied
 from torchimplicit.linear.vectors import fit
@@ -29,7 +29,7 @@ class BandLU(Estimated):
     The matrices of a batch are factorised as one long matrix, in which nothing couples one to the next. One that has no factors
     solves to NaN.
 
-    bands : (*batch_shape, lower + upper + 1, n), with zeros outside the matrix.
+    bands : (*batch_shape, lower + upper + 1, n), in which what is outside the matrix is not read.
     """
 
     title, final = "band LU", True
@@ -37,19 +37,24 @@ class BandLU(Estimated):
     _how: tuple[Any, Any]  # the routine's names of A and Aᴴ
 
     def __init__(self, bands: Tensor, lower: int, upper: int) -> None:
-        bands = bands.detach()
         self.lower, self.upper = lower, upper
         self.batch_shape, self.n = bands.shape[:-2], bands.shape[-1]
-        super().__init__(bands.dtype, *_units(bands, lower, upper))
-        each = bands.reshape(-1, *bands.shape[-2:])
+        each = bands.detach().reshape(-1, *bands.shape[-2:]).clone()
+        for k in range(-lower, upper + 1):
+            each[:, upper - k, : max(k, 0)] = 0
+            each[:, upper - k, max(self.n + min(k, 0), 0) :] = 0
         self.usable = each.isfinite().flatten(1).all(1)
-        unit = torch.zeros_like(each[:1])
-        unit[:, upper] = 1
-        joined = torch.where(self.usable[:, None, None], each, unit).movedim(0, 1).flatten(1)
-        pivots = self._factorise(joined.resolve_conj().numpy())
-        vanishing = abs(pivots) < torch.finfo(bands.dtype).tiny
-        pivots[vanishing] = 1  # infinite numbers would reach the next matrix
-        self.usable = self.usable & ~torch.from_numpy(vanishing).reshape(-1, self.n).any(1)
+        if not finished(self.usable):
+            each[~self.usable] = 0
+            each[~self.usable, upper] = 1
+        pivots = self._factorise(each.movedim(0, 1).flatten(1).resolve_conj().numpy())
+        vanishing = torch.from_numpy(abs(pivots) < torch.finfo(bands.dtype).tiny).reshape(-1, self.n)
+        found = torch.from_numpy(pivots.copy()).reshape(bands.shape[:-2] + bands.shape[-1:])
+        super().__init__(bands.dtype, lambda: _units(each.reshape(bands.shape), lower, upper), found)
+        if not finished(~vanishing):
+            pivots[vanishing.flatten().numpy()] = 1  # infinite numbers would reach the next matrix
+            self.usable = self.usable & ~vanishing.any(1)
+        self.all_usable = finished(self.usable)
 
     def _factorise(self, bands: Any) -> Any:
         """The factors of the joined matrices (lower + upper + 1, k n); returns their pivots."""
@@ -73,14 +78,15 @@ class BandLU(Estimated):
     def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
         if not b.numel():
             return b.clone()
-        columns = b.reshape(-1, len(self.usable), self.n)
-        usable = self.usable.unsqueeze(-1) & columns.isfinite().all(-1, keepdim=True)
-        columns = torch.where(usable, columns, 0).flatten(1).resolve_conj()
-        how = self._how[adjoint]
+        columns = b.resolve_conj().reshape(-1, len(self.usable), self.n)
+        usable = None
+        if not (self.all_usable and len(self.usable) == 1):  # what is not finite would reach the next matrix
+            usable = self.usable.unsqueeze(-1) & columns.isfinite().all(-1, keepdim=True)
+            columns = torch.where(usable, columns, 0)
         order = () if self._order is None else (self._order,)
-        x, _ = self._back(*self._factors, columns.numpy().T, *order, trans=how)
-        found = torch.from_numpy(x.T).reshape(usable.shape[0], -1, self.n)
-        return torch.where(usable, found, torch.nan).reshape(b.shape)
+        x, _ = self._back(*self._factors, columns.flatten(1).numpy().T, *order, trans=self._how[adjoint])
+        found = torch.from_numpy(x.T).reshape(columns.shape)
+        return (found if usable is None else torch.where(usable, found, torch.nan)).reshape(b.shape)
 
 
 def _units(bands: Tensor, lower: int, upper: int) -> tuple[Tensor, Tensor]:

@@ -258,7 +258,8 @@ class Sum(LinearOperator):
     leading = True
 
     def __init__(self, A: LinearOperator, B: LinearOperator) -> None:
-        _check_inner("A + B", A, B, A.shape[-2:] == B.shape[-2:])
+        if A.shape[-2:] != B.shape[-2:]:
+            raise ValueError(f"A + B: the shapes {tuple(A.shape)} and {tuple(B.shape)} do not fit")
         shape = (*common_batch("A + B", A, B), *A.shape[-2:])
         super().__init__(shape, A.dtype, A.device, **A.structure.plus(B.structure).as_keywords())
         self.A, self.B = A, B
@@ -285,7 +286,8 @@ class Product(LinearOperator):
     leading = True
 
     def __init__(self, A: LinearOperator, B: LinearOperator, symmetric: bool = False) -> None:
-        _check_inner("A @ B", A, B, A.shape[-1] == B.shape[-2])
+        if A.shape[-1] != B.shape[-2]:
+            raise ValueError(f"A @ B: the shapes {tuple(A.shape)} and {tuple(B.shape)} do not fit")
         shape = (*common_batch("A @ B", A, B), A.shape[-2], B.shape[-1])
         facts = A.structure.times(B.structure)._replace(symmetric=symmetric)
         super().__init__(shape, A.dtype, A.device, **facts.as_keywords())
@@ -395,8 +397,3 @@ def common_batch(what: str, *operators: LinearOperator) -> torch.Size:
                 "to be the end of the longest"
             )
     return longest
-
-
-def _check_inner(what: str, A: LinearOperator, B: LinearOperator, fits: bool) -> None:
-    if not fits:
-        raise ValueError(f"{what}: the shapes {tuple(A.shape)} and {tuple(B.shape)} do not fit")

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import tracing
 from torchimplicit.linear.bands import Banded
+from torchimplicit.linear.bilinear import multiply
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.pattern import Pattern, multiply
+from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.superlu import SuperLU, usable
 
 NARROW = 16  # diagonals of a band that has more room for zeros than SuperLU's factors

@@ -52,7 +52,7 @@ class SuperLU(Estimated):
         d = inverse_power_of_two(_largest(values.abs(), pattern.rows, pattern.m))
         values = values * d.index_select(-1, pattern.rows)
         c = inverse_power_of_two(_largest(values.abs(), pattern.columns, pattern.n))
-        super().__init__(values.dtype, d, c)
+        super().__init__(values.dtype, lambda: (d, c))
         values = (values * c.index_select(-1, pattern.columns)).reshape(-1, values.shape[-1])
         finite = values.isfinite().all(-1).nonzero().flatten()
         try:
@@ -80,7 +80,7 @@ class SuperLU(Estimated):
         return applied(self._solve, fit(b, self.batch_shape, self.pattern.n, self.dtype, name="b"), adjoint)
 
     def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
-        before, after = (self.c, self.d) if adjoint else (self.d, self.c)
+        before, after = self.units[::-1] if adjoint else self.units
         shape = b.shape
         b = (before * b).reshape(-1, self.batch_shape.numel(), self.pattern.n)
         x = torch.full_like(b, torch.nan)

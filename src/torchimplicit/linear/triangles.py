@@ -7,10 +7,10 @@ from torch import Tensor
 
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.estimated import Estimated
+from torchimplicit.linear.factors import equilibrate
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.structure import Structure
 from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns
-from torchimplicit.norms import inverse_power_of_two
 
 
 class Triangular(LinearOperator):
@@ -54,9 +54,7 @@ class Substitution(Estimated):
     title, final = "substitution", True
 
     def __init__(self, A: Tensor, upper: bool) -> None:
-        size = A.detach().abs()
-        d = inverse_power_of_two(size.amax(-1))
-        super().__init__(A.dtype, d, inverse_power_of_two((d.unsqueeze(-1) * size).amax(-2)))
+        super().__init__(A.dtype, lambda: equilibrate(A.detach())[1:])
         self.A, self.upper = A, upper
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
