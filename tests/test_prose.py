@@ -1,4 +1,4 @@
-"""What is said of a status has a text for every status, for kinds of problems that exist, and a line in the README."""
+"""What is said of a status has a text for every status, for kinds of problems that exist, and a line on the page of what is exact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchimplicit.problems.minimize import Minimum
 from torchimplicit.problems.quadratic_program import Optimum
 from torchimplicit.prose import OTHERS, ROOT
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "concepts" / "exact.md"
 
 
 def test_every_status_has_a_text_and_every_text_a_status_of_a_kind_that_exists() -> None:
@@ -26,6 +26,6 @@ def test_every_status_has_a_text_and_every_text_a_status_of_a_kind_that_exists()
         assert set(texts) <= set(ROOT)
 
 
-def test_the_readme_has_a_line_for_every_status_that_is_returned() -> None:
-    lines = re.findall(r"^\| `Status\.(\w+)` \| .+ \| .+ \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_page_has_a_line_for_every_status_that_is_returned() -> None:
+    lines = re.findall(r"^\| `Status\.(\w+)` \| .+ \| .+ \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert lines == [name for name in Status.__members__ if name != "RUNNING"]
