@@ -157,6 +157,9 @@ class LinearisedSolver:
         self.inverse = posed.inverse if self.named is None else None
         self.inverse_is_near = self.inverse is not None  # to the inverse of A
         self.direct: Any = None  # factors of A that were needed
+        self.forgiven: Tensor | None = (
+            None  # systems that only rounding keeps from their tolerance: z may be too near a singular one
+        )
 
     @property
     def truncated(self) -> bool:
@@ -192,6 +195,7 @@ class LinearisedSolver:
             A = A.mT if self.adjoint else A
             rounded = solved_to_rounding(A, self.b, result.x)
             rounded = rounded & solved_by_matrix(A, self.b, result.x, result.residual_norm)
+            self.forgiven = rounded & ~result.converged
             result = result._replace(converged=result.converged | rounded)
         return result
 
@@ -262,7 +266,7 @@ class LinearisedSolver:
         if factors is None and self.operator.shape[-1] <= limit:
             factors = LU().factorize(self.operator)
         if factors is not None:
-            return look(at, ByFactors(factors, at), rows)
+            return look(at, ByFactors(factors, at), rows, self.forgiven)
         return look(at, ByAdjoint(self._again, at), rows) if self.adjoint else None
 
     def _again(self, b: Tensor) -> Tensor:

@@ -77,8 +77,10 @@ class JacobianSystem:
     def condition(self) -> Condition:
         """A(z*, x) w − b as a function of everything, so that the derivative of the derivative is exact."""
 
-        def residual(w: Tensor, b: Tensor, z: Tensor, _: Tensor, *rest: Tensor) -> Tensor:
-            return self._posed((b, z, _, *rest)).operator().apply(w, self.transpose) - b
+        def residual(w: Tensor, b: Tensor, *rest: Tensor) -> Tensor:
+            z, _, _, of_g = Root.of(rest, self.inverses)
+            posed = Posed(self.base, self.transpose, self.settings, b, z, None, of_g)
+            return posed.operator().apply(w, self.transpose) - b
 
         return Condition(residual, Derivative())
 

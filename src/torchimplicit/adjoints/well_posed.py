@@ -195,13 +195,15 @@ class Diagnosis(NamedTuple):
     evaluations: int
 
 
-def look(at: LinearSolution, estimate: Estimate, rows: Tensor) -> Diagnosis | None:
-    """A look at those of some ``rows`` (B,) that are doubtful, if any, from beside z, with one evaluation of g and one product.
-    Where g is undefined, only z is judged."""
+def look(at: LinearSolution, estimate: Estimate, rows: Tensor, suspects: Tensor | None = None) -> Diagnosis | None:
+    """A look at those of some ``rows`` (B,) that are doubtful, or among the ``suspects`` for another reason, if any, from beside z,
+    with one evaluation of g and one product. Where g is undefined, only z is judged."""
     z, value, eps = at.jacobian.z, at.jacobian.value, torch.finfo(at.b.dtype).eps
     w = estimate.correction(value)
     size, allowed = at.tolerance.largest(w, z)  # also what a loss does not see
     doubtful = at.doubtful(rows, size, allowed)
+    if suspects is not None:
+        doubtful = rows & suspects if doubtful is None else doubtful | (rows & suspects)
     if doubtful is None:
         return None
     excess = estimate.excess(value)
