@@ -31,6 +31,7 @@ nitpick_ignore_regex = [
         "py:class",
         r"(torch|collections|enum|typing|types|concurrent|pathlib)\..*|Tensor|Module|End|[a-z_]+",
     ),  # no other site is asked
+    ("py:mod", r"torchimplicit\..*"),
     ("py:(class|func)", r"torchimplicit\.\w+(\.\w+)+"),  # what is private to a file, in signatures
 ]
 
