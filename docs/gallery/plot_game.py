@@ -65,6 +65,7 @@ exact = torch.zeros(firms, firms)
 exact[free[:, None], free] = -torch.linalg.inv(torch.diag(1 + bend[free]) + 1)
 torch.testing.assert_close(J, exact)
 
+# %%
 # The tax that raises most
 # ------------------------
 # A regulator goes uphill through the layer; where a firm leaves the market the curve has a kink, and is followed all the same.
@@ -74,6 +75,7 @@ for _ in range(200):
     (slope,) = torch.autograd.grad(revenue, tax)
     tax = (tax + 0.1 * slope).detach().requires_grad_()
 curve = levels * q.sum(-1)
+tax, revenue = tax.detach(), revenue.detach()
 print(f"tax {float(tax):.3f} raises {float(revenue):.3f}; the best of {len(levels)} levels {float(curve.max()):.3f}")
 assert revenue >= curve.max() - 1e-3
 
@@ -81,7 +83,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
 left.plot(levels, q)
 left.set(xlabel="tax on each unit", ylabel="quantity of each firm")
 right.plot(levels, curve)
-right.plot(tax.detach(), revenue.detach(), "o")
+right.plot(tax, revenue, "o")
 right.set(xlabel="tax on each unit", ylabel="revenue")
 figure.tight_layout()
 plt.show()
