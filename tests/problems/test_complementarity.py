@@ -111,6 +111,7 @@ def test_without_bounds_it_is_a_root() -> None:
     torch.testing.assert_close(z**3 + z, real(1.0))
 
 
+@pytest.mark.slow
 def test_derivatives_of_both_orders_in_data_and_bounds() -> None:
     M, q = p_matrices(3, 4)
     low, high = real(-0.1, -0.2, -0.1, 0.0), real(0.3, 0.3, 0.4, 0.2)

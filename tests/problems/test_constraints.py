@@ -109,8 +109,6 @@ def test_transforms_and_batches_are_the_same_one_by_one() -> None:
     J = torch.func.jacrev(one)(p[0])
     torch.testing.assert_close(torch.func.jacfwd(one)(p[0]), J, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(torch.vmap(torch.func.jacrev(one))(p)[0], J, rtol=1e-8, atol=1e-9)
-    H = torch.func.hessian(lambda p: one(p).square().sum())(p[0])
-    torch.testing.assert_close(H, H.T, rtol=1e-7, atol=1e-8)
 
 
 def test_a_fit_under_constraints_is_the_closed_form_of_its_optimality_conditions() -> None:
@@ -194,6 +192,7 @@ def test_constraints_that_depend_on_each_other_are_met() -> None:
     torch.testing.assert_close(z, real(0.55, 0.45))
 
 
+@pytest.mark.slow
 def test_no_unit_of_the_constraints_or_the_objective_changes_the_solution() -> None:
     for of_phi, of_c in ((1e6, 1.0), (1e-6, 1.0), (1.0, 1e6), (1.0, 1e-6)):
         constraints = Constraints(equal=lambda z, u=of_c: u * ((z**2).sum() - 1))
@@ -203,6 +202,25 @@ def test_no_unit_of_the_constraints_or_the_objective_changes_the_solution() -> N
         torch.testing.assert_close(
             info.dual.equality * of_c / of_phi, torch.tensor(5**0.5 / 2, dtype=D), rtol=1e-6, atol=0
         )
+
+
+def test_single_precision() -> None:
+    start = torch.tensor([0.5, 0.5])
+    z, info = ti.minimize(lambda z: z.sum(), start, constraints=Constraints(equal=lambda z: (z**2).sum() - 1))
+    assert info.converged
+    torch.testing.assert_close(z, torch.full((2,), -(0.5**0.5)), rtol=1e-3, atol=0)
+    never = Constraints(at_most=lambda z: 3 - z.sum())
+    _, info = ti.minimize(lambda z: (z**2).sum(), start, bounds=(0.0, 1.0), constraints=never, on_failure="ignore")
+    assert info.status == Status.PRIMAL_INFEASIBLE
+
+
+@pytest.mark.slow
+def test_where_there_are_no_multipliers_nothing_is_claimed() -> None:
+    """min z₁ where −z₁³ ≤ 0: at the solution 0 the gradient of the constraint vanishes, and there are no multipliers."""
+    _, info = ti.minimize(
+        lambda z: z[0], real(1.0), constraints=Constraints(at_most=lambda z: -(z**3)), on_failure="ignore"
+    )
+    assert not info.converged
 
 
 def test_what_does_not_fit_is_refused() -> None:

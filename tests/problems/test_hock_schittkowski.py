@@ -121,7 +121,7 @@ def by_scipy(program: Program, method: str) -> tuple[Tensor, int]:
     low = np.full(n, -np.inf) if program.lower is None else program.lower.numpy()
     high = np.full(n, np.inf) if program.upper is None else program.upper.numpy()
     gradient = array(torch.func.grad(program.objective))
-    options = {"maxiter": 1000, "ftol": 1e-12} if method == "SLSQP" else {"maxiter": 1000, "gtol": 1e-8, "xtol": 1e-10}
+    options = {"maxiter": 1000, "ftol": 1e-12} if method == "SLSQP" else {"maxiter": 400, "gtol": 1e-8, "xtol": 1e-10}
     second = {} if method == "SLSQP" else {"hess": array(torch.func.hessian(program.objective))}
     found = minimize(
         lambda z: float(program.objective(torch.as_tensor(z))), np.clip(program.start.numpy(), low, high), jac=gradient,

@@ -25,8 +25,9 @@ CLOSE = 0.1  # a Newton step of so many times the size of z ends the search for 
 CLOSER = 0.1  # and so much less the next
 HALVED = 0.5  # what a Newton step on the optimality conditions has to make of their residual
 LARGEST = 1e12  # times the first: a penalty with which what is still violated cannot be met
-VIOLATED = 1e-6  # of the size of z: a distance from the constraints that is no rounding error
-SEMIDEFINITE = 1e-8  # of the largest entry: an eigenvalue of a Hessian that may be 0
+BOUNDLESS = 1e8  # times the size of z: a multiplier, in z's unit, that stands for none
+VIOLATED = 0.38  # eps to this power, of the size of z: a distance from the constraints that is no rounding error
+SEMIDEFINITE = 0.5  # eps to this power, of the largest entry: an eigenvalue of a Hessian that may be 0
 
 
 class Ahead(NamedTuple):
@@ -201,9 +202,11 @@ class AugmentedLagrangian(Method):
         )
 
     def estimate(self, z: Tensor, r: Tensor, state: LagrangianState) -> Estimate:
-        """Newton's step on the optimality conditions, of z alone; infinite where it is not known, or M is not convex."""
+        """Newton's step on the optimality conditions, of z alone; infinite where it is not known, or M is not convex, or multipliers
+        grow without bound, for there are none where the gradients of constraints degenerate."""
         n, ahead = state.model.n, state.ahead
-        known = ahead.known.unsqueeze(-1)
+        forces = (z * state.model.of_w)[:, n:].abs().amax(-1)
+        known = (ahead.known & ~(forces > BOUNDLESS * state.size)).unsqueeze(-1)
         step = torch.where(known, ahead.newton[:, :n], torch.inf)
         return Estimate(torch.cat([step, torch.zeros_like(z[:, n:])], -1).detach(), 0.0)
 
@@ -211,7 +214,8 @@ class AugmentedLagrangian(Method):
         """PRIMAL_INFEASIBLE where no penalty brings the constraints nearer."""
         model = state.model
         violation = model.violation(model.signs * state.at.F[:, model.n :])
-        never = (state.penalty >= LARGEST) & (violation > VIOLATED * state.size)
+        rounding = torch.finfo(violation.dtype).eps ** VIOLATED * state.size
+        never = (state.penalty >= LARGEST) & (violation > rounding)
         return torch.where(never, int(Status.PRIMAL_INFEASIBLE), int(Status.RUNNING))
 
     def _seen(self, equations: Equations, w: Tensor) -> Point:
@@ -230,7 +234,8 @@ class AugmentedLagrangian(Method):
         either = held.unsqueeze(-1) | held.unsqueeze(-2)
         largest = hessian.abs().amax((-2, -1)).clamp(min=torch.finfo(hessian.dtype).tiny)
         shifted = torch.where(either, 0, (hessian + hessian.mT) / 2) / largest[:, None, None]
-        shifted = shifted + torch.diag_embed(torch.where(held, 1, SEMIDEFINITE))
+        shift = torch.finfo(shifted.dtype).eps ** SEMIDEFINITE
+        shifted = shifted + torch.diag_embed(torch.where(held, 1, shift))
         convex = torch.linalg.cholesky_ex(shifted.nan_to_num()).info == 0
         merit = model.merit(at.value, model.signs * at.F[:, n:])
         newton, settled = model.newton(at)

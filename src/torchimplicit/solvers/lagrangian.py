@@ -16,10 +16,11 @@ from torchimplicit.bounds import projected_gradient
 from torchimplicit.norms import measured
 
 PASSES = 10  # in search of the constraints that hold in the linearised conditions
-LOOSE = 1e-9  # in the unit of a multiplier over its constraint: what makes Newton's step unique where constraints depend on each other
+LOOSE = 0.575  # eps to this power, in the unit of a constraint over its multiplier: what makes Newton's step unique where constraints
+# depend on each other
 
 HALF = 0.5  # of the violation of a constraint: what a step may leave, or so much of the size of z
-MET = 1e-7
+MET = 0.45  # (eps to this power)
 
 
 class Point(NamedTuple):
@@ -87,11 +88,16 @@ class Lagrangian(NamedTuple):
         curved = torch.where(pressed, self.weights, 0)
         return self.gradient(at), at.K[:, :n, :n] + J.mT @ (curved.unsqueeze(-1) * J)
 
+    @property
+    def of_w(self) -> Tensor:
+        """What a number of w counts in z's unit, (B, N)."""
+        n, unit = self.n, self.unit
+        return torch.cat([torch.ones_like(unit[:, :n]), unit[:, :1] / unit[:, n:]], -1)
+
     def residual(self, at: Point) -> Tensor:
         """The largest residual of the optimality conditions, in z's unit, (B,): as long as the units are the same, of one measure."""
-        n, unit = self.n, self.unit
-        of_w = torch.cat([torch.ones_like(unit[:, :n]), unit[:, :1] / unit[:, n:]], -1)
-        residual = projected_gradient(at.F * unit, at.w * of_w, self.lower * of_w, self.upper * of_w)
+        of_w = self.of_w
+        residual = projected_gradient(at.F * self.unit, at.w * of_w, self.lower * of_w, self.upper * of_w)
         return residual.abs().amax(-1)
 
     def newton(self, at: Point) -> tuple[Tensor, Tensor]:
@@ -104,7 +110,8 @@ class Lagrangian(NamedTuple):
         """
         n = self.n
         kappa = torch.cat([1 / self.unit[:, :n], 1 / self.weights], -1)
-        loose = torch.cat([torch.zeros_like(kappa[:, :n]), -LOOSE * self.signs / self.weights], -1)
+        slack = torch.finfo(at.w.dtype).eps ** LOOSE
+        loose = torch.cat([torch.zeros_like(kappa[:, :n]), -slack * self.signs / self.weights], -1)
         K = at.K + torch.diag_embed(loose)
         size = K.abs().amax(-1)
         size = torch.where(size > 0, size, 1)
@@ -131,7 +138,8 @@ class Lagrangian(NamedTuple):
         n, unit = self.n, self.unit[:, self.n :]
         missed = (loose * dw)[:, n:].abs() * unit
         size = at.w[:, :n].abs().amax(-1).maximum(dw[:, :n].abs().amax(-1)).unsqueeze(-1)
-        return (missed <= HALF * at.F[:, n:].abs() * unit + MET * size).all(-1)
+        met = torch.finfo(size.dtype).eps ** MET * size
+        return (missed <= HALF * at.F[:, n:].abs() * unit + met).all(-1)
 
 
 def start(at: Point, lower: Tensor, upper: Tensor, n: int, first: float) -> Lagrangian:
