@@ -58,8 +58,8 @@ class Status(enum.IntEnum):
 
 
 def unanswered(status: Tensor) -> Tensor:
-    """Where what was sought has no value: NaN appeared, or there is no solution."""
-    return (status == Status.NONFINITE) | proven(status)
+    """Where what was sought has no value: NaN appeared, there is no solution, or none that could be told from others."""
+    return (status == Status.NONFINITE) | (status == Status.NONCONVEX) | proven(status)
 
 
 def proven(status: Tensor) -> Tensor:

@@ -176,6 +176,53 @@ def test_an_objective_that_is_not_convex_is_reported() -> None:
     torch.testing.assert_close(z, tensor(-1, 3))
 
 
+@pytest.mark.parametrize("constraints", [{}, {"lower": 0.0}, {"G": -EYE, "h": tensor(0, 0)}])
+def test_linear_programs_with_no_number_but_0_are_proved_unbounded(constraints: dict[str, Any]) -> None:
+    with pytest.warns(ConvergenceWarning, match="dual_infeasible"):
+        _, info = ti.quadratic_program(0 * EYE, tensor(-1, -1), **constraints)
+    torch.testing.assert_close(info.certificate.z, tensor(0.5, 0.5))
+
+
+def test_without_constraints_each_system_of_a_batch_is_solved_or_refused() -> None:
+    with pytest.warns(ConvergenceWarning, match="negative eigenvalue"):
+        z, info = ti.quadratic_program(torch.stack([EYE, -EYE, torch.diag(tensor(1, 0))]), tensor(1, 0))
+    assert info.status_names == ["converged", "nonconvex", "converged"]
+    torch.testing.assert_close(z[::2], tensor([-1, 0], [-1, 0]))
+    assert z[1].isnan().all()
+
+
+@pytest.mark.parametrize("far", [1e20, 1e30])
+def test_bounds_that_stand_for_infinity_are_none(far: float) -> None:
+    for constraints in ({"lower": -far, "upper": far}, {"G": -EYE, "h": tensor(-1, far)}):
+        z, info = ti.quadratic_program(EYE, tensor(1, 2), **constraints)
+        assert info.converged
+        torch.testing.assert_close(z, tensor(1 if "G" in constraints else -1, -2))
+
+
+@pytest.mark.parametrize(
+    "constraints", [{"lower": math.inf}, {"upper": -math.inf}, {"A": EYE, "b": tensor(math.inf, 0)}]
+)
+def test_infinite_bounds_that_leave_no_room_are_no_data(constraints: dict[str, Any]) -> None:
+    with pytest.warns(ConvergenceWarning, match="nonfinite"):
+        ti.quadratic_program(EYE, tensor(1, 2), **constraints)
+
+
+def test_a_solution_of_0_is_one() -> None:
+    """What is left of it is rounding, beside the ends of the other constraints."""
+    z, info = ti.quadratic_program(tensor([0]), tensor(2), tensor([-1], [2], [-1], [2]), tensor(0, 2, 1, 4), lower=-2.0)
+    assert info.converged
+    torch.testing.assert_close(z, tensor(0))
+    z, info = ti.quadratic_program(EYE, tensor(0, 0), tensor([1, 2], [3, 1]), tensor(1, 1))
+    assert info.converged
+    torch.testing.assert_close(z, tensor(0, 0))
+
+
+def test_no_number_of_z_hides_behind_a_larger_one() -> None:
+    """A bound so far away that it is not found: 1e10 is no minimum of −z₂ within z₂ ≤ 1e12."""
+    with pytest.warns(ConvergenceWarning, match="stagnated"):
+        ti.quadratic_program(torch.diag(tensor(1, 0)), tensor(1, -1), lower=-1e12, upper=1e12)
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
 def test_no_unit_of_the_data_matters(scale: float) -> None:
     (Q, p, G, h, A, b), z, *_ = known(5, 6, 10, 2, held=3)
@@ -224,6 +271,7 @@ def test_no_constraints_and_no_systems() -> None:
         ({"Q": EYE.expand(3, 2, 2), "p": torch.zeros(2, 2, dtype=D)}, "do not broadcast: Q"),
         ({"batch_ndim": 1}, "batch_ndim=1, but the data have 0"),
         ({"adjoint": ti.Unrolled()}, "no derivative"),
+        ({"Q": torch.zeros(0, 0, dtype=D), "p": torch.zeros(0, dtype=D)}, "at least one unknown"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments: dict[str, Any], message: str) -> None:

@@ -179,7 +179,7 @@ def quadratic_program(
         Q, p: (..., n, n) and (..., n).
         G, h: inequalities, (..., m, n) and (..., m); an h of +∞ is no constraint.
         A, b: equalities, (..., k, n) and (..., k); some may follow from others.
-        lower, upper: bounds (..., n) or numbers, infinite where there is none.
+        lower, upper: bounds (..., n) or numbers, infinite where there is none; one that lies 1e15 times as far away as z might is none.
         adjoint: ``Implicit()`` by default.
         batch_ndim: how many dimensions in front index systems; by default all that there are.
         rtol, atol: no number of z is off by more than atol + rtol · rms(z); by default √eps and eps of the dtype.
@@ -191,7 +191,7 @@ def quadratic_program(
         multipliers, differentiable too: of the Lagrangian ½ zᵀQz + pᵀz + λᵀ(Gz − h) + νᵀ(Az − b) + μᵀz with λ ≥ 0, and μ ≥ 0
         at the upper bound, ≤ 0 at the lower. ``info.active`` tells which constraints hold z. Where there is no solution the status
         is PRIMAL_INFEASIBLE (no z meets the constraints) or DUAL_INFEASIBLE (the objective falls for ever), z is NaN, and
-        ``info.certificate`` proves it.
+        ``info.certificate`` proves it. Where the objective is NONCONVEX, or the data are NONFINITE, z is NaN too.
 
     Derivatives: exact, of every order, where z* is unique, the constraints that hold it are independent and each has a multiplier that
     is not 0. Where it is not unique the backward reports SINGULAR; where a constraint touches z with a multiplier of 0, or
@@ -269,6 +269,8 @@ def checked(*data: Any) -> tuple[tuple[str, ...], tuple[Tensor, ...], torch.Size
                 f"all data must share one dtype and one device; p is a {describe(p)}, {name} a {describe(t)}."
             )
     n = p.shape[-1]
+    if n == 0:
+        raise ValueError(f"a program has at least one unknown; p has shape {tuple(p.shape)}.")
     m, k = (given[name].shape[-1] if name in given else 0 for name in ("h", "b"))
     sizes = {"Q": (n, n), "p": (n,), "G": (m, n), "h": (m,), "A": (k, n), "b": (k,), "lower": (n,), "upper": (n,)}
     for name, t in given.items():

@@ -11,10 +11,12 @@ from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import Programs
+from torchimplicit.programs.rows import Rows
 
 CHANGES = 10  # of the set of constraints that hold the solution
 REFINEMENTS = 2  # of every solution of a linear system
 WEAK = 1e-9  # of the size of the terms: a slack and a multiplier that are both smaller are 0
+ROUNDED = 1e-5  # terms that are so small beside others count as so large
 PROBES = 3  # refinements after which what is left of a residual no solution removes
 LEFT = 1e-3  # of it, at least
 
@@ -85,11 +87,19 @@ def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float)
     of_gradient, of_rows = _sizes(programs, x, y)
     slack = (programs.upper - Rx).minimum(Rx - programs.lower)
     small = (slack.abs() <= weak * of_rows) & (y.abs() <= weak * of_gradient) & (programs.lower < programs.upper)
-    lacking = (programs.Q @ x + programs.q + programs.rows.transposed(y)).abs() / of_gradient
+    lacking = _lacking(programs, x, y, of_gradient)
     up, down = y.clamp(min=0) / of_gradient, (-y).clamp(min=0) / of_gradient
     above, below = (programs.upper - Rx) / of_rows, (Rx - programs.lower) / of_rows
     residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
     return Solved(x, y, held, K, residual, dx, small)
+
+
+def _lacking(programs: Programs, x: Tensor, y: Tensor, of_gradient: Tensor) -> Tensor:
+    """What the gradient lacks, each number beside its own terms, (B, n, 1)."""
+    rows = Rows(programs.rows.C.abs(), tuple(d.abs() for d in programs.rows.diagonals))
+    terms = programs.Q.abs() @ x.abs() + programs.q.abs() + rows.transposed(y.abs())
+    gradient = programs.Q @ x + programs.q + programs.rows.transposed(y)
+    return gradient.abs() / terms.maximum(ROUNDED * of_gradient)
 
 
 def _held(programs: Programs, Rx: Tensor, y: Tensor) -> Tensor:
@@ -109,10 +119,12 @@ def _next(programs: Programs, found: Solved, weak: float) -> Tensor:
 
 def _sizes(programs: Programs, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Of the terms of the gradient, (B, 1, 1), and of those of each constraint, (B, M, 1)."""
-    largest = x.abs().amax(-2, keepdim=True)
+    ends = torch.stack([programs.lower, programs.upper]).abs()
+    smallest = torch.cat([torch.where(ends > 0, ends, torch.inf).amin(0), torch.ones_like(x[:, :1])], -2)
+    # a solution of 0 is 0 beside the ends of other constraints
+    largest = x.abs().amax(-2, keepdim=True).maximum(ROUNDED * smallest.amin(-2, keepdim=True))
     curved = largest * programs.Q.abs().flatten(1).amax(-1).reshape(-1, 1, 1)
     of_gradient = torch.cat([programs.q.abs(), y.abs(), curved], -2).amax(-2, keepdim=True)
-    ends = torch.stack([programs.lower, programs.upper]).abs()
     tiny = torch.finfo(x.dtype).tiny
     return of_gradient + tiny, torch.where(ends < torch.inf, ends, 0).amax(0) + largest + tiny
 

@@ -19,8 +19,11 @@ def infeasibility(program: OneSided) -> tuple[Tensor, Tensor]:
 
     Of the cone of such y, less the last condition, the nearest to −t has tᵀy = −‖y‖².
     """
+    if not program.t.shape[-2]:
+        return program.t, torch.zeros(len(program.t), dtype=torch.bool, device=program.t.device)
     R = program.rows.apply(torch.eye(program.q.shape[-2], dtype=program.q.dtype, device=program.q.device))
     y = _nearest(R.mT, program.t, torch.where(program.equal, -torch.inf, 0.0), torch.full_like(program.t, torch.inf))
+    y = torch.where(program.equal, y, y.clamp(min=0))  # which rounding may have left below 0
     Ry, ty = program.rows.transposed(y), (program.t * y).sum(-2, keepdim=True)
     return y, proves_infeasible(Ry, ty).flatten()
 

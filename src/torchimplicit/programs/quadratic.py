@@ -10,6 +10,7 @@ from torch import Tensor
 from torchimplicit.programs.rows import Rows
 
 SWEEPS = 3  # of the scaling: more change little
+FAR = 1e15  # beside unknowns of about 1: what lies beyond is no constraint, for they are lost to rounding beside it
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def scaled(data: Data) -> tuple[Programs, Units]:
     rows = Rows(e * C * d.mT, tuple(torch.ones_like(d) for _ in upper[1:]))
     t = (torch.cat([e, 1 / d], -2) if data.bounded else e) / size
     units = Units(d * size, t / c, c * size * d, t)
-    return Programs(c * size * size * Q, c * size * p, rows, low / size, up / size), units
+    low, up = low / size, up / size
+    low, up = torch.where(low < -FAR, -torch.inf, low), torch.where(up > FAR, torch.inf, up)
+    return Programs(c * size * size * Q, c * size * p, rows, low, up), units
 
 
 def _equilibrated(Q: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +157,8 @@ def _size(lower: Tensor, upper: Tensor, free: Tensor) -> Tensor:
     least = torch.where(ends[:, :-1] < torch.inf, ends[:, :-1], 0).clamp(min=0)
     most = torch.where(ends.isfinite(), ends, 0).abs()[:, :-1]
     least, most = (torch.cat([t, torch.zeros_like(free)], -2).amax(-2, keepdim=True) for t in (least, most))
-    most = torch.where(most > 0, most, torch.inf)
-    return _usable(least.maximum(free.nan_to_num(nan=0.0).minimum(most)))
+    free = torch.where(free.isnan(), 0, free).minimum(torch.where(most > 0, most, torch.inf))
+    return _usable(least.maximum(torch.where(free < torch.inf, free, 0)))
 
 
 def _usable(size: Tensor) -> Tensor:

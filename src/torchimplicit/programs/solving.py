@@ -40,18 +40,20 @@ def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS) -> Found:
     """The solutions of programs whose numbers are known to the precision of ``dtype``."""
     weak = max(WEAK, ROUNDING * torch.finfo(dtype).eps)
     programs, units = scaled(data)
+    finite, nonconvex = _finite(programs), _nonconvex(programs)
+    programs = _convex(programs, nonconvex)
     bounds = data.sizes[-1]
     point, ended, steps = interior(programs.one_sided(bounds), max_steps, NEAR)
     solved = _settled(programs, point, bounds, weak)
-    missed = ~(solved.residual <= SATISFIED) & ~proven(ended) & _finite(programs)
+    missed = ~(solved.residual <= SATISFIED) & ~proven(ended) & finite
     if occurs(missed):
         which = missed.nonzero().squeeze(-1)
         solved, point, ended, steps = _again(programs, which, solved, point, ended, steps, weak)
     K, regular = solved.K, regularity(programs, solved.K)
-    status = torch.where(ended == Status.CONVERGED, Status.STAGNATED, ended)
+    status = torch.where((ended == Status.CONVERGED) | (ended == Status.NONFINITE), Status.STAGNATED, ended)
     status = torch.where((solved.residual <= SATISFIED) & ~proven(ended), Status.CONVERGED, status)
-    status = torch.where(_finite(programs), status, Status.NONFINITE)
-    status = torch.where(_nonconvex(programs) & (status != Status.NONFINITE), Status.NONCONVEX, status)
+    status = torch.where(nonconvex, Status.NONCONVEX, status)
+    status = torch.where(finite, status, Status.NONFINITE)
     refused = torch.where(solved.weak.flatten(1).any(-1) | regular.tight, Status.DEGENERATE, Status.CONVERGED)
     refused = torch.where(regular.loose, Status.SINGULAR, refused)
     K = _harmless(K, unanswered(status) | ~K.L.isfinite().flatten(1).all(-1))
@@ -111,10 +113,20 @@ def _nonconvex(programs: Programs) -> Tensor:
     return info > 0
 
 
+def _convex(programs: Programs, nonconvex: Tensor) -> Programs:
+    """With the identity in place of a Q (B,) of which no solution is wanted."""
+    if not occurs(nonconvex):
+        return programs
+    eye = torch.eye(programs.Q.shape[-1], dtype=programs.Q.dtype, device=programs.Q.device)
+    return replace(programs, Q=torch.where(nonconvex.reshape(-1, 1, 1), eye, programs.Q))
+
+
 def _finite(programs: Programs) -> Tensor:
-    """Systems (B,) whose data are numbers."""
-    parts = (programs.Q, programs.q, programs.rows.C, programs.lower, programs.upper)
-    return torch.stack([~part.isnan().flatten(1).any(-1) for part in parts]).all(0)
+    """Systems (B,) whose data are numbers, and whose bounds, where they are infinite, leave room."""
+    parts = (programs.Q, programs.q, programs.rows.C)
+    wrong = [~part.isfinite() for part in parts]
+    wrong += [~(programs.lower < torch.inf), ~(programs.upper > -torch.inf)]
+    return ~torch.stack([part.flatten(1).any(-1) for part in wrong]).any(0)
 
 
 def _harmless(K: Condensed, rows: Tensor) -> Condensed:
