@@ -69,6 +69,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "parallel": 2,
     "remove_config_comments": True,
+    "reset_modules": ("matplotlib", "own_state.fresh"),
     "show_memory": False,
     "write_computation_times": False,
 }
