@@ -8,6 +8,7 @@ from benchmarks.workloads import (
     implicit_explicit,
     kepler,
     linear_systems,
+    large,
     memory,
     one_root,
     slow_cell,
@@ -33,6 +34,7 @@ WORKLOADS: dict[str, Workload] = {
         linear_systems.tridiagonal,
         linear_systems.poisson64,
         linear_systems.poisson128,
+        *large.LARGE,
         memory.workload,
     )
 }

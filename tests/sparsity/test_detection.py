@@ -163,6 +163,12 @@ def test_the_hessian_of_a_sum_is_as_sparse_as_its_terms(name: str) -> None:
     assert torch.equal(found(pattern), jacobian_has(gradient, z))
 
 
+def test_the_hessian_of_one_sum_over_thousands() -> None:
+    n = 3000
+    pattern = detect(lambda z: Minimum().residual(OBJECTIVES["a chain"], z), some((1, n)))
+    assert len(pattern.rows) == 3 * n - 2
+
+
 def test_the_hessian_of_a_fit() -> None:
     def r(z: Tensor) -> Tensor:
         return torch.cat([z[:, 1:] * z[:, :-1], z.sin()], 1)

@@ -125,7 +125,8 @@ class _Following(DispatchMode):
         unknown = next((why for why in known.values() if isinstance(why, str)), None)
         found: list[Layers] | str
         try:
-            found = unknown or Call(func, args, kwargs, known, fresh).found()  # type: ignore[arg-type]
+            call = Call(func, args, kwargs, known, fresh)  # type: ignore[arg-type]
+            found = [[] for _ in fresh] if call.constant else unknown or call.found()
         except Unknown as error:
             found = f"{func}: {error}"
         for i, leaf in enumerate(fresh):

@@ -41,10 +41,19 @@ class Call:
     def shape(self) -> torch.Size:
         return self.results[0].shape
 
+    @property
+    def rule(self) -> Rule | None:
+        called = name(self.func)
+        return RULES.get(called) or RULES.get(called.removesuffix("_"))
+
+    @property
+    def constant(self) -> bool:
+        """Whether the results depend on nothing, whatever the arguments do."""
+        return self.rule is nothing or (self.rule is difference and of_itself(self))
+
     def found(self) -> list[Layers]:
         """What each of the results depends on."""
-        called = name(self.func)
-        rule = RULES.get(called) or RULES.get(called.removesuffix("_"))
+        rule = self.rule
         if rule is None and torch.Tag.pointwise in self.func.tags:
             rule = pointwise
         if rule is None:
@@ -63,9 +72,14 @@ def pointwise(call: Call) -> Layers:
 
 def difference(call: Call) -> Layers:
     """That of a tensor and itself is 0, or NaN, and has no derivative."""
+    return [] if of_itself(call) else pointwise(call)
+
+
+def of_itself(call: Call) -> bool:
+    """Whether a tensor is subtracted from itself."""
     a, b = call["self"], call["other"]
     same = isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-    return [] if same and call["alpha"] == 1 else pointwise(call)
+    return same and call["alpha"] == 1
 
 
 def nothing(call: Call) -> Layers:
