@@ -67,5 +67,22 @@ def test_a_minimum_has_a_sparse_backward_by_default() -> None:
     c = (2 + torch.sin(torch.arange(N, dtype=torch.float64))).requires_grad_()
     z, info = ti.minimize(energy, torch.zeros(N, dtype=torch.float64), (c,), rtol=1e-10)
     z.sum().backward()
+    assert "band LU" in info.linear
     assert "band LU" in info.adjoint.linear
-    assert info.adjoint.products < 20
+    plain = ti.minimize(energy, torch.zeros(N, dtype=torch.float64), (c,), rtol=1e-10, sparsity="off").info
+    assert info.products < plain.products / 2
+    assert info.adjoint.products < 50
+
+
+def test_a_saddle_point_is_left_whatever_is_known_of_hessians() -> None:
+    """Of a chain of double wells, from the maximum between them: there the Hessian is indefinite."""
+    u0 = 1e-3 * torch.sin(torch.arange(N, dtype=torch.float64))
+
+    def wells(u: Tensor) -> Tensor:
+        return (u.square() - 1).square().sum() + 0.3 * u.diff().square().sum()
+
+    z, info = ti.minimize(wells, u0, rtol=1e-9, sparsity="detect")
+    H = torch.func.hessian(wells)(z)
+    assert info.converged
+    assert float(torch.linalg.eigvalsh(H).min()) > 0
+    assert float(wells(z)) < float(wells(u0))

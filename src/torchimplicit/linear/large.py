@@ -30,7 +30,7 @@ class Large:
     2. First by products alone, in `trial` steps, unless such a trial has failed before, or the band of A is known to be narrow.
     3. For what that has not solved, the pattern of A is found and its entries are assembled. Where its factors are small (a narrow
        band, by LAPACK; a mesh in the plane, by SuperLU) they precondition all further systems, with this matrix and those after it,
-       and are made anew after they took more than `patience` steps.
+       and are made anew where they would take more than `patience` steps.
     4. Where the factors would be large, the method of 1 goes on with the entries, which are multiplied faster, and after
        `long_trial` steps with algebraic multigrid, if PyAMG is there, in the place of factors.
 
@@ -115,11 +115,17 @@ class LargeState:
     def _by_factors(self, task: _Task, x0: Tensor | None) -> LinearResult:
         memory = self.memory
         assert memory is not None
-        if not memory.serves(task.b):
-            memory.learn(memory.entries(self.operator))
+        old: LinearResult | None = None
+        if memory.serves(task.b):
+            old = self._krylov(self.operator, task, x0, min(self.solver.patience, task.limit), memory)
+            self._judge(old)
+            if finished(old.converged) or task.limit <= self.solver.patience:
+                return old
+            x0 = old.x.nan_to_num()
+        memory.learn(memory.entries(self.operator))
         result = self._krylov(self.operator, task, x0, task.limit, memory)
         self._judge(result)
-        return result
+        return after(old, result)
 
     def _by_entries(self, task: _Task, x0: Tensor | None) -> LinearResult:
         """The assembled matrix first, A itself for what that leaves."""
@@ -167,8 +173,7 @@ class LargeState:
             # A vector-Jacobian product costs half as much as a Jacobian-vector product; entries are at hand by rows.
             pulled = operator is self.operator
             result = bound.iterate(-b if minus else b, pulled, x0=x0, **options)
-            on_trial = inverse is None and not bool(result.breakdown.any())
-            if on_trial or finished(result.converged):
+            if not bool(result.breakdown.any()):
                 return result
             x0 = result.x.nan_to_num()
             if self.memory is not None:

@@ -64,6 +64,7 @@ class Memory:
         self._of: Any = None  # batch size, dtype and device of what it is the inverse of
         self.stale = False  # the inverse is of a matrix too far away
         self.slow = False  # products alone have not been enough
+        self.refused = 0  # solutions in turn that were of no use, for the matrix was indefinite, say
         self.sign: int | None = None  # of definite matrices 1 or −1, of others 0; None: not known
 
     def fork(self) -> Memory:
