@@ -56,6 +56,7 @@ def draw(results: list[tuple[str, tuple[str, ...], dict[str, list[tuple[float, f
 
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     matplotlib.rcParams.update({"svg.hashsalt": "work_precision", "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(4, 2, figsize=(10, 13), layout="constrained")
@@ -77,6 +78,7 @@ def draw(results: list[tuple[str, tuple[str, ...], dict[str, list[tuple[float, f
         axis.set(
             xscale="log", yscale="log", xlabel="milliseconds", ylabel="relative error of the gradient", title=title
         )
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     figure.savefig(picture, metadata={"Date": None})
