@@ -18,10 +18,17 @@ class LinearSolver(Protocol):
 
 
 class Bound(Protocol):
-    """A solver bound to an operator. ``direct`` : the factors by which it solves; None where it has none."""
+    """A solver bound to an operator.
+
+    direct : the factors by which it solves; None where it has none.
+    preconditioner : the state of the preconditioner of an iterative one; None where it has none.
+    """
 
     @property
     def direct(self) -> Any: ...
+
+    @property
+    def preconditioner(self) -> Any: ...
 
     def iterate(
         self,
@@ -49,8 +56,14 @@ class _Iterating:
     def direct(self) -> Any:
         return getattr(self._state, "direct", None)
 
+    @property
+    def preconditioner(self) -> Any:
+        return getattr(self._state, "preconditioner", None)
+
 
 class _Refined:
+    preconditioner = None
+
     def __init__(self, factors: Preconditioner, operator: LinearOperator, refinements: int | None) -> None:
         self.direct = factors
         self.iterate = Richardson(preconditioner=factors, max_steps=refinements).factorize(operator).iterate

@@ -144,8 +144,7 @@ class LinearSearch:
         self.factors = direct if isinstance(direct, Factors) and (as_tensors or tracing()) else None
         if direct is not None and self.factors is None and not tracing():
             self.kept.append(for_rows(direct))
-        preconditioner = getattr(state, "preconditioner", None)
-        self.preconditioner = None if preconditioner is None else for_rows(preconditioner)
+        self.preconditioner = None if state.preconditioner is None else for_rows(state.preconditioner)
 
     @property
     def inverse_is_earlier(self) -> bool:
