@@ -172,3 +172,40 @@ def test_the_multipliers_are_the_derivatives_of_the_optimal_value() -> None:
     z, _ = ti.quadratic_program(Q, p, G, h, A, b)
     value = (z * times(Q, z) / 2 + p * z).sum()
     torch.testing.assert_close(torch.autograd.grad(value, (h, b)), (-inequality, -equality), rtol=1e-8, atol=1e-8)
+
+
+def test_smoothing_gives_the_derivatives_of_the_barrier_problem_and_the_values_of_the_program() -> None:
+    """The minimum of a z − μ log(z) − μ log(1 − z), at which a = μ/z − μ/(1 − z), moves by 1/(dz/da) = −μ/z² − μ/(1 − z)²."""
+    a, mu = tensor(0.3).requires_grad_(), 0.1
+    zero = torch.zeros(1, 1, dtype=D)
+    z, info = ti.quadratic_program(zero, a, lower=0.0, upper=1.0, smoothing=mu)
+    assert float(z) == pytest.approx(0, abs=1e-12)
+    assert float(info.dual.bounds) == pytest.approx(-0.3)
+    (grad,) = torch.autograd.grad(z.sum(), a, create_graph=True)
+    inside = torch.tensor(0.5, dtype=D)
+    for _ in range(50):
+        off = mu / inside - mu / (1 - inside) - 0.3
+        inside = inside + off / (mu / inside**2 + mu / (1 - inside) ** 2)
+    slope = -mu / inside**2 - mu / (1 - inside) ** 2
+    assert float(grad) == pytest.approx(float(1 / slope), rel=1e-8)
+    (second,) = torch.autograd.grad(grad.sum(), a)
+    bend = 2 * mu / inside**3 - 2 * mu / (1 - inside) ** 3
+    assert float(second) == pytest.approx(float(-bend / slope**3), rel=1e-7)
+    exact = ti.quadratic_program(zero, a, lower=0.0, upper=1.0).value
+    assert float(torch.autograd.grad(exact.sum(), a)[0]) == pytest.approx(0, abs=1e-12)
+
+
+def test_smoothed_derivatives_tend_to_the_exact_ones() -> None:
+    (Q, p, G, h, A, b), *_ = known(3, 4, 6, 1, held=2)
+
+    def gradients(mu: float | None) -> tuple[Tensor, ...]:
+        data = [t.clone().requires_grad_() for t in (Q, p, G, h, A, b)]
+        z, info = ti.quadratic_program(*data, smoothing=mu)
+        return torch.autograd.grad(z.square().sum() + info.dual.inequality.sum(), data)
+
+    exact = gradients(None)
+    off = [
+        max(float((a - b).abs().max()) for a, b in zip(exact, gradients(mu), strict=True)) for mu in (1e-3, 1e-5, 1e-7)
+    ]
+    assert off[2] < 1e-3
+    assert off[2] < off[1] / 10 < off[0] / 100

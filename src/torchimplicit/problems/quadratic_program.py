@@ -20,9 +20,10 @@ from torchimplicit.loop.search import Inside
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.loop.stopping import Stopping
 from torchimplicit.norms import measured
-from torchimplicit.parameters import check_steps
+from torchimplicit.parameters import check_positive, check_steps
 from torchimplicit.problem import Problem
 from torchimplicit.problems.pose import check_adjoint
+from torchimplicit.problems.smoothed import smoothed
 from torchimplicit.programs.info import Certificate, Dual, ProgramInfo
 from torchimplicit.programs.quadratic import Data
 from torchimplicit.programs.solving import MAX_STEPS, Inverse, solve
@@ -161,6 +162,7 @@ def quadratic_program(
     lower: Tensor | float | None = None,
     upper: Tensor | float | None = None,
     *,
+    smoothing: float | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int | None = None,
     rtol: float | None = None,
@@ -180,6 +182,9 @@ def quadratic_program(
         G, h: inequalities, (..., m, n) and (..., m); an h of +∞ is no constraint.
         A, b: equalities, (..., k, n) and (..., k); some may follow from others.
         lower, upper: bounds (..., n) or numbers, infinite where there is none; one that lies 1e15 times as far away as z might is none.
+        smoothing: μ > 0: the derivatives, of every order, are those of the minimum of ½ zᵀQz + pᵀz − μ Σ log(slack), the barrier
+            problem, an approximation; the values are those of the program itself. For linear programs and other vertices, whose own
+            derivatives in p are 0, and for degenerate ones. μ has the unit of the objective.
         adjoint: ``Implicit()`` by default.
         batch_ndim: how many dimensions in front index systems; by default all that there are.
         rtol, atol: no number of z is off by more than atol + rtol · rms(z); by default √eps and eps of the dtype.
@@ -207,6 +212,8 @@ def quadratic_program(
     check_policy(on_failure)
     check_steps(max_steps)
     check_adjoint(adjoint)
+    if smoothing is not None:
+        check_positive("smoothing", smoothing)
     if isinstance(adjoint, Unrolled):
         raise TypeError(NO_STEPS)
     names, data, batch_shape = checked(Q, p, G, h, A, b, lower, upper)
@@ -236,7 +243,8 @@ def quadratic_program(
         autocast=Autocast.now(layout.device.type),
     )
     w0 = torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device)
-    return _told((adjoint or Implicit()).run(problem, w0), given)
+    found = (adjoint or Implicit()).run(problem, w0)
+    return _told(found if smoothing is None else smoothed(names, data, found, smoothing, on_failure), given)
 
 
 def checked(*data: Any) -> tuple[tuple[str, ...], tuple[Tensor, ...], torch.Size]:

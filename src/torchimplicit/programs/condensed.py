@@ -66,7 +66,8 @@ class Condensed:
 
     def approximate(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x, y) with K (x, y) ≈ (r, t), for columns r (B, n, c) and t (B, M, c)."""
-        x = torch.cholesky_solve(r + self.rows.transposed(self.weights * t), self.L)
+        half = torch.linalg.solve_triangular(self.L, r + self.rows.transposed(self.weights * t), upper=False)
+        x = torch.linalg.solve_triangular(self.L.mT, half, upper=True)
         return x, self.weights * (self.rows.apply(x) - t)
 
     def residual(self, x: Tensor, y: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

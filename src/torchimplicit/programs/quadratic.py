@@ -88,6 +88,10 @@ class Data:
     lower: Tensor | None
     upper: Tensor | None
 
+    def of_systems(self, which: slice) -> Data:
+        """Some systems of the batch."""
+        return Data(*(None if part is None else part[which] for part in vars(self).values()))
+
     @property
     def bounded(self) -> bool:
         return self.lower is not None

@@ -21,6 +21,7 @@ NEAR = 1e-6  # accuracy of the interior point from which the set of constraints 
 NEARER = 1e-10  # and that of the second guess, where the first was wrong
 SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
 MAX_STEPS = 100
+BLOCK = 2**20  # entries of the matrices of all systems that are solved together
 ROUNDING = 8  # in units of eps of the data: what is smaller beside others is 0
 
 
@@ -37,7 +38,19 @@ class Found:
 
 
 def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS) -> Found:
-    """The solutions of programs whose numbers are known to the precision of ``dtype``."""
+    """The solutions of programs whose numbers are known to the precision of ``dtype``; many in blocks that fit the cache."""
+    size = max(1, BLOCK // max(1, data.Q.shape[-1] * (data.Q.shape[-1] + data.G.shape[-2] + data.A.shape[-2])))
+    if len(data.Q) <= size or data.Q.device.type != "cpu":
+        return _solve(data, dtype, max_steps)
+    blocks = [_solve(data.of_systems(slice(i, i + size)), dtype, max_steps) for i in range(0, len(data.Q), size)]
+    w, status, steps, correction = (
+        torch.cat([getattr(block, name) for block in blocks]) for name in ("w", "status", "steps", "correction")
+    )
+    inverse = tuple(map(torch.cat, zip(*(block.inverse for block in blocks), strict=True)))
+    return Found(w, status, steps, correction, inverse)
+
+
+def _solve(data: Data, dtype: torch.dtype, max_steps: int) -> Found:
     weak = max(WEAK, ROUNDING * torch.finfo(dtype).eps)
     programs, units = scaled(data)
     finite, nonconvex = _finite(programs), _nonconvex(programs)
