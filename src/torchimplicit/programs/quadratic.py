@@ -90,7 +90,9 @@ class Data:
 
     def of_systems(self, which: slice) -> Data:
         """Some systems of the batch."""
-        return Data(*(None if part is None else part[which] for part in vars(self).values()))
+        bounds = (None if part is None else part[which] for part in (self.lower, self.upper))
+        matrices = (self.Q, self.p, self.G, self.h, self.A, self.b)
+        return Data(*(part[which] for part in matrices), *bounds)
 
     @property
     def bounded(self) -> bool:
