@@ -180,6 +180,22 @@ def test_no_derivative_is_halved_where_a_number_touches_its_bound() -> None:
     assert torch.equal(torch.autograd.grad(projections.box(v, 0.3, 0.3).sum(), v)[0], torch.zeros(3, dtype=D))
 
 
+def test_no_digits_are_lost_in_large_numbers() -> None:
+    """Σ z = 1, or ‖z‖ = 1, beside numbers whose own rounding is larger than that, or whose squares overflow or vanish."""
+
+    def tensor(*numbers: float) -> Tensor:
+        return torch.tensor(numbers, dtype=D)
+
+    torch.testing.assert_close(projections.simplex(tensor(1e16, 1e16 + 2, 0)), tensor(0, 1, 0))
+    torch.testing.assert_close(projections.simplex(tensor(1e20, 1)), tensor(1, 0))
+    v = torch.tensor([1.0, 1.25, 1.5, -3.0])
+    torch.testing.assert_close(projections.simplex(v + 2**20), projections.simplex(v), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(projections.l1_ball(tensor(1e200, 1e200)), tensor(0.5, 0.5))
+    torch.testing.assert_close(projections.l2_ball(tensor(3e200, 4e200)), tensor(0.6, 0.8))
+    torch.testing.assert_close(projections.l2_ball(tensor(3e-200, 4e-200), 1e-200) * 1e200, tensor(0.6, 0.8))
+    torch.testing.assert_close(projections.second_order_cone(tensor(0, 3e200, 4e200)) / 1e200, tensor(2.5, 1.5, 2))
+
+
 def test_redundant_rows_of_an_affine_set() -> None:
     twice, b = torch.cat([A, A[:1] + A[1:]]), torch.tensor([0.4, -1.0, -0.6], dtype=D)
     torch.testing.assert_close(projections.affine(points(), twice, b), SETS["affine"](points()))
@@ -222,7 +238,7 @@ def test_a_soft_permutation_tends_to_the_best_one() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     v = points()
-    with pytest.raises(ValueError, match="no z of the box lies on the hyperplane"):
+    with pytest.raises(ValueError, match="total is not positive"):
         projections.simplex(v, torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0], dtype=D))
     with pytest.raises(ValueError, match="no z of the box"):
         projections.box_and_hyperplane(v, NORMAL, 99.0, -1.0, 1.0)

@@ -41,12 +41,17 @@ def l2_ball(v: Tensor, radius: Number = 1.0) -> Tensor:
     """
     check(v)
     r = like(radius, v).expand(v.shape[:-1])
-    outside = torch.linalg.vector_norm(v.detach(), dim=-1) > r.detach()
+    outside = norm(v.detach()) > r.detach()
     length = norm(v, outside)
     z = torch.where(outside.unsqueeze(-1), v * (r / length).unsqueeze(-1), v)
     return possible(z, r.detach() > 0, "l2_ball: the radius is not positive")
 
 
-def norm(x: Tensor, where: Tensor) -> Tensor:
-    """‖x‖ where that is asked for, else a constant: a norm has no derivative at 0, and 0 times that would be NaN."""
-    return torch.linalg.vector_norm(torch.where(where.unsqueeze(-1), x, 1), dim=-1)
+def norm(x: Tensor, where: Tensor | None = None) -> Tensor:
+    """‖x‖, of numbers of any size; where that is asked for, else a constant: a norm has no derivative at 0, and 0 times that would be
+    NaN."""
+    x = x if where is None else torch.where(where.unsqueeze(-1), x, 1)
+    size = x.detach().abs().sum(-1, keepdim=True)
+    size = torch.where((size > 0) & (size < torch.inf), size, 1)
+    length: Tensor = size.squeeze(-1) * torch.linalg.vector_norm(x / size, dim=-1)
+    return length

@@ -31,7 +31,7 @@ def second_order_cone(v: Tensor) -> Tensor:
     if v.shape[-1] < 2:
         raise ValueError(f"second_order_cone: a vector is (t, x), two numbers or more; got a {describe(v)}.")
     t, x = v[..., 0], v[..., 1:]
-    length = torch.linalg.vector_norm(x.detach(), dim=-1)
+    length = norm(x.detach())
     inside, polar = length <= t.detach(), length <= -t.detach()
     between = ~(inside | polar)
     r = norm(x, between)

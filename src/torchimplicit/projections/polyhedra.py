@@ -38,7 +38,10 @@ def simplex(v: Tensor, total: Number = 1.0) -> Tensor:
     Raises:
         ValueError: ``total`` is not positive.
     """
-    return box_and_hyperplane(v, 1.0, total, 0.0, torch.inf)
+    check(v)
+    sum_ = like(total, v)
+    z = box_and_hyperplane(v, 1.0, torch.where(sum_ > 0, sum_, 1), 0.0, torch.inf)
+    return possible(z, (sum_.detach() > 0).expand(z.shape[:-1]), "simplex: the total is not positive")
 
 
 def box_and_hyperplane(v: Tensor, a: Number, b: Number, lower: Number, upper: Number) -> Tensor:
@@ -63,26 +66,34 @@ def box_and_hyperplane(v: Tensor, a: Number, b: Number, lower: Number, upper: Nu
     v, a, low, high = (t.expand(shape) for t in (v, a, low, high))
     level = level.expand(shape[:-1])
     with torch.no_grad():
-        first, last = _meets(v, a, low, high)
-        start, end = _interval(v, a, low, high, level, torch.cat([first, last], -1).sort(-1).values)
-        met = a != 0
-        free = torch.where(met, (first <= start) & (last >= end), (v >= low) & (v <= high))
-        at_high = torch.where(
-            met, (end <= first) == (a > 0), v > high
-        )  # before it meets a bound it is at the one it comes from
-        size = torch.stack([(a * z).abs().where(met & z.isfinite(), 0).sum(-1) for z in (v, low, high)]).amax(0)
+        size = torch.stack([(a * z).abs().where((a != 0) & z.isfinite(), 0).sum(-1) for z in (v, low, high)]).amax(0)
         least, most = _extremes(a, low, high)
         slack = 64 * torch.finfo(v.dtype).eps * (size + level.abs())
         ok = (low <= high).all(-1) & (least <= level + slack) & (level - slack <= most)
         ok = ok | (undefined(v).squeeze(-1) + level).isnan()
+        near = _solution(v, a, low, high, level)[0]
+    # v − near · a has the same projection, and in its smaller numbers no digits cancel
+    closer = v - torch.where(near.isfinite(), near, 0) * a
+    mu, free, held = _solution(closer, a, low, high, level)
+    z = torch.where(free, closer - mu * a, held) + undefined(v)
+    return possible(z, ok, "box_and_hyperplane: no z of the box lies on the hyperplane")
+
+
+def _solution(v: Tensor, a: Tensor, low: Tensor, high: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """μ (..., 1), which zᵢ are between their bounds, and at which bound the others are."""
+    met = a != 0
+    with torch.no_grad():
+        first, last = _meets(v, a, low, high)
+        start, end = _interval(v, a, low, high, level, torch.cat([first, last], -1).sort(-1).values)
+        free = torch.where(met, (first <= start) & (last >= end), (v >= low) & (v <= high))
+        # before it meets a bound it is at the one it comes from
+        at_high = torch.where(met, (end <= first) == (a > 0), v > high)
     held = torch.where(at_high, high, low)
     moving = free & met
     fixed = torch.where(moving, 0, a * torch.where(free, v, held).where(met, 0)).sum(-1)
     weight = torch.where(moving, a.square(), 0).sum(-1)
     excess = torch.where(moving, a * v, 0).sum(-1) + fixed - level
-    mu = excess / torch.where(weight > 0, weight, 1)
-    z = torch.where(free, v - mu.unsqueeze(-1) * a, held) + undefined(v)
-    return possible(z, ok, "box_and_hyperplane: no z of the box lies on the hyperplane")
+    return (excess / torch.where(weight > 0, weight, 1)).unsqueeze(-1), free, held
 
 
 def _meets(v: Tensor, a: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
