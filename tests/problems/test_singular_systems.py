@@ -117,3 +117,22 @@ def test_both_null_spaces_of_a_matrix_that_is_not_symmetric() -> None:
         ti.linear_solve(A, b, null_space=1 / scale)
     with pytest.raises(ValueError, match=r"expected \(n,\) or \(\.\.\., n, k\) with n = 8"):
         ti.linear_solve(Dense(A, symmetric=True), b, null_space=torch.ones(3).double())
+
+
+def test_what_is_no_null_space_is_refused() -> None:
+    A, ones = laplacian(torch.ones(n - 1).double()), torch.ones(n).double()
+    b = torch.randn(n).double()
+    regular = Dense(2 * torch.eye(n).double(), symmetric=True)
+    for operator, V in ((Dense(A, symmetric=True), torch.eye(n).double()[0]), (regular, ones)):
+        with pytest.raises(ValueError, match="null_space= is not that of A: A V has numbers"):
+            ti.linear_solve(operator, b, null_space=V)
+    scale = torch.linspace(1, 2, n).double()
+    with pytest.raises(ValueError, match="Aᴴ W has numbers"):
+        ti.linear_solve(A * scale, b, null_space=(1 / scale, 1 / scale))
+    with pytest.raises(TypeError, match="pair of tensors"):
+        ti.linear_solve(Dense(A, symmetric=True), b, null_space=[1.0] * n)  # type: ignore[arg-type]
+
+
+def test_products_of_tensors_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"made of operators; of a tensor of entries A take linear\.Dense"):
+        Kronecker(torch.eye(2), torch.eye(2))  # type: ignore[arg-type]

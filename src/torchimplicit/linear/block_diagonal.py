@@ -22,10 +22,10 @@ class BlockDiagonal(LinearOperator):
     def __init__(self, blocks: Sequence[LinearOperator]) -> None:
         if not blocks:
             raise ValueError("BlockDiagonal got no blocks")
+        batch = common_batch("BlockDiagonal", *blocks)
         first, rows, columns = blocks[0], *(sum(block.shape[k] for block in blocks) for k in (-2, -1))
         square = all(block.shape[-2] == block.shape[-1] for block in blocks)
         facts = reduce(Structure.plus, (block.structure for block in blocks)) if square else Structure()
-        batch = common_batch("BlockDiagonal", *blocks)
         super().__init__((*batch, rows, columns), first.dtype, first.device, **facts.as_keywords())
         self.blocks = tuple(blocks)
         self.explicit = all(block.explicit for block in blocks)

@@ -23,9 +23,9 @@ class Kronecker(LinearOperator):
     leading = True
 
     def __init__(self, A: LinearOperator, B: LinearOperator) -> None:
+        batch = common_batch("A ⊗ B", A, B)
         (m, n), (p, q) = A.shape[-2:], B.shape[-2:]
         facts = A.structure.kronecker(B.structure, q if p == q else max(p, q))
-        batch = common_batch("A ⊗ B", A, B)
         super().__init__((*batch, m * p, n * q), A.dtype, A.device, **facts.as_keywords())
         self.A, self.B = A, B
         self.explicit = A.explicit and B.explicit

@@ -382,8 +382,10 @@ class Inverse(LinearOperator):
 def common_batch(what: str, *operators: LinearOperator) -> torch.Size:
     """The batch shape of what is made of several operators, that of the one with the most dimensions: those of the others are its end.
 
-    Raises TypeError or ValueError where that is not so, or where dtypes or devices differ.
+    Raises TypeError or ValueError where one is no operator, that is not so, or dtypes or devices differ.
     """
+    if not all(isinstance(operator, LinearOperator) for operator in operators):
+        raise TypeError(f"{what} is made of operators; of a tensor of entries A take linear.Dense(A)")
     first = operators[0]
     longest = max((operator.batch_shape for operator in operators), key=len)
     for operator in operators:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import values_hidden
+from torchimplicit.layout import describe
 from torchimplicit.linear import LinearOperator, LowRankUpdate
 from torchimplicit.linear.augmented import Augmented
 from torchimplicit.linear.vectors import unpatterned
@@ -40,8 +42,10 @@ def beside_null_space(operator: LinearOperator, b: Tensor, null_space: NullSpace
     range of A has no part in V. The number c makes the two terms of one size.
 
     Raises:
-        ValueError: the null space of Aᴴ is not given and A is not promised to be symmetric, or shapes do not fit.
+        ValueError: the null space of Aᴴ is not given and A is not promised to be symmetric, shapes do not fit, or A V is not 0.
     """
+    if not isinstance(null_space, Tensor) and not _is_pair(null_space):
+        raise TypeError(f"null_space= is a tensor V, or a pair of tensors (V, W); got {describe(null_space)}.")
     V, W = (null_space, None) if isinstance(null_space, Tensor) else null_space
     if W is None and not operator.symmetric:
         raise ValueError(
@@ -56,9 +60,28 @@ def beside_null_space(operator: LinearOperator, b: Tensor, null_space: NullSpace
     with torch.no_grad():
         x = unpatterned(left[..., 0].real).to(b.dtype)
         sizes = [torch.linalg.vector_norm(v, dim=-1) for v in (operator.apply(x), x)]
+        _check_promise(operator, V, sizes[0] / sizes[1], "A V")
+        if W is not None:
+            _check_promise(operator.H, W, sizes[0] / sizes[1], "Aᴴ W")
         c = (sizes[0] / sizes[1]).clamp(min=torch.finfo(b.dtype).tiny).sqrt()[..., None, None]
     b = b - (left @ (left.mH @ b.unsqueeze(-1))).squeeze(-1)
     return Reposed(LowRankUpdate(operator, c * left, None if W is None else c * V), b, slice(None))
+
+
+def _is_pair(given: object) -> bool:
+    return isinstance(given, Sequence) and len(given) == 2 and all(isinstance(part, Tensor) for part in given)
+
+
+def _check_promise(operator: LinearOperator, V: Tensor, size: Tensor, product: str) -> None:
+    """Raise unless the operator, of about that ``size``, makes 0 of the basis; inside a transform, where no value is seen, never."""
+    if values_hidden():
+        return
+    off = torch.linalg.vector_norm(operator.apply(V.movedim(-1, 0)), dim=-1).amax(0)
+    if bool((off > torch.finfo(V.dtype).eps ** 0.5 * size).any()):
+        raise ValueError(
+            f"null_space= is not that of A: {product} has numbers of {float(off.max()):.2g}, beside {float(size.max()):.2g} of A. "
+            "Give vectors that A makes 0, none of them 0 itself, and of Aᴴ likewise; a regular A has none."
+        )
 
 
 def _basis(V: Tensor, operator: LinearOperator, b: Tensor) -> Tensor:
