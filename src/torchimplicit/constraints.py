@@ -129,6 +129,8 @@ def constrained(
             per_system_vector(layout, name)(c).shape[-1] if c != () else 0
             for name, c in zip(("equal", "at_most"), shapes, strict=True)
         ]
+        if not sum(sizes):
+            raise ValueError("constraints: neither equal nor at_most returned a number. Leave constraints= out.")
         nu, mu = (
             pytree.tree_map(lambda t: torch.zeros(t.shape, dtype=layout.dtype, device=layout.device), c) for c in shapes
         )

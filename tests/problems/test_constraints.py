@@ -236,3 +236,19 @@ def test_what_does_not_fit_is_refused() -> None:
         ti.minimize(linear, real(1, 1), sparsity="detect", constraints=Constraints(equal=lambda z: z))
     with pytest.raises(TypeError, match="needs constraints"):
         ti.minimize(linear, real(1, 1), solver="augmented_lagrangian")
+
+
+def test_multipliers_are_not_left_behind_where_z_is_found_in_one_step() -> None:
+    """The constraint alone determines z here, so that Newton's correction of z vanishes before the multiplier is right."""
+    z, info = ti.minimize(
+        lambda z: -z.log().sum(),
+        torch.ones(2, dtype=torch.float64),
+        constraints=ti.Constraints(at_most=lambda z: z.sum() - 1),
+    )
+    torch.testing.assert_close(z, torch.full((2,), 0.5, dtype=torch.float64))
+    assert float(info.dual.inequality) == pytest.approx(2, rel=1e-7)
+
+
+def test_constraints_without_a_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="neither equal nor at_most returned a number"):
+        ti.minimize(lambda z: z.square().sum(), torch.ones(2), constraints=ti.Constraints(equal=lambda z: z[:0]))

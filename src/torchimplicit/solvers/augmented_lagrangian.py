@@ -27,6 +27,7 @@ HALVED = 0.5  # what a Newton step on the optimality conditions has to make of t
 LARGEST = 1e12  # times the first: a penalty with which what is still violated cannot be met
 BOUNDLESS = 1e8  # times the size of z: a multiplier, in z's unit, that stands for none
 VIOLATED = 0.38  # eps to this power, of the size of z: a distance from the constraints that is no rounding error
+STATIONARY = 0.5  # eps to this power, of the forces of the constraints: what may be left of ∇L
 SEMIDEFINITE = 0.5  # eps to this power, of the largest entry: an eigenvalue of a Hessian that may be 0
 
 
@@ -203,11 +204,15 @@ class AugmentedLagrangian(Method):
 
     def estimate(self, z: Tensor, r: Tensor, state: LagrangianState) -> Estimate:
         """Newton's step on the optimality conditions, of z alone; infinite where it is not known, or M is not convex, or multipliers
-        grow without bound, for there are none where the gradients of constraints degenerate."""
+        grow without bound, for there are none where the gradients of constraints degenerate. Where the multipliers are off, what is
+        left of ∇L in z's unit counts too."""
         n, ahead = state.model.n, state.ahead
         forces = (z * state.model.of_w)[:, n:].abs().amax(-1)
         known = (ahead.known & ~(forces > BOUNDLESS * state.size)).unsqueeze(-1)
-        step = torch.where(known, ahead.newton[:, :n], torch.inf)
+        left = r[:, :n].abs()
+        acting = (state.at.K[:, n:, :n].abs() * z[:, n:, None].abs()).amax((-2, -1)).unsqueeze(-1)
+        left = torch.where(left > torch.finfo(left.dtype).eps ** STATIONARY * acting, left * state.model.unit[:, :n], 0)
+        step = torch.where(known, ahead.newton[:, :n].abs().maximum(left), torch.inf)
         return Estimate(torch.cat([step, torch.zeros_like(z[:, n:])], -1).detach(), 0.0)
 
     def verdict(self, state: LagrangianState) -> Tensor:
