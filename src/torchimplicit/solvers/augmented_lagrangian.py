@@ -27,7 +27,10 @@ HALVED = 0.5  # what a Newton step on the optimality conditions has to make of t
 LARGEST = 1e12  # times the first: a penalty with which what is still violated cannot be met
 BOUNDLESS = 1e8  # times the size of z: a multiplier, in z's unit, that stands for none
 VIOLATED = 0.38  # eps to this power, of the size of z: a distance from the constraints that is no rounding error
-STATIONARY = 0.5  # eps to this power, of the forces of the constraints: what may be left of ∇L
+STATIONARY = 0.5  # eps to this power, of the forces of the constraints and of the curvature: what may be left of ∇L
+BEHIND = (
+    100  # times Newton's correction of z: what is left of ∇L, in z's unit, of multipliers that are not yet those of z
+)
 SEMIDEFINITE = 0.5  # eps to this power, of the largest entry: an eigenvalue of a Hessian that may be 0
 
 
@@ -210,9 +213,11 @@ class AugmentedLagrangian(Method):
         forces = (z * state.model.of_w)[:, n:].abs().amax(-1)
         known = (ahead.known & ~(forces > BOUNDLESS * state.size)).unsqueeze(-1)
         left = r[:, :n].abs()
-        acting = (state.at.K[:, n:, :n].abs() * z[:, n:, None].abs()).amax((-2, -1)).unsqueeze(-1)
+        acting = (state.at.K[:, :, :n].abs() * z[:, :, None].abs()).amax((-2, -1)).unsqueeze(-1)
         left = torch.where(left > torch.finfo(left.dtype).eps ** STATIONARY * acting, left * state.model.unit[:, :n], 0)
-        step = torch.where(known, ahead.newton[:, :n].abs().maximum(left), torch.inf)
+        newton = ahead.newton[:, :n]
+        behind = left.amax(-1, keepdim=True) > BEHIND * newton.abs().amax(-1, keepdim=True)
+        step = torch.where(known, torch.where(behind, left, newton), torch.inf)
         return Estimate(torch.cat([step, torch.zeros_like(z[:, n:])], -1).detach(), 0.0)
 
     def verdict(self, state: LagrangianState) -> Tensor:
