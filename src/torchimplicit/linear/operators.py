@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -109,10 +110,8 @@ class LinearOperator(ABC):
             return x.new_zeros((*x.shape[:-1], size))
         at_once = CONCURRENT_ENTRIES // max(1, x[0].numel() * size)
         if at_once > 1:
-            try:
+            with suppress(Exception):  # if the product itself is at fault, it fails again below
                 return torch.vmap(product, chunk_size=at_once)(x)
-            except Exception:  # if the product itself is at fault, it fails again below
-                pass
         return torch.stack([product(v) for v in x])
 
     def to_dense(self) -> Tensor:
