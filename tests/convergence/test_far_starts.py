@@ -14,10 +14,10 @@ from torch import Tensor
 
 import torchimplicit as ti
 
-from ..every_solver import DOWNHILL, GENERAL, PARTICULAR
+from ..every_solver import DOWNHILL, GENERAL, ONE_UNKNOWN, PARTICULAR
 from .outcomes import FACTOR, D, Outcome, S, error, outcome, polished, right, silently_wrong, tolerance
 
-ROOTS = [*GENERAL, *(name for name, why in PARTICULAR.items() if why != DOWNHILL)]
+ROOTS = [*GENERAL, *(name for name, why in PARTICULAR.items() if why == ONE_UNKNOWN)]
 DESCENTS = ["auto", *(name for name, why in PARTICULAR.items() if why == DOWNHILL and name != "projected_newton")]
 slow = pytest.mark.slow
 
