@@ -1,4 +1,4 @@
-# Every target makes its own environment on first use: a bare clone, Python 3.10 or newer (with venv) and make are enough.
+# Every target makes its own environment on first use: a bare clone, Python 3.10 or newer (docs: 3.11; with venv) and make are enough.
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin

@@ -75,12 +75,12 @@ class Kind:
         return self.squares(f, z).square().sum(-1) / 2
 
     def objective_and_constraints(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What is smallest at the solution, (B,), and the constraints, equalities first, (B, m)."""
-        return self.objective(f, z), z[:, :0]
+        """Of a ``constrained`` kind: what is smallest at the solution, (B,), and the constraints, equalities first, (B, m)."""
+        raise NotImplementedError
 
     def unknowns(self, z: Tensor) -> int:
-        """How many numbers of z (B, n) are no multipliers."""
-        return z.shape[-1]
+        """Of a ``constrained`` kind: how many numbers of z (B, n) are no multipliers."""
+        raise NotImplementedError
 
 
 def defined(gradient: Tensor, objective: Tensor) -> Tensor:

@@ -216,8 +216,8 @@ OTHERS: dict[str, dict[str, str]] = {
             "(c) a linear solver that does not fit. Try float64, batch_ndim=0, or another solver, ti.Implicit(ti.linear.LU())."
         ),
         "NONFINITE": (
-            "there is no derivative: the solve itself ended in NaN or Inf, or these are in dg/dz at z* or in the "
-            "incoming gradient. "
+            "there is no derivative: the solve itself found no solution (NaN or Inf, constraints that nothing meets, an objective "
+            "that falls without end or is not convex), or NaN or Inf are in dg/dz at z* or in the incoming gradient. "
             "Take failed systems out of the loss (info.converged tells), and look for sqrt, log or division at 0 in g."
         ),
         "SINGULAR": (

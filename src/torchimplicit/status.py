@@ -63,7 +63,7 @@ def unanswered(status: Tensor) -> Tensor:
 
 
 def proven(status: Tensor) -> Tensor:
-    """Where it is proved that there is no solution."""
+    """Where there is no solution, as is proved, or none near where the search ended."""
     return (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
 
 

@@ -234,6 +234,14 @@ def test_what_does_not_fit_is_refused() -> None:
         ti.minimize(linear, torch.ones(3, 2, dtype=D), batch_ndim=1, constraints=Constraints(equal=lambda z: z[0, 0]))
     with pytest.raises(ValueError, match="sparsity"):
         ti.minimize(linear, real(1, 1), sparsity="detect", constraints=Constraints(equal=lambda z: z))
+    for solver in (
+        "newton_krylov",
+        "anderson",
+        "trust_newton",
+        ti.solvers.Newton(),
+    ):  # the first two were wrong, and converged
+        with pytest.raises(TypeError, match="does not judge the multipliers"):
+            ti.minimize(linear, real(1, 1), solver=solver, constraints=Constraints(equal=lambda z: z.sum() - 1))
     with pytest.raises(TypeError, match="needs constraints"):
         ti.minimize(linear, real(1, 1), solver="augmented_lagrangian")
 
@@ -247,6 +255,21 @@ def test_multipliers_are_not_left_behind_where_z_is_found_in_one_step() -> None:
     )
     torch.testing.assert_close(z, torch.full((2,), 0.5, dtype=torch.float64))
     assert float(info.dual.inequality) == pytest.approx(2, rel=1e-7)
+
+
+def test_the_forces_of_bounds_are_those_of_the_random_numbers_of_the_solve() -> None:
+    """φ = Σ (z − 2 − noise)² with z ≤ 1: the force is 2 (1 + noise), and the dual of the constraint, which does not hold, is 0."""
+    torch.manual_seed(0)
+    noise = torch.rand(3, dtype=D)
+    torch.manual_seed(0)
+    _, info = ti.minimize(
+        lambda z: (z - 2 - torch.rand(3, dtype=D)).square().sum(),
+        torch.zeros(3, dtype=D),
+        bounds=(None, 1.0),
+        constraints=Constraints(at_most=lambda z: z.sum() - 10),
+        randomness="frozen",
+    )
+    torch.testing.assert_close(info.dual.bounds.detach(), 2 * (1 + noise))
 
 
 def test_constraints_without_a_number_are_refused() -> None:

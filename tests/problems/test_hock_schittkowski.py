@@ -149,11 +149,8 @@ def table() -> str:
         z, info = solved(program)
         results = [(bool(info.converged) and reached(program, z), int(info.evaluations))]
         for method in SCIPY:
-            try:
-                found, evaluations = by_scipy(program, method)
-                results.append((reached(program, found), evaluations))
-            except Exception:
-                results.append((False, 0))
+            found, evaluations = by_scipy(program, method)
+            results.append((reached(program, found), evaluations))
         counts = [count + good for count, (good, _) in zip(counts, results, strict=True)]
         lines.append(f"| {program.name} | " + " | ".join(str(n) if good else "–" for good, n in results) + " |")
     lines.append(f"| reached, of {len(PROGRAMS)} | " + " | ".join(map(str, counts)) + " |")

@@ -129,10 +129,7 @@ def table() -> str:
     for problem in PROBLEMS:
         cells = []
         for i, (name, run) in enumerate(columns):
-            try:
-                value, converged, evaluations = run(problem)
-            except Exception:
-                value, converged, evaluations = torch.nan, False, 0
+            value, converged, evaluations = run(problem)
             good = reached(problem, value) and (converged or name.startswith("SciPy"))
             counts[i] += good
             cells.append(str(evaluations) if good else "–")

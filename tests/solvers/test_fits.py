@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.linear.triangular import CACHED, solve_triangle, triangularise
+from torchimplicit.linear.triangularise import CACHED, solve_triangle, triangularise
 
 D = torch.float64
 METHODS = {

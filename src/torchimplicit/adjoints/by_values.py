@@ -44,7 +44,7 @@ def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: 
         asked, refused = (posed.b != 0).any(-1), posed.inverse.refused
         causes += [(asked & (refused == code), code) for code in (Status.DEGENERATE, Status.SINGULAR)]
     inaccurate = _inaccurate(posed, seen) if seen is not None and occurs(seen.off) else ""
-    evaluations = 1 + (0 if seen is None else seen.evaluations)
+    evaluations = 1 + posed.base.kind.bounded + (0 if seen is None else seen.evaluations)
     return Found(result, causes, evaluations, operator.products, not solver.truncated, inaccurate)
 
 

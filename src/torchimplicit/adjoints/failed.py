@@ -13,7 +13,7 @@ from torchimplicit.status import Status, unanswered
 
 
 def replace_failed(z: Tensor, status: Tensor) -> Tensor:
-    """z with the rows that ended in NaN or Inf replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
+    """z with the rows that have no answer replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
     failed = unanswered(status).unsqueeze(-1)
     if not occurs(failed.squeeze(-1)):
         return z

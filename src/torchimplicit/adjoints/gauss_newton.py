@@ -13,7 +13,8 @@ from torchimplicit.adjoints.implicit import Implicit
 from torchimplicit.adjoints.noted import noted
 from torchimplicit.autograd.transforms import inside_functorch, inside_transform, occurs
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
+from torchimplicit.linear.triangularise import full_rank, solve_triangle, triangularise
+from torchimplicit.linear.vectors import times
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution, SolveStats
 from torchimplicit.status import Status, announce
@@ -69,7 +70,7 @@ class GaussNewton:
 def _told(m: int, rtol: float, v: Tensor, status: Tensor, R: Tensor) -> SolveStats:
     """Of the adjoint system Rᵀy = v, of which Qy is the gradient in r: solved directly, after m products for J = QR."""
     y = solve_triangle(R, v, transposed=True)
-    residual = torch.linalg.vector_norm(v - apply(R.mT, y), dim=-1)
+    residual = torch.linalg.vector_norm(v - times(R.mT, y), dim=-1)
     solved = residual <= rtol * torch.linalg.vector_norm(v, dim=-1)
     ended = torch.where(solved, Status.CONVERGED, Status.STAGNATED)
     singular_or_failed = (status == Status.SINGULAR) | (status == Status.NONFINITE)

@@ -112,7 +112,7 @@ def settle(
             if finished(state[-1]):
                 break
         return state
-    operands = _apart(others, outer)
+    operands = apart(others, outer)
 
     def going(carried: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
         return ~carried[0][-1].all() & (carried[1] < limit)
@@ -130,7 +130,7 @@ def where_needed(
     """``compute(*others)`` if some of the rows (B,) need it, and else the default. In a graph a loop of one step or none says "if"."""
     if not tracing():
         return compute(*others) if occurs(rows) else default
-    operands = _apart(others)
+    operands = apart(others)
 
     def step(state: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         return compute(*operands.tensors), torch.zeros_like(state[1])
@@ -138,12 +138,16 @@ def where_needed(
     return repeat(lambda state: state[1], step, (default, rows.any()), operands)[0]
 
 
-def _apart(tensors: Sequence[Tensor], outer: Operands | None = None) -> Operands:
-    """Operands none of which shares memory with another, nor with one of the outer ones."""
-    everything = [*tensors, *(() if outer is None else outer.all)]
+def apart(values: Sequence[Any], outer: Operands | None = None) -> Operands:
+    """Operands, tensors and sizes, none of which shares memory with another, nor with one of the outer ones."""
+    everything = [*values, *(() if outer is None else outer.all)]
     storages = [each.untyped_storage() for each in everything if isinstance(each, Tensor)]
-    alone = [sum(storage is other for other in storages) == 1 for storage in storages]
-    return Operands([tensor if own else tensor.clone() for tensor, own in zip(tensors, alone)], outer=outer)
+
+    def own(value: Any) -> Any:
+        shared = isinstance(value, Tensor) and sum(value.untyped_storage() is each for each in storages) > 1
+        return value.clone() if shared else value
+
+    return Operands([own(value) for value in values], outer=outer)
 
 
 def _outline(state: Any) -> Any:

@@ -28,7 +28,7 @@ from torchimplicit.linear.qr import QR
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.svd import SVD
-from torchimplicit.linear.triangles import Triangular
+from torchimplicit.linear.triangular import Triangular
 
 __all__ = [
     "CG",

@@ -10,6 +10,7 @@ from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.lapack import BandLU, available
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.structure import Structure
+from torchimplicit.linear.vectors import times
 
 
 class BlockTridiagonal(LinearOperator):
@@ -65,11 +66,11 @@ class BlockTridiagonal(LinearOperator):
 
     def _product(self, x: Tensor, below: Tensor | None, diagonal: Tensor, above: Tensor | None) -> Tensor:
         x = x.unflatten(-1, (self.N, self.p))
-        y, pad = _times(diagonal, x), torch.nn.functional.pad
+        y, pad = times(diagonal, x), torch.nn.functional.pad
         if below is not None:
-            y = y + pad(_times(below, x[..., :-1, :]), (0, 0, 1, 0))
+            y = y + pad(times(below, x[..., :-1, :]), (0, 0, 1, 0))
         if above is not None:
-            y = y + pad(_times(above, x[..., 1:, :]), (0, 0, 0, 1))
+            y = y + pad(times(above, x[..., 1:, :]), (0, 0, 0, 1))
         return y.flatten(-2)
 
     def _adjoint(self) -> LinearOperator:
@@ -96,7 +97,3 @@ class BlockTridiagonal(LinearOperator):
             place = (upper + rows - columns) * n + columns
             bands[..., place.flatten()] = blocks.detach().flatten(-3)
         return bands.unflatten(-1, (-1, n))
-
-
-def _times(A: Tensor, x: Tensor) -> Tensor:
-    return (A @ x.unsqueeze(-1)).squeeze(-1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, tracing, values_hidden
+from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
@@ -98,7 +98,7 @@ class LargeState:
         limit = 2 * n + 20 if limit is None else limit
         task = _Task(b, adjoint, limit, rtol, atol)
         memory = self.memory
-        if memory is None or torch.is_grad_enabled() or tracing() or values_hidden():
+        if memory is None or torch.is_grad_enabled() or values_hidden():
             return self._krylov(self.operator, task, x0, limit)
         result: LinearResult | None = None
         sparse = memory.pattern(self.operator) is not None
@@ -167,13 +167,11 @@ class LargeState:
             self._note("CG" + how)
             minus = sign < 0
             preconditioner = NegativeInverse(inverse) if inverse is not None and minus else inverse
-            bound = CG(preconditioner=preconditioner, max_steps=limit).factorize(
-                Negative(operator) if minus else operator
-            )
+            bound = CG(preconditioner=preconditioner, max_steps=limit).factorize(-operator if minus else operator)
             # A vector-Jacobian product costs half as much as a Jacobian-vector product; entries are at hand by rows.
             pulled = operator is self.operator
             result = bound.iterate(-b if minus else b, pulled, x0=x0, **options)
-            if not bool(result.breakdown.any()):
+            if values_hidden() or finished(~result.breakdown):
                 return result
             x0 = result.x.nan_to_num()
             if self.memory is not None:
@@ -189,7 +187,7 @@ class LargeState:
     def _sign(self) -> int:
         """1 or −1 where A is symmetric and, as far as is known, definite; else 0."""
         operator, memory = self.operator, self.memory
-        if memory is None or values_hidden() or tracing():
+        if memory is None or values_hidden():
             return int(operator.positive_definite)
         if memory.sign is None:
             memory.sign = probed(operator)
@@ -233,21 +231,6 @@ class Blocks(LinearOperator):
 
     def rmatvec(self, y: Tensor) -> Tensor:
         return (self._columns @ y.reshape(-1)).view(y.shape)
-
-
-class Negative(LinearOperator):
-    """−A."""
-
-    def __init__(self, operator: LinearOperator) -> None:
-        super().__init__(operator.shape, operator.dtype, operator.device, symmetric=operator.symmetric)
-        self.operator = operator
-        self.leading = operator.leading
-
-    def matvec(self, x: Tensor) -> Tensor:
-        return -self.operator.matvec(x)
-
-    def rmatvec(self, y: Tensor) -> Tensor:
-        return -self.operator.rmatvec(y)
 
 
 class NegativeInverse:

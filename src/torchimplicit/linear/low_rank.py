@@ -13,6 +13,7 @@ from torchimplicit.linear.lu import LU
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.sparse import Sparse
+from torchimplicit.linear.vectors import times
 
 
 class LowRankUpdate(LinearOperator):
@@ -45,11 +46,11 @@ class LowRankUpdate(LinearOperator):
 
     def matvec(self, x: Tensor) -> Tensor:
         U, V = self._sides
-        return self.A.apply(x) + _times(U, _times(V.mH, x))
+        return self.A.apply(x) + times(U, times(V.mH, x))
 
     def rmatvec(self, y: Tensor) -> Tensor:
         U, V = self._sides
-        return self.A.apply(y, adjoint=True) + _times(V, _times(U.mH, y))
+        return self.A.apply(y, adjoint=True) + times(V, times(U.mH, y))
 
     def to_dense(self) -> Tensor:
         U, V = self._sides
@@ -108,8 +109,4 @@ class Woodbury(Composed):
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         x = self.A.solve(b, adjoint)
         other, solved = (self.U, self._solved_V) if adjoint else (self.V, self.solved_U)
-        return x - _times(solved, self.small.solve(_times(other.mH, x), adjoint))
-
-
-def _times(A: Tensor, x: Tensor) -> Tensor:
-    return (A @ x.unsqueeze(-1)).squeeze(-1)
+        return x - times(solved, self.small.solve(times(other.mH, x), adjoint))

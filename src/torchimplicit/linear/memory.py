@@ -127,8 +127,12 @@ class Memory:
             )
         if not available():
             raise ImportError(MISSING)
-        if self._shared.given is not None:
-            self._shared.assembly, self._shared.looked = Assembly(given(self._shared.given, n)), True
+        if self._shared.given is not None and not self._shared.looked:
+            self._take(n)
+
+    def _take(self, n: int) -> None:
+        """The pattern that was given, once: it keeps its colours, and one that was found wrong stays out."""
+        self._shared.assembly, self._shared.looked = Assembly(given(self._shared.given, n)), True
 
     def of_rows(self) -> Memory:
         """That of some of the systems, with the same pattern and nothing else."""
@@ -147,9 +151,11 @@ class Memory:
         if not available():
             self._shared.why_not = MISSING
             return
-        n = operator.shape[-1]
+        if operator.device.type != "cpu":
+            self._shared.why_not = f"SciPy factorises on the CPU, and this is on {operator.device}"
+            return
         if self._shared.given is not None:
-            self._shared.assembly = Assembly(given(self._shared.given, n))
+            self._take(operator.shape[-1])
             return
         try:
             pattern = detect(operator.g, operator.z)
@@ -158,7 +164,7 @@ class Memory:
         except Exception as error:  # what a function does not bear under a dispatch mode
             self._shared.why_not = f"no pattern found: {type(error).__name__}: {error}"
         else:
-            if len(pattern.rows) > DENSE * n * n:
+            if len(pattern.rows) > DENSE * operator.shape[-1] ** 2:
                 self._shared.why_not = "the Jacobian is not sparse"
             else:
                 self._shared.assembly = Assembly(pattern)

@@ -33,7 +33,7 @@ class LinearOperator(ABC):
         batch_shape: the shape before the last two dimensions.
         dtype, device: of the matrix and of the vectors it is applied to.
         structure: what is promised of the entries (:class:`torchimplicit.linear.structure.Structure`), never checked.
-        explicit: the entries are at hand, so that `to_dense` costs no products.
+        explicit: what it is made of is at hand, so that a direct solve takes no products with it.
         leading: `matvec` and `rmatvec` take further leading dimensions, (*lead, *batch_shape, n), by themselves.
         memory: what is known of matrices like it (:class:`torchimplicit.linear.Memory`), if there is anything to know.
         parts, options: names of the constructor's arguments that are tensors or operators (or None), and of the others;

@@ -99,6 +99,3 @@ class Structure(NamedTuple):
             return outer * size + min(inner, size - 1) if outer < math.inf else math.inf
 
         return self.plus(other)._replace(lower=width(self.lower, other.lower), upper=width(self.upper, other.upper))
-
-
-UNKNOWN = Structure()

@@ -1,75 +1,66 @@
-"""Linear least squares reduced to triangles: min ‖A x − b‖ for a batch of tall matrices, without AᵀA."""
+"""Triangular matrices."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-FEW = 8  # the largest n whose columns are taken one by one, for the whole batch at once
-CACHED = 2**17  # entries of A that are taken at once: as many as stay in the processor's cache between columns
-
-
-def triangularise(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """R (B, n, n), upper triangular, and c (B, n) with ‖A x − b‖² = ‖R x − c‖² + a constant, for A (B, m, n) and b (B, m).
-
-    Up to n = 8 by the modified Gram–Schmidt process on (A, b), which vectorises across the batch where LAPACK goes through it
-    matrix by matrix. R and c are as accurate as Householder's, whatever becomes of the orthogonality of Q.
-    Source: Björck, Numerics of Gram–Schmidt orthogonalization, Linear Algebra Appl. 197/198 (1994), section 4.
-    """
-    m, n = A.shape[-2:]
-    if n > FEW:
-        A, b = pad(A, (0, 0, 0, max(0, n - m))), pad(b, (0, max(0, n - m)))
-        finite = A.detach().isfinite().flatten(1).all(1)[:, None, None]
-        Q, R = torch.linalg.qr(torch.where(finite, A, 0))
-        return torch.where(finite, R, torch.nan), apply(Q.mT, b)
-    at_once = max(1, CACHED // max(1, m * n))
-    if A.device.type == "cpu" and A.shape[0] > at_once:
-        parts = [triangularise(*part) for part in zip(A.split(at_once), b.split(at_once), strict=True)]
-        R, c = (torch.cat(part) for part in zip(*parts, strict=True))
-        return R, c
-    if m <= 2 * FEW:  # so short sums run along the batch
-        columns, dim = [*A.permute(2, 1, 0).contiguous(), b.mT.contiguous()], 0
-    else:
-        columns, dim = [*A.unbind(-1), b], 1
-    rows = []
-    for k in range(n):
-        square = (columns[k] * columns[k]).sum(dim)
-        zero = square == 0
-        size = torch.where(zero, 1, square).sqrt()
-        q = columns[k] * (1 / size).unsqueeze(dim)
-        size = torch.where(zero, 0, size)
-        row = [torch.zeros_like(size)] * k + [size]
-        for j in range(k + 1, n + 1):
-            row.append((q * columns[j]).sum(dim))
-            columns[j] = torch.addcmul(columns[j], q, row[j].unsqueeze(dim), value=-1)
-        rows.append(torch.stack(row, -1))
-    triangle = torch.stack(rows, -2) if rows else A.new_zeros(len(A), 0, 1)
-    return triangle[..., :n], triangle[..., n]
+from torchimplicit.linear.direct import Direct
+from torchimplicit.linear.estimated import Estimated
+from torchimplicit.linear.factors import equilibrate
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.structure import Structure
+from torchimplicit.linear.vectors import fit, from_columns, lead_shape, to_columns
 
 
-def solve_triangle(R: Tensor, c: Tensor, transposed: bool = False) -> Tensor:
-    """x with R x = c, or Rᵀx = c: (B, n, n), (B, n) -> (B, n)."""
-    n = R.shape[-1]
-    if n > FEW:
-        matrix = R.mT if transposed else R
-        return torch.linalg.solve_triangular(matrix, c.unsqueeze(-1), upper=not transposed).squeeze(-1)
-    x: dict[int, Tensor] = {}
-    for k in range(n) if transposed else reversed(range(n)):
-        rest = c[:, k]
-        for j, known in x.items():
-            rest = rest - (R[:, j, k] if transposed else R[:, k, j]) * known
-        x[k] = rest / R[:, k, k]
-    return torch.stack([x[k] for k in range(n)], -1) if x else c
+class Triangular(LinearOperator):
+    """The upper, or the lower, triangle of square matrices A (*batch_shape, n, n). What else A holds is not read."""
+
+    explicit = True
+    leading = True
+    parts = ("A",)
+    options = ("upper",)
+
+    def __init__(self, A: Tensor, upper: bool) -> None:
+        floating = A.is_floating_point() or A.is_complex()
+        if A.ndim < 2 or A.shape[-1] != A.shape[-2] or not floating:
+            raise ValueError(
+                f"Triangular got a tensor of shape {tuple(A.shape)} and dtype {A.dtype}; expected (..., n, n) of a floating or "
+                "complex dtype"
+            )
+        facts = Structure(lower=0) if upper else Structure(upper=0)
+        super().__init__(A.shape, A.dtype, A.device, **facts.as_keywords())
+        self.A, self.upper = A, upper
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return from_columns(self.to_dense() @ to_columns(x, self.batch_shape), lead_shape(x, self.batch_shape))
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        return from_columns(self.to_dense().mH @ to_columns(y, self.batch_shape), lead_shape(y, self.batch_shape))
+
+    def to_dense(self) -> Tensor:
+        return self.A.triu() if self.upper else self.A.tril()
+
+    def _adjoint(self) -> LinearOperator:
+        return Triangular(self.A.mH, not self.upper)
+
+    def direct(self) -> Direct | None:
+        return Substitution(self.to_dense(), self.upper)
 
 
-def full_rank(R: Tensor) -> Tensor:
-    """Whether a triangle R (B, n, n) of A, and so A itself, has full rank beyond rounding, (B,)."""
-    R = R.detach()
-    columns, pivots = torch.linalg.vector_norm(R, dim=-2), R.diagonal(dim1=-2, dim2=-1).abs()
-    return (pivots > 16 * R.shape[-1] * torch.finfo(R.dtype).eps * columns).all(-1)
+class Substitution(Estimated):
+    """Forward or back substitution."""
 
+    title, final = "substitution", True
 
-def apply(A: Tensor, x: Tensor) -> Tensor:
-    """A x for each system: (B, m, n), (B, n) -> (B, m)."""
-    return (A @ x.unsqueeze(-1)).squeeze(-1)
+    def __init__(self, A: Tensor, upper: bool) -> None:
+        super().__init__(A.dtype, lambda: equilibrate(A.detach())[1:])
+        self.A, self.upper = A, upper
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b, or Aᴴ x = b: (*lead, *batch_shape, n)."""
+        batch = self.A.shape[:-2]
+        b = fit(b, batch, self.A.shape[-1], self.A.dtype, name="b")
+        A, upper = (self.A.mH, not self.upper) if adjoint else (self.A, self.upper)
+        x = torch.linalg.solve_triangular(A, to_columns(b, batch), upper=upper)
+        return from_columns(x, lead_shape(b, batch))

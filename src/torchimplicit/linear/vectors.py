@@ -61,6 +61,11 @@ def fit(x: Tensor, batch_shape: Sequence[int], n: int, dtype: torch.dtype, *, na
     raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {wanted}: {problem}")
 
 
+def times(A: Tensor, x: Tensor) -> Tensor:
+    """A x for matrices (..., m, n) and vectors (..., n); a single matrix serves all vectors in one product."""
+    return x @ A.mT if A.ndim == 2 else (A @ x.unsqueeze(-1)).squeeze(-1)
+
+
 def unpatterned(like: Tensor) -> Tensor:
     """Vectors (..., n) of fixed numbers between 1 and 2 that no simple null vector, such as (1, -1), is orthogonal to."""
     golden = torch.arange(1, like.shape[-1] + 1, dtype=like.dtype, device=like.device) * 0.6180339887498949

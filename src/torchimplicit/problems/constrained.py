@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.bounds import Output, WithLimits
+from torchimplicit.capture.randomness import frozen
 from torchimplicit.condition import Kind, held
 from torchimplicit.constraints import Constrained, WithConstraints, constrained
 from torchimplicit.layout import Layout
@@ -63,6 +64,10 @@ def minimum_under_constraints(
     if sparsity is not None:
         raise ValueError("sparsity= is not for constraints=: with these the matrices that are factorised are dense.")
     kind, fn, w0, args, batched = constrained(free, fn, z0, args, constraints, bounds, batched, has_aux, batch_ndim)
+    device = Layout.of(z0, batch_ndim).device
+    fn = frozen(
+        fn, options["randomness"], device
+    )  # here, for the forces of bounds are those of the same random numbers
     watch = None if callback is None else lambda step, w, residual: callback(step, w[0], residual)
     given = {"batched": batched, "has_aux": has_aux, "batch_ndim": batch_ndim, "callback": watch, **options}
     flat = WithLimits(WithConstraints(output))

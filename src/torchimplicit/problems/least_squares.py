@@ -80,9 +80,10 @@ def least_squares(
             :mod:`torchimplicit.problems.losses`.
         f_scale: the size of r from which a residual is an outlier; no gradient flows to it.
         solver: a name ("levenberg_marquardt", "gauss_newton", "dogleg", which know the Jacobian of r; "trust_newton", "newton_cg",
-            "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which go downhill; "newton", "chord",
-            "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any stationary point;
-            "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
+            "bfgs", "lbfgs", "nonlinear_cg", within bounds "projected_newton", under constraints "augmented_lagrangian" alone, which
+            go downhill; "newton", "chord", "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any
+            stationary point; "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto"
+            (:func:`torchimplicit.solvers.choose`).
         adjoint: how gradients come back: ``Implicit()`` (default, exact), ``GaussNewton()`` (approximate, without
             second derivatives of r), ``Unrolled()``, ``OneStep()``, ``Phantom()``.
         {options}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs, tracing
-from torchimplicit.layout import Layout
 from torchimplicit.linear import LinearOperator
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, LinearResult, error_of, linear_status
@@ -60,7 +59,6 @@ class LinearSearch:
     solver: LinearSolver
     operator: LinearOperator | None
     b: Tensor
-    layout: Layout
     tolerance: Tolerance
     max_steps: int | None
     factors: Factors | None = field(default=None, init=False)
@@ -127,7 +125,8 @@ class LinearSearch:
             if direct is not None and operator.shape[-1]:
                 correction = direct.solve(b - operator.apply(result.x)).abs().amax(-1)
                 error = torch.where(correction.isnan() & result.converged, error, correction)
-                products += 1 + (0 if operator.explicit else operator.shape[-1])
+                n, known = operator.shape[-1], operator.structure
+                products += 1 + (0 if operator.explicit else int(min(n, known.lower + known.upper + 1)))
         shape = result.converged.shape
         facts = (status, result.steps, result.residual_norm, error, bound)
         status, steps, residual, error, bound = (posed.rows(t.expand(shape)) for t in facts)

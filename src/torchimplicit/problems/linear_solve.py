@@ -176,7 +176,7 @@ def _solve(
     """For b (..., n) with the batch dimensions of the solution; ``fn`` is A z − b. Without an operator A is its Jacobian."""
     layout = Layout.of(b, b.ndim - 1, name="b")
     tolerance = Tolerance.of(rtol, 0.0 if atol is None else atol, layout.real_dtype)
-    search = LinearSearch(solver or Auto(), operator, b, layout, tolerance, max_steps)
+    search = LinearSearch(solver or Auto(), operator, b, tolerance, max_steps)
     if adjoint is None:
         adjoint = Implicit(linear_solver=AsBefore(solver, search) if isinstance(solver, IterativeSolver) else None)
     problem = (TracedProblem if isinstance(fn, Explicit) else Problem)(

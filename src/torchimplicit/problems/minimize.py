@@ -78,10 +78,10 @@ def minimize(
         {start}
         {bounds}
         {constraints}
-        solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", and within bounds "projected_newton", which
-            go downhill; "newton", "chord", "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any
-            stationary point; "auto") or an object of :mod:`torchimplicit.solvers`. None is "auto"
-            (:func:`torchimplicit.solvers.choose`).
+        solver: a name ("trust_newton", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg", within bounds "projected_newton", under
+            constraints "augmented_lagrangian" alone, which go downhill; "newton", "chord", "newton_krylov", "pseudo_transient",
+            "broyden", "anderson", "picard", which go to any stationary point; "auto") or an object of
+            :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
         {adjoint}
         {options}
 

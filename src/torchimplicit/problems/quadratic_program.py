@@ -16,6 +16,7 @@ from torchimplicit.capture.autocast import Autocast
 from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Kind, Vmap
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
+from torchimplicit.linear.vectors import times
 from torchimplicit.loop.search import Inside
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.loop.stopping import Stopping
@@ -61,15 +62,15 @@ class Conditions:
         z, inequality, equality, bounds = w
         given: dict[str, Tensor] = dict(zip(self.names, data, strict=True))
         Q = given["Q"]
-        gradient = (product(Q, z) + product(Q.mT, z)) / 2 + given["p"]
+        gradient = (times(Q, z) + times(Q.mT, z)) / 2 + given["p"]
         of_inequality, of_equality, of_bounds = inequality, equality, bounds  # nothing, where there are none
         if "G" in given:
             held = inequality > 0
-            gradient = gradient + product(given["G"].mT, torch.where(held, inequality, 0))
-            of_inequality = torch.where(held, product(given["G"], z) - given["h"], -inequality)
+            gradient = gradient + times(given["G"].mT, torch.where(held, inequality, 0))
+            of_inequality = torch.where(held, times(given["G"], z) - given["h"], -inequality)
         if "A" in given:
-            gradient = gradient + product(given["A"].mT, equality)
-            of_equality = product(given["A"], z) - given["b"]
+            gradient = gradient + times(given["A"].mT, equality)
+            of_equality = times(given["A"], z) - given["b"]
         if "lower" in given:
             lower, upper = given["lower"], given["upper"]
             fixed = (lower == upper) & (bounds == 0)
@@ -78,13 +79,6 @@ class Conditions:
             of_bounds = torch.where(fixed, z - (lower + upper) / 2, -bounds)
             of_bounds = torch.where(above, z - upper, torch.where(below, z - lower, of_bounds))
         return gradient, of_inequality, of_equality, of_bounds
-
-
-def product(matrix: Tensor, v: Tensor) -> Tensor:
-    """Matrix times vectors, (..., m, n) and (..., n)."""
-    if matrix.ndim == 2:
-        return v @ matrix.mT
-    return (matrix @ v.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -188,7 +182,7 @@ def quadratic_program(
         adjoint: ``Implicit()`` by default.
         batch_ndim: how many dimensions in front index systems; by default all that there are.
         rtol, atol: no number of z is off by more than atol + rtol · rms(z); by default √eps and eps of the dtype.
-        max_steps: of the interior point; by default 100.
+        max_steps: of the interior point, in each of at most two tries; by default 100.
         on_failure: "warn", "raise", "nan" or "ignore"; for the forward and the backward.
 
     Returns:
@@ -268,7 +262,7 @@ def checked(*data: Any) -> tuple[tuple[str, ...], tuple[Tensor, ...], torch.Size
         core = CORE[NAMES.index(name)]
         if not isinstance(t, Tensor) or t.layout != torch.strided or not t.is_floating_point() or t.dtype in HALF:
             raise TypeError(
-                f"{name} must be a dense tensor of float64 or float32; got {describe(t)}. For sparse data take ti.cone_program."
+                f"{name} must be a dense tensor of float64 or float32; got {describe(t)}. Of sparse data pass A.to_dense()."
             )
         if t.ndim < core:
             raise ValueError(f"{name} must have shape (..., {', '.join('mn'[-core:])}); got a {describe(t)}.")

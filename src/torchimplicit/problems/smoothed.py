@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.vectors import times
 from torchimplicit.problems.root import root
 from torchimplicit.solution import Solution
 from torchimplicit.status import OnFailure
@@ -27,14 +28,14 @@ class Barrier:
         z, inequality, equality, up, down = w
         given = dict(zip(self.names, data, strict=True))
         Q = given["Q"]
-        gradient = (_times(Q, z) + _times(Q.mT, z)) / 2 + given["p"]
+        gradient = (times(Q, z) + times(Q.mT, z)) / 2 + given["p"]
         of_inequality, of_equality, of_up, of_down = inequality, equality, up, down
         if "G" in given:
-            gradient = gradient + _times(given["G"].mT, inequality)
-            of_inequality = self._paired(inequality, given["h"], _times(given["G"], z))
+            gradient = gradient + times(given["G"].mT, inequality)
+            of_inequality = self._paired(inequality, given["h"], times(given["G"], z))
         if "A" in given:
-            gradient = gradient + _times(given["A"].mT, equality)
-            of_equality = _times(given["A"], z) - given["b"]
+            gradient = gradient + times(given["A"].mT, equality)
+            of_equality = times(given["A"], z) - given["b"]
         if "lower" in given:
             gradient = gradient + up - down
             of_up, of_down = self._paired(up, given["upper"], z), self._paired(down, -given["lower"], -z)
@@ -61,7 +62,3 @@ def smoothed(
     moving = (z, inequality, equality, up - down)
     value = tuple(there.detach() + (part - part.detach()) for there, part in zip(exact.value, moving, strict=True))
     return Solution(value, exact.info)
-
-
-def _times(matrix: Tensor, v: Tensor) -> Tensor:
-    return (matrix @ v.unsqueeze(-1)).squeeze(-1)

@@ -15,7 +15,6 @@ from torchimplicit.status import Status
 PROOF = 1e-7  # of a certificate: it excludes all solutions that are not 1/PROOF times larger than the data
 BACK = 0.995  # of the way to the boundary
 PROXIMAL = 1e-10  # of the linear systems: a certificate needs accurate steps
-REFINEMENTS = 0  # of every step
 GATHERED = 0.75  # of the systems still run: then the others are left out
 
 
@@ -134,7 +133,7 @@ def _step(program: OneSided, point: Point, r: Residuals) -> Point:
     free = ~program.equal
     K = Condensed(program.Q, program.rows, torch.where(program.equal, 0, s / y), proximal=PROXIMAL)
     first = torch.cat([-r.of_x, -program.q], -1), torch.cat([s - r.of_y, program.t], -1)
-    X, Y = K.refined(*first, REFINEMENTS)
+    X, Y = K.approximate(*first)
     x1, y1, x2, y2 = X[..., :1], Y[..., :1], X[..., 1:], Y[..., 1:]
     xi = x / tau
     slope = program.q + 2 * (r.Qx / tau)
@@ -157,7 +156,7 @@ def _step(program: OneSided, point: Point, r: Residuals) -> Point:
     left = 1 - sigma
     of_s = torch.where(free, s * y - sigma * r.gap + affine.s * affine.y, 0)
     of_kappa = kappa * tau - sigma * r.gap + affine.kappa * affine.tau
-    x1, y1 = K.refined(-left * r.of_x, torch.where(free, of_s / y, 0) - left * r.of_y, REFINEMENTS)
+    x1, y1 = K.approximate(-left * r.of_x, torch.where(free, of_s / y, 0) - left * r.of_y)
     towards = direction(x1, y1, left * r.of_tau, of_kappa, of_s)
     alpha = _length(point, towards, free, BACK)
     return Point(*(at + alpha * d for at, d in zip(point.parts, towards.parts, strict=True)))

@@ -18,11 +18,6 @@ class Rows:
     C: Tensor
     diagonals: tuple[Tensor, ...] = ()
 
-    @property
-    def many(self) -> int:
-        """M, the number of rows."""
-        return self.C.shape[-2] + self.C.shape[-1] * len(self.diagonals)
-
     def parts(self, y: Tensor) -> list[Tensor]:
         """What belongs to C, and to each of the diagonals."""
         k, n = self.C.shape[-2:]

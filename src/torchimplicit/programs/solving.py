@@ -61,7 +61,7 @@ def _solve(data: Data, dtype: torch.dtype, max_steps: int) -> Found:
     missed = ~(solved.residual <= SATISFIED) & ~proven(ended) & finite
     if occurs(missed):
         which = missed.nonzero().squeeze(-1)
-        solved, point, ended, steps = _again(programs, which, solved, point, ended, steps, weak)
+        solved, point, ended, steps = _again(programs, which, solved, point, ended, steps, weak, max_steps)
     K, regular = solved.K, regularity(programs, solved.K)
     status = torch.where((ended == Status.CONVERGED) | (ended == Status.NONFINITE), Status.STAGNATED, ended)
     status = torch.where((solved.residual <= SATISFIED) & ~proven(ended), Status.CONVERGED, status)
@@ -93,13 +93,20 @@ def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Solv
 
 
 def _again(
-    programs: Programs, which: Tensor, solved: Solved, point: Point, ended: Tensor, steps: Tensor, weak: float
+    programs: Programs,
+    which: Tensor,
+    solved: Solved,
+    point: Point,
+    ended: Tensor,
+    steps: Tensor,
+    weak: float,
+    max_steps: int,
 ) -> tuple[Solved, Point, Tensor, Tensor]:
     """The same for some systems, from nearer; and where that does not help either, whether there is proof of no solution."""
     bounds = point.y.shape[-2] - solved.y.shape[-2]
     some = programs.of_systems(which)
     one = some.one_sided(bounds)
-    later, how, more = interior(one, MAX_STEPS, NEARER)
+    later, how, more = interior(one, max_steps, NEARER)
     nearer = _settled(some, later, bounds, weak)
     better = (nearer.residual <= solved.residual[which].nan_to_num(nan=torch.inf)).nonzero().squeeze(-1)
     solved = solved.put(which[better], nearer.of_systems(better))

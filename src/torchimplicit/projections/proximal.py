@@ -15,6 +15,9 @@ def proximal_l1(v: Tensor, t: Number = 1.0) -> Tensor:
     Args:
         v: any shape.
         t: not negative; a number, or a tensor that broadcasts to v. Gradients flow to it.
+
+    Raises:
+        ValueError: t is negative.
     """
     check(v, 0)
     step = like(t, v).expand(v.shape)
@@ -28,10 +31,13 @@ def proximal_l2(v: Tensor, t: Number = 1.0) -> Tensor:
     Args:
         v: vectors (..., n).
         t: not negative; a number, or a tensor (...). Gradients flow to it.
+
+    Raises:
+        ValueError: t is negative.
     """
     check(v)
     step = like(t, v).expand(v.shape[:-1])
-    outside = (torch.linalg.vector_norm(v.detach(), dim=-1) > step.detach()).logical_or(v.detach().isnan().any(-1))
+    outside = (norm(v.detach()) > step.detach()).logical_or(v.detach().isnan().any(-1))
     shorter = v * (1 - step / norm(v, outside)).unsqueeze(-1)
     z = torch.where(outside.unsqueeze(-1), shorter, 0 * v)
     return possible(z, step.detach() >= 0, "proximal_l2: t is negative")
@@ -43,5 +49,10 @@ def proximal_max(v: Tensor, t: Number = 1.0) -> Tensor:
     Args:
         v: vectors (..., n).
         t: positive; a number, or a tensor (...). Gradients flow to it.
+
+    Raises:
+        ValueError: t is not positive.
     """
+    check(v)
+    possible(v, like(t, v).expand(v.shape[:-1]).detach() > 0, "proximal_max: t is not positive")
     return v - l1_ball(v, t)

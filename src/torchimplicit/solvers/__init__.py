@@ -1,9 +1,10 @@
 """How z* is found: one method a file, one protocol (init, step), one loop for all of them."""
 
-import re
+from __future__ import annotations
 
-from torchimplicit.condition import Kind
-from torchimplicit.layout import Layout
+import re
+from typing import TYPE_CHECKING
+
 from torchimplicit.solvers.anderson import Anderson as Anderson
 from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian as AugmentedLagrangian
 from torchimplicit.solvers.auto import choose as choose
@@ -32,6 +33,10 @@ from torchimplicit.solvers.projected_newton import ProjectedNewton as ProjectedN
 from torchimplicit.solvers.pseudo_transient import PseudoTransient as PseudoTransient
 from torchimplicit.solvers.trust_newton import TrustNewton as TrustNewton
 
+if TYPE_CHECKING:
+    from torchimplicit.condition import Kind
+    from torchimplicit.layout import Layout
+
 
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
@@ -48,7 +53,22 @@ def resolve(
     solver: str | Method | Polyalgorithm | None, kind: Kind, layout: Layout, sparse: bool = False
 ) -> Method | Polyalgorithm:
     """The solver that was named or given, or the one that is chosen (None, "auto"). Newton's method with ``sparse`` Jacobians is the
-    one that solves its systems iteratively."""
+    one that solves its systems iteratively.
+
+    Raises TypeError where it is none, or cannot judge the multipliers of constraints.
+    """
+    found = _resolved(solver, kind, layout, sparse)
+    if kind.constrained and not isinstance(found, AugmentedLagrangian):
+        raise TypeError(
+            f"solver={solver!r} does not judge the multipliers of constraints=: where it ends, the constraints may not be met. Use "
+            "'augmented_lagrangian', the default."
+        )
+    return found
+
+
+def _resolved(
+    solver: str | Method | Polyalgorithm | None, kind: Kind, layout: Layout, sparse: bool
+) -> Method | Polyalgorithm:
     if solver is None or solver == "auto":
         return choose(kind, layout, sparse)
     if solver == "newton" and sparse:
@@ -70,5 +90,5 @@ def resolve(
 __all__ = [
     "choose",
     "resolve",
-    *sorted(name for name, each in globals().items() if isinstance(each, type) and each not in (Kind, Layout)),
+    *sorted(name for name, each in globals().items() if isinstance(each, type)),
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.linear import QR
 from torchimplicit.linear.dense import Dense
-from torchimplicit.linear.triangular import apply
+from torchimplicit.linear.vectors import times
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.tangent import ACCEPTED, Found, OnTangent, Seen, Tangent, first_radius
@@ -78,7 +78,7 @@ class Dogleg(OnTangent[Plan]):
         new, actual = self.compared(trial, step, tangent)
         with torch.no_grad():
             scaled = step / tangent.norm.unsqueeze(-1)
-            slope, bend = (tangent.gradient * scaled).sum(-1) / tangent.norm, apply(tangent.R, scaled).square().sum(-1)
+            slope, bend = (tangent.gradient * scaled).sum(-1) / tangent.norm, times(tangent.R, scaled).square().sum(-1)
             ratio = actual / (-2 * slope - bend)
             taken, better = ratio >= ACCEPTED, ratio >= 0.1  # neither where NaN
             taken = taken | (trial.r == 0).all(-1)  # to where z is already: the step has a derivative
@@ -110,7 +110,7 @@ def _dogleg(tangent: Tangent, scale: Tensor, radius: Tensor) -> Tensor:
     with torch.no_grad():
         size = torch.linalg.vector_norm(gradient, dim=-1)
         unit = gradient / torch.where(size > 0, size, 1).unsqueeze(-1)
-        slope = torch.linalg.vector_norm(apply(tangent.R, unit / scale), dim=-1)
+        slope = torch.linalg.vector_norm(times(tangent.R, unit / scale), dim=-1)
         cauchy = (size / slope.square()).minimum(radius).nan_to_num(nan=0.0)  # how far down the gradient
         length = torch.linalg.vector_norm(scale * newton, dim=-1)
         # Between the Cauchy point c and the Newton point c + d: |c + τ d| = Δ.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.graph.loop import settle
-from torchimplicit.linear.triangular import apply, solve_triangle, triangularise
+from torchimplicit.linear.triangularise import solve_triangle, triangularise
+from torchimplicit.linear.vectors import times
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.tangent import ACCEPTED, Found, OnTangent, Seen, Tangent, first_radius
@@ -91,7 +92,7 @@ class LevenbergMarquardt(OnTangent[Plan]):
         new, actual = self.compared(trial, step, tangent)
         with torch.no_grad():
             norm, norm_new = tangent.norm, torch.linalg.vector_norm(trial.there.value, dim=-1)
-            modelled = (torch.linalg.vector_norm(apply(tangent.R, p), dim=-1) / norm).square()
+            modelled = (torch.linalg.vector_norm(times(tangent.R, p), dim=-1) / norm).square()
             damped = damping * (length / norm).square()
             ratio = actual / (modelled + 2 * damped)
             taken = ratio >= ACCEPTED  # not where NaN
@@ -117,7 +118,7 @@ class LevenbergMarquardt(OnTangent[Plan]):
         assert tangent.value is not None
         h = 0.1
         ahead = equations.squares(z + h * p)
-        second = 2 / h * ((ahead - tangent.value) / h - apply(tangent.jacobian, p))
+        second = 2 / h * ((ahead - tangent.value) / h - times(tangent.jacobian, p))
         R, c = triangularise(tangent.jacobian, torch.where(second.isfinite(), second, 0))
         bend = _damped(R, c, scale, damping) / 2
         small = torch.linalg.vector_norm(scale * bend, dim=-1) <= 0.375 * torch.linalg.vector_norm(scale * p, dim=-1)

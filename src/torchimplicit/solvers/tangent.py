@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.triangular import apply, full_rank, solve_triangle, triangularise
+from torchimplicit.linear.triangularise import full_rank, solve_triangle, triangularise
+from torchimplicit.linear.vectors import times
 from torchimplicit.norms import rounding
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trial import Taken, Trial, TrialMethod
@@ -53,16 +54,16 @@ class Tangent(NamedTuple):
         """From r linearised at z, whose squares are to become smallest, or, of a ``root``, zero."""
         value, jacobian = linearised.value, linearised.to_dense()
         R, c = triangularise(jacobian, value)
-        gradient = apply(jacobian.mT, value)
+        gradient = times(jacobian.mT, value)
         norm, columns = torch.linalg.vector_norm(value.detach(), dim=-1), R.detach().square().sum(-2).sqrt()
         with torch.no_grad():
-            terms = apply(jacobian.mT.abs(), value.abs())
-            doubt = torch.finfo(z.dtype).eps * apply((R.mT @ R).abs(), z.abs())
+            terms = times(jacobian.mT.abs(), value.abs())
+            doubt = torch.finfo(z.dtype).eps * times((R.mT @ R).abs(), z.abs())
         kept = (value, jacobian) if keep else ()
         newton, gain = minimiser(R, c, columns), torch.ones_like(norm)
         if root:
             vanishes = (
-                torch.linalg.vector_norm(apply(R, newton), dim=-1) >= (1 - torch.finfo(z.dtype).eps ** 0.5) * norm
+                torch.linalg.vector_norm(times(R, newton), dim=-1) >= (1 - torch.finfo(z.dtype).eps ** 0.5) * norm
             )
             known = (norm > 0) | (value == 0).all(-1)  # its squares have not vanished
             gain = torch.where(vanishes & known, gain, torch.inf)
@@ -148,7 +149,7 @@ def minimiser(R: Tensor, c: Tensor, columns: Tensor) -> Tensor:
     unit = torch.where((columns > 0) & columns.isfinite(), columns, 1)
     scaled = torch.where(finite[:, None, None], R / unit.unsqueeze(-2), 0)
     inverse = torch.linalg.pinv(scaled.detach(), rtol=RANK * R.shape[-1] * torch.finfo(R.dtype).eps)
-    shortest = apply(inverse, c) / unit
+    shortest = times(inverse, c) / unit
     return torch.where(regular.unsqueeze(-1), x, torch.where(finite.unsqueeze(-1), shortest, torch.nan))
 
 
@@ -173,7 +174,7 @@ def compare(old: Tangent, linearised: Jacobian, z: Tensor, step: Tensor, root: b
         # ‖J p‖² / pᵀ H p, with H p from the gradients at both ends, unless that is rounding.
         bend = ((new.gradient - old.gradient) * scaled).sum(-1) / norm
         shown = bend.abs() > 2 * (old.doubt * scaled.abs()).sum(-1) / norm
-        gain = apply(old.R, scaled).square().sum(-1) / bend
+        gain = times(old.R, scaled).square().sum(-1) / bend
         gain = torch.where(bend > 0, gain.clamp(min=1), torch.inf)
         if not root:
             new = new._replace(gain=torch.where(shown, gain, old.gain))

@@ -39,11 +39,11 @@ def union(parts: Sequence[Layers], shape: torch.Size) -> Layers:
 
 def _mark(layer: Tensor) -> tuple[int, ...]:
     """A few of its numbers: two layers that differ mostly differ in these."""
-    flat, n = layer, layer.numel()
+    n = layer.numel()
     if not n:
         return ()
     places = torch.tensor([0, n // 3, n // 2, n - 1 - n // 3, n - 1], device=layer.device)
-    return tuple(torch.take(flat, places).tolist())
+    return tuple(torch.take(layer, places).tolist())
 
 
 def compact(layers: Layers) -> Layers:

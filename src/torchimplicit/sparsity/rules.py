@@ -295,7 +295,7 @@ def slice_backward(call: Call) -> Layers:
 
 
 PUT = moving("self", "values")
-MOVES = {
+RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("roll", "flip", "repeat", "index_select", "gather", "index", "take", "tril", "triu", "as_strided_copy", "im2col",
          "expand_copy", "view_copy", "permute_copy", "diag_embed", "pixel_shuffle", "pixel_unshuffle", "masked_select",
@@ -320,9 +320,6 @@ MOVES = {
     "where": chosen,
     "copy": copied,
     **dict.fromkeys(("clone", "_to_copy", "_unsafe_view", "_reshape_alias", "contiguous", "lift_fresh", "alias_copy"), cloned),
-}  # fmt: skip
-RULES: dict[str, Rule] = {
-    **MOVES,
     "sub": difference,
     **dict.fromkeys(
         ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
