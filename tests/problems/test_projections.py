@@ -193,6 +193,9 @@ def test_no_digits_are_lost_in_large_numbers() -> None:
     torch.testing.assert_close(projections.l1_ball(tensor(1e200, 1e200)), tensor(0.5, 0.5))
     torch.testing.assert_close(projections.l2_ball(tensor(3e200, 4e200)), tensor(0.6, 0.8))
     torch.testing.assert_close(projections.l2_ball(tensor(3e-200, 4e-200), 1e-200) * 1e200, tensor(0.6, 0.8))
+    torch.testing.assert_close(projections.proximal_l2(tensor(3e-200, 4e-200), 0.0) * 1e200, tensor(3, 4))
+    with pytest.raises(ValueError, match="proximal_max: t is not positive"):
+        projections.proximal_max(tensor(1, 2), 0.0)
     torch.testing.assert_close(projections.second_order_cone(tensor(0, 3e200, 4e200)) / 1e200, tensor(2.5, 1.5, 2))
 
 

@@ -277,3 +277,12 @@ def test_no_constraints_and_no_systems() -> None:
 def test_what_does_not_fit_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         ti.quadratic_program(**{"Q": EYE, "p": tensor(1, 2), **arguments})
+
+
+def test_the_step_limit_holds_for_both_tries() -> None:
+    torch.manual_seed(0)
+    L, p, G = torch.randn(20, 20, dtype=D), torch.randn(20, dtype=D), torch.randn(60, 20, dtype=D)
+    h = G @ torch.randn(20, dtype=D) + torch.rand(60, dtype=D)
+    _, info = ti.quadratic_program(L @ L.T, p, G, h, max_steps=1, on_failure="ignore")
+    assert info.status == Status.MAX_STEPS
+    assert info.steps == 2

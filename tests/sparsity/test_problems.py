@@ -369,3 +369,29 @@ def test_defaults_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ti.root(bratu, start(), (rates().detach(),)).info.converged
+
+
+def test_a_pattern_that_was_given_keeps_its_colours_from_call_to_call() -> None:
+    n = 300
+    memory = Memory(torch.eye(n).roll(1, 0) + torch.eye(n) + torch.eye(n).roll(-1, 0))
+    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    patterns = []
+    for _ in range(2):
+        _, info = ti.root(lambda z: 3 * z - z.roll(1) - z.roll(-1) / 2 + z**3 / 10 - x, x, sparsity=memory)
+        assert info.converged
+        patterns.append(memory.pattern(None))  # which has the colours
+    assert patterns[0] is not None
+    assert patterns[0] is patterns[1]
+
+
+def test_large_solves_a_definite_operator_under_vmap() -> None:
+    n = 40
+    diagonal = torch.linspace(1, 2, n, dtype=torch.float64)
+
+    def solved(b: torch.Tensor) -> torch.Tensor:
+        A = ti.linear.MatrixFree(lambda v: diagonal * v, n=n, dtype=b.dtype, positive_definite=True)
+        x: torch.Tensor = ti.linear.Large().factorize(A).solve(b)
+        return x
+
+    b = torch.stack([torch.ones(n, dtype=torch.float64), diagonal])
+    torch.testing.assert_close(torch.vmap(solved)(b), b / diagonal)
