@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.programs.active_set import settle
-from torchimplicit.programs.embedding import interior, proves_infeasible, proves_unbounded
+from torchimplicit.programs.interior_point import interior, proves_infeasible, proves_unbounded
 from torchimplicit.programs.quadratic import OneSided, Programs
 from torchimplicit.programs.rows import Rows
 

@@ -13,7 +13,7 @@ from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
 from torchimplicit.programs.active_set import WEAK, Solved, regularity, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
-from torchimplicit.programs.embedding import Point, interior
+from torchimplicit.programs.interior_point import Point, interior
 from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, scaled
 from torchimplicit.status import Status, proven, unanswered
 
