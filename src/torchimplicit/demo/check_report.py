@@ -12,7 +12,7 @@ from torchimplicit.demo.drawing import EXPLICIT, IMPLICIT, LINE, THIRD, figure
 from torchimplicit.demo.page import fact, page, plots, table
 from torchimplicit.demo.tables import Table, number
 from torchimplicit.diagnostics import Check
-from torchimplicit.diagnostics.posed import Posed
+from torchimplicit.diagnostics.checked_problem import CheckedProblem
 from torchimplicit.diagnostics.spectrum import affordable
 from torchimplicit.layout import Layout
 from torchimplicit.linear import Jacobian
@@ -40,7 +40,7 @@ def look(
     seen: list[torch.Tensor] = []
     keywords.pop("has_aux", None)
     layout = Layout.of(z0, keywords.get("batch_ndim", 0))
-    problem = Posed(f, z0, tuple(args), kind, keywords, layout)
+    problem = CheckedProblem(f, z0, tuple(args), kind, keywords, layout)
     z, _ = problem.solve(z0, callback=lambda step, z, residual: seen.append(residual.detach().flatten()))
     A = Jacobian(problem.condition, layout.flatten(z).detach())
     values: list[complex] = []

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchimplicit import nn
 from torchimplicit.adjoints import Unrolled
 from torchimplicit.diagnostics.differences import compare, passing_error
-from torchimplicit.diagnostics.posed import FORMS, Posed, flat_real, gradient_of, random_like_z
+from torchimplicit.diagnostics.checked_problem import FORMS, CheckedProblem, flat_real, gradient_of, random_like_z
 from torchimplicit.diagnostics.spectrum import largest_singular_value, smallest_singular_value, spectral_radius
-from torchimplicit.diagnostics.verdict import Check, Kind
+from torchimplicit.diagnostics.verdict import Check, KindName
 from torchimplicit.layout import Layout
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.problems.pose import check_args
@@ -27,7 +27,7 @@ def check(
     f: Callable[..., Any],
     z0: Any,
     args: Sequence[Any] = (),
-    kind: Kind = "fixed_point",
+    kind: KindName = "fixed_point",
     *,
     seed: int = 0,
     **keywords: Any,
@@ -59,7 +59,7 @@ def check(
 
     layout = Layout.of(z0, keywords.get("batch_ndim", 0))
     generator = torch.Generator().manual_seed(seed)
-    problem = Posed(f, z0, tuple(args), kind, keywords, layout)
+    problem = CheckedProblem(f, z0, tuple(args), kind, keywords, layout)
     cotangent = random_like_z(layout.batch * layout.size, generator, layout).view(layout.batch, layout.size)
 
     start = time.perf_counter()
@@ -102,7 +102,7 @@ def _judge_convergence(report: Check, info: Any) -> None:
         report.say("convergence", "ok", worst)
 
 
-def _judge_derivative(report: Check, problem: Posed, flat: Tensor, generator: torch.Generator) -> None:
+def _judge_derivative(report: Check, problem: CheckedProblem, flat: Tensor, generator: torch.Generator) -> None:
     """f's own derivative: if it is wrong, everything is."""
     z = flat.clone().requires_grad_()
     leaves = [z, *problem.leaves]
@@ -129,7 +129,7 @@ def _judge_derivative(report: Check, problem: Posed, flat: Tensor, generator: to
         )
 
 
-def _judge_well_posedness(report: Check, problem: Posed, flat: Tensor) -> None:
+def _judge_well_posedness(report: Check, problem: CheckedProblem, flat: Tensor) -> None:
     with torch.no_grad():
         if report.kind == "fixed_point":
             radius = spectral_radius(Jacobian(lambda z: z - problem.condition(z), flat))
@@ -174,7 +174,7 @@ def _judge_well_posedness(report: Check, problem: Posed, flat: Tensor) -> None:
 
 def _judge_gradient(
     report: Check,
-    problem: Posed,
+    problem: CheckedProblem,
     flat: Tensor,
     cotangent: Tensor,
     gradient: list[Tensor],
@@ -209,7 +209,7 @@ def _judge_gradient(
     report.say("implicit gradient", "fail", text)
 
 
-def _judge_explicit(report: Check, problem: Posed, cotangent: Tensor, gradient: list[Tensor]) -> None:
+def _judge_explicit(report: Check, problem: CheckedProblem, cotangent: Tensor, gradient: list[Tensor]) -> None:
     """Twice the steps of the forward solve: the derivative of the iterates settles later than the iterates do."""
     steps = max(1, 2 * int(report.info.steps.max()))
     began = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["root", "fixed_point", "minimize", "least_squares"]
+KindName = Literal["root", "fixed_point", "minimize", "least_squares"]
 Level = Literal["ok", "note", "fail"]
 
 
@@ -31,7 +31,7 @@ class Check:
     seconds : time of each part.
     """
 
-    kind: Kind
+    kind: KindName
     systems: int
     unknowns: int
     info: Any = field(repr=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit import condition
 from torchimplicit.capture.capture import capture
 from torchimplicit.capture.randomness import frozen
-from torchimplicit.diagnostics.verdict import Kind
+from torchimplicit.diagnostics.verdict import KindName
 from torchimplicit.layout import Layout, per_system_scalar, per_system_vector, same_as_z
 from torchimplicit.private import pytree
 from torchimplicit.problems.fixed_point import FixedPoint, fixed_point
@@ -31,7 +31,7 @@ class Form:
     flatten: Callable[[Layout, str], Callable[[Any], Tensor]]
 
 
-FORMS: dict[Kind, Form] = {
+FORMS: dict[KindName, Form] = {
     "root": Form(root, Root(), same_as_z),
     "fixed_point": Form(fixed_point, FixedPoint(), same_as_z),
     "minimize": Form(minimize, Minimum(), per_system_scalar),
@@ -39,7 +39,7 @@ FORMS: dict[Kind, Form] = {
 }
 
 
-class Posed:
+class CheckedProblem:
     """The user's problem with its tensors in reach: own copies of args, and the captured leaves themselves."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Posed:
         f: Callable[..., Any],
         z0: Any,
         args: tuple[Any, ...],
-        kind: Kind,
+        kind: KindName,
         keywords: dict[str, Any],
         layout: Layout,
     ) -> None:
