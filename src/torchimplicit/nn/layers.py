@@ -15,7 +15,7 @@ from torchimplicit.capture.names import name
 from torchimplicit.capture.parametrised import cache_may_lack_graphs
 from torchimplicit.capture.sharding import sharded_modules_refused
 from torchimplicit.layout import describe
-from torchimplicit.nn.rows import couples_rows
+from torchimplicit.nn.coupling import couples_rows
 from torchimplicit.private import pytree
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.minimize import minimize
