@@ -17,7 +17,7 @@ from torchimplicit.capture.capture import Arguments
 from torchimplicit.capture.mode import being_captured, paused
 from torchimplicit.compiling.entries import solves
 from torchimplicit.compiling.entry import answer, entry_point
-from torchimplicit.compiling.problem import TracedProblem
+from torchimplicit.compiling.traced_problem import TracedProblem
 from torchimplicit.condition import Vmap
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z

@@ -12,7 +12,7 @@ from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.capture.autocast import Autocast
 from torchimplicit.compiling.entries import solves
 from torchimplicit.compiling.entry import entry_point
-from torchimplicit.compiling.problem import TracedProblem
+from torchimplicit.compiling.traced_problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe, same_as_z

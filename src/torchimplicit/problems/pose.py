@@ -16,7 +16,7 @@ from torchimplicit.capture.mode import paused
 from torchimplicit.capture.parametrised import cache_may_lack_graphs
 from torchimplicit.capture.randomness import Randomness, frozen
 from torchimplicit.capture.sharding import refuse_sharded_tensors
-from torchimplicit.compiling.problem import TracedProblem
+from torchimplicit.compiling.traced_problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe
