@@ -62,9 +62,9 @@ def entry_point(fn: F) -> F:
                 raise RuntimeError(f"torchimplicit.{name} cannot be exported: {reason}.")
             return read_by_dynamo(read, name, *args, **kwargs)
         elif kwargs.get("compile", False) is True:
-            from torchimplicit.compiling.search import search
+            from torchimplicit.compiling.compiled_search import compiled_search
 
-            kwargs["compile"] = search(call, *args, **{**kwargs, "compile": False}) or False
+            kwargs["compile"] = compiled_search(call, *args, **{**kwargs, "compile": False}) or False
         if not dynamo_is_loaded():
             return fn(*args, **kwargs)
         if plain is None:
