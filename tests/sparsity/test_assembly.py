@@ -13,7 +13,7 @@ from torchimplicit.linear import GMRES, Jacobian, Memory, Sparse
 from torchimplicit.linear.amg import multigrid_of
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.sparsity.assembly import AT_ONCE, Assembly, colour
-from torchimplicit.sparsity.patterns import given
+from torchimplicit.sparsity.construction import given
 
 torch.manual_seed(0)
 N, BATCH = 30, 3
