@@ -22,8 +22,8 @@ from torchimplicit.condition import Condition, Flat, Kind
 from torchimplicit.layout import Layout
 from torchimplicit.linear.memory import Memory
 from torchimplicit.loop.search import Inside, Search
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.private import pytree
 from torchimplicit.private.autograd import changes_a_leaf, version
 from torchimplicit.solution import Record, Solution, SolveStats
@@ -146,8 +146,8 @@ class Problem:
             self.function(z0)
         self.watch(equations)
         with torch.no_grad(), full_precision(self.layout.device.type):
-            stopping = Stopping(self.tolerance, self.max_steps)
-            found = self.search(equations, z0.detach(), stopping, inside)
+            settings = LoopSettings(self.tolerance, self.max_steps)
+            found = self.search(equations, z0.detach(), settings, inside)
             inverse = self.search.inverse(found)
         return found.z, self.noted(found, equations), inverse
 

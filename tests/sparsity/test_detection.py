@@ -13,8 +13,8 @@ from torchimplicit.condition import Kind
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.problems.least_squares import LeastSquares
 from torchimplicit.problems.minimize import Minimum
-from torchimplicit.sparsity.detection import NoPattern, detect
 from torchimplicit.sparsity.construction import given
+from torchimplicit.sparsity.detection import NoPattern, detect
 
 N = 36
 STENCIL = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 2, 0]], dtype=torch.float64)[None, None]

@@ -15,8 +15,8 @@ from torchimplicit.graph.loop import Operands
 from torchimplicit.linear import GMRES, LU, LinearOperator, LinearResult
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import solve
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import Status
@@ -104,8 +104,12 @@ def _by_steps(posed: Posed) -> Found:
     operands = Operands((b,), outer=known)
     equations = Equations(lambda w: product(w) - operands.tensors[0], Derivative(), operands=operands)
     solver = Anderson(plain_below=0.5)
-    stopping = Stopping(Tolerance(settings.rtol, settings.atol), settings.max_steps or solver.max_steps)
-    found = solve(solver, equations, b, stopping)
+    found = solve(
+        solver,
+        equations,
+        b,
+        LoopSettings(Tolerance(settings.rtol, settings.atol), settings.max_steps or solver.max_steps),
+    )
     converged, exhausted, diverged = (
         found.status == status for status in (Status.CONVERGED, Status.MAX_STEPS, Status.DIVERGED)
     )

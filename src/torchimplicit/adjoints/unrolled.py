@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.capture.autocast import full_precision
-from torchimplicit.loop.stopping import Stopping
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.parameters import check_count
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
@@ -24,7 +24,7 @@ class Unrolled:
 
     steps : exactly so many steps, whatever the residual. None: until convergence, at most ``max_steps`` of the call. Inside a
         ``torch.func`` transform, where no value may decide what runs, ``max_steps`` steps are run then, with those systems
-        masked that have converged: early stopping is for plain code only.
+        masked that have converged: early settings is for plain code only.
     checkpoint : keep only each step's z and state, and recompute the rest in the backward. Refused inside ``torch.func``
         transforms: a step is recomputed after they have ended.
     """
@@ -50,8 +50,8 @@ class Unrolled:
             )
         equations = Equations(problem.function, problem.kind)
         problem.watch(equations)
-        stopping = Stopping(problem.tolerance, problem.max_steps, exactly=self.steps, at_least_one=True)
+        settings = LoopSettings(problem.tolerance, problem.max_steps, exactly=self.steps, at_least_one=True)
         with full_precision(problem.layout.device.type):
-            found = problem.search.recorded(equations, z0.detach(), stopping, self.checkpoint)
+            found = problem.search.recorded(equations, z0.detach(), settings, self.checkpoint)
         facts = problem.noted(found, equations)
         return problem.solution(found.z, facts, problem.aux(found.z) if problem.has_aux else None)

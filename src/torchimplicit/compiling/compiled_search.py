@@ -20,7 +20,9 @@ from torchimplicit.status import users_frame
 _searches: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
 
-def compiled_search(entry: Callable[..., Solution], fn: Any, z0: Any, args: Any = (), **options: Any) -> Solution | None:
+def compiled_search(
+    entry: Callable[..., Solution], fn: Any, z0: Any, args: Any = (), **options: Any
+) -> Solution | None:
     """The solution without a derivative, by a compiled graph; None where there is none, and where a transform is active.
 
     It is compiled once for the code of ``fn``, and anew for what Dynamo's guards see change: dtypes, plain numbers; sizes once.

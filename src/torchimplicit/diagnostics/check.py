@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchimplicit import nn
 from torchimplicit.adjoints import Unrolled
-from torchimplicit.diagnostics.differences import compare, passing_error
 from torchimplicit.diagnostics.checked_problem import FORMS, CheckedProblem, flat_real, gradient_of, random_like_z
+from torchimplicit.diagnostics.differences import compare, passing_error
 from torchimplicit.diagnostics.spectrum import largest_singular_value, smallest_singular_value, spectral_radius
 from torchimplicit.diagnostics.verdict import Check, KindName
 from torchimplicit.layout import Layout

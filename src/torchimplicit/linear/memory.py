@@ -16,9 +16,9 @@ from torchimplicit.linear.sparse import NARROW, Sparse
 from torchimplicit.linear.superlu import SuperLU
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.sparsity.assembly import Assembly
+from torchimplicit.sparsity.construction import given
 from torchimplicit.sparsity.detection import NoPattern, detect
 from torchimplicit.sparsity.extra import MISSING, available
-from torchimplicit.sparsity.construction import given
 
 DENSE = 0.25  # part of its places that has entries in a matrix that is not sparse
 WIDE = 700  # unknowns that separate the rest, up to which factors are cheap: their cube counts

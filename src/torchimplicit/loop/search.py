@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
 from torchimplicit.loop.blocks import solve_in_blocks
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import Advance, SearchResult, Watch, solve
 from torchimplicit.loop.stages import solve_in_stages
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.polyalgorithm import Polyalgorithm
@@ -30,11 +30,11 @@ class Inside:
 class Search(Protocol):
     """How a root is found: a solver in the loop, a linear solver, or a black box."""
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
+    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         """Without autograd. ``inside`` is None in plain code."""
         ...
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
+    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         """With autograd, through every step."""
         ...
 
@@ -65,20 +65,20 @@ class Iterate:
     trace: bool = False
     watch: Watch | None = None
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
+    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         if equations.part is not None and self.watch is None and not self.trace:
-            return solve_in_blocks(self.solver, equations, z0, stopping)
-        return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace)
+            return solve_in_blocks(self.solver, equations, z0, settings)
+        return solve(self.solver, equations, z0, settings, watch=self.watch, keep_trace=self.trace)
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
+    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         if not self.solver.unrolls:
             raise TypeError(
                 f"the steps of {self.solver.title} have no derivative that tells how its result moves: Unrolled() "
                 f"cannot differentiate them. Use adjoint=Implicit(), which needs no steps, or another solver."
             )
         advance = self._checkpointed(equations) if checkpoint else None
-        stopping = replace(stopping, max_steps=min(stopping.max_steps, self.solver.max_steps))
-        return solve(self.solver, equations, z0, stopping, watch=self.watch, keep_trace=self.trace, advance=advance)
+        settings = replace(settings, max_steps=min(settings.max_steps, self.solver.max_steps))
+        return solve(self.solver, equations, z0, settings, watch=self.watch, keep_trace=self.trace, advance=advance)
 
     @property
     def inverse_is_earlier(self) -> bool:
@@ -122,8 +122,8 @@ class InTurn(Iterate):
 
     stages: Sequence[Method] = ()
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
-        return solve_in_stages(self.stages, equations, z0, stopping, self.watch, self.trace)
+    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
+        return solve_in_stages(self.stages, equations, z0, settings, self.watch, self.trace)
 
 
 def search_by(solver: Method | Polyalgorithm, trace: bool, watch: Watch | None) -> Iterate:

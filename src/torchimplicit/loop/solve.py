@@ -13,7 +13,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished, occurs, tracing, values_hidden
 from torchimplicit.capture.randomness import random_state
 from torchimplicit.graph.loop import Operands, StructureChanged, repeat
-from torchimplicit.loop.course import Course, where
+from torchimplicit.loop.convergence import Course, where
 from torchimplicit.loop.endings import (
     DOUBT,
     at_bounds,
@@ -28,7 +28,7 @@ from torchimplicit.loop.endings import (
 )
 from torchimplicit.loop.gathering import Gathering
 from torchimplicit.loop.secant import Secant
-from torchimplicit.loop.stopping import Stopping
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.norms import measured
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
@@ -70,7 +70,7 @@ def solve(
     solver: Method,
     equations: Equations,
     z: Tensor,
-    stopping: Stopping,
+    settings: LoopSettings,
     *,
     watch: Watch | None = None,
     keep_trace: bool = False,
@@ -87,7 +87,7 @@ def solve(
     """
     z = solver.starting_point(z)
     if tracing():
-        return _in_graph(solver, equations, z, stopping, allowed)
+        return _in_graph(solver, equations, z, settings, allowed)
     z0 = z
     gathering = Gathering(solver, equations, z)
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
@@ -95,7 +95,7 @@ def solve(
     r, state = solver.init(equations, z)
     if began is None and equations.kind.minimised:
         began = z.detach(), r.detach()
-    estimate: Callable[..., Estimate | None] = _estimate_of(solver, stopping, advance)
+    estimate: Callable[..., Estimate | None] = _estimate_of(solver, settings, advance)
     lowest, judges = solver.merit(state), solver.has("verdict")
     doubts: dict[str, Callable[..., Tensor]] = {}
     if not equations.kind.minimised:
@@ -103,19 +103,19 @@ def solve(
     if not (equations.kind.minimised or equations.kind.near_identity):
         doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
     with torch.no_grad():
-        course = Course.at(stopping, solver.patience, z, r, estimate(z, r, state), lowest, allowed, judges, doubts)
+        course = Course.at(settings, solver.patience, z, r, estimate(z, r, state), lowest, allowed, judges, doubts)
     trace = [course.norm] if keep_trace else []
     if watch is not None:
         watch(0, z, course.norm)
-    if stopping.exactly is not None:
+    if settings.exactly is not None:
         return _exactly(step, equations, course, estimate, state, trace, watch)
 
     keeps_inverse = advance is None and solver.has("inverse")  # or its states are not the solver's
     inverse_of: Callable[[Any], tuple[Tensor, ...]] = solver.inverse if keeps_inverse else lambda _: ()
-    attempt: Any = equations.attempt if stopping.forgiving else _taken
+    attempt: Any = equations.attempt if settings.forgiving else _taken
     taken = 0
     _end_noisy(course, equations.noisy, taken)
-    while taken < stopping.max_steps and course.left:
+    while taken < settings.max_steps and course.left:
         there = attempt(step, course.z, course.r, state)
         if there is None:
             course.end_all(Status.NONFINITE, taken)
@@ -162,9 +162,9 @@ def solve(
     )
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
     if not equations.kind.minimised:
-        return found if bounds is None else replace(found, z=at_bounds(equations, best_z, *bounds, stopping.tolerance))
+        return found if bounds is None else replace(found, z=at_bounds(equations, best_z, *bounds, settings.tolerance))
     if bounds is not None:
-        best_z = at_bounds(equations, best_z, *bounds, stopping.tolerance)
+        best_z = at_bounds(equations, best_z, *bounds, settings.tolerance)
     known = advance is None and best_z is course.z and bounds is None
     own = solver.hessian(state) if known else None
     hessian = None if own is None else (course.r.detach(), own.detach())
@@ -173,7 +173,7 @@ def solve(
         best_z.detach(),
         status,
         error,
-        stopping.tolerance,
+        settings.tolerance,
         hessian,
         bounds,
         began if bounds is None else None,
@@ -182,9 +182,9 @@ def solve(
     best_z = best_z if polish is None else best_z - polish
     inverse = inverse if keeps_inverse else [*of_hessian]
     found = replace(found, z=best_z, status=status, error=error, inverse=tuple(inverse))
-    if advance is None and not values_hidden() and occurs(excess) and stopping.strictness < STRICTEST:
-        stricter = replace(stopping, strictness=stopping.strictness * max(STRICTER, float(excess.max())))
-        rest = torch.where(excess > 0, (stopping.max_steps - steps).clamp(min=0), 0)
+    if advance is None and not values_hidden() and occurs(excess) and settings.strictness < STRICTEST:
+        stricter = replace(settings, strictness=settings.strictness * max(STRICTER, float(excess.max())))
+        rest = torch.where(excess > 0, (settings.max_steps - steps).clamp(min=0), 0)
         found = _after(
             found,
             solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest, began=began),
@@ -194,7 +194,7 @@ def solve(
 
 
 def _in_graph(
-    solver: Method, equations: Equations, z: Tensor, stopping: Stopping, allowed: Tensor | None
+    solver: Method, equations: Equations, z: Tensor, settings: LoopSettings, allowed: Tensor | None
 ) -> SearchResult:
     """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
     restarts = solver.has("restart")
@@ -203,14 +203,14 @@ def _in_graph(
     with torch.no_grad():
         r, state = solver.init(equations, z)
         first, lowest = solver.estimate(z, r, state), solver.merit(state)
-        course = Course.at(stopping, solver.patience, z, r, first, lowest, allowed, solver.has("verdict"), {})
+        course = Course.at(settings, solver.patience, z, r, first, lowest, allowed, solver.has("verdict"), {})
         at_start = equations.evaluations, equations.products
         in_a_step = 0, 0
 
         def step(carried: _Carried) -> _Carried:
             nonlocal in_a_step
             of_course, memory, taken = carried
-            course = _running(stopping, solver.patience, of_course, dict(zip(names, fixed.tensors, strict=True)))
+            course = _running(settings, solver.patience, of_course, dict(zip(names, fixed.tensors, strict=True)))
             state = memory
             if restarts:
                 _, state = solver.restart(equations, course.z, memory)
@@ -220,7 +220,7 @@ def _in_graph(
             ends, verdict = course.ended_by(solver.verdict(state), ends, verdict)
             ends, verdict = course.out_of_steps(taken, ends, verdict)
             course.end(ends, verdict, taken)
-            course.end(course.running & (taken >= stopping.max_steps), course.status + Status.MAX_STEPS, taken)
+            course.end(course.running & (taken >= settings.max_steps), course.status + Status.MAX_STEPS, taken)
             in_a_step = equations.evaluations - at_start[0], equations.products - at_start[1]
             equations.evaluations, equations.products = at_start
             return _carried(course), solver.remembered(state) if restarts else state, taken
@@ -234,15 +234,15 @@ def _in_graph(
             return going(carried) & ~outgrown
 
         memory = solver.remembered(state) if restarts else state
-        if not stopping.max_steps:
+        if not settings.max_steps:
             course.end_all(Status.MAX_STEPS, 0)
         carried = _carried(course), memory, course.steps.new_zeros(())
         names = [name for name in _FIXED if getattr(course, name) is not None]
         fixed = Operands([getattr(course, name) for name in names], outer=operands)
-        if stopping.max_steps and solver.outgrown(memory) is not None:
+        if settings.max_steps and solver.outgrown(memory) is not None:
             of_course, memory, taken = repeat(going_lightly, step, carried, fixed)
             carried = of_course, solver.grown(of_course["z"], of_course["r"], memory), taken
-        if stopping.max_steps:
+        if settings.max_steps:
             try:
                 carried = repeat(going, step, carried, fixed)
             except StructureChanged:  # what a method remembers is of another structure from the first step on
@@ -253,9 +253,9 @@ def _in_graph(
     z, best, status, steps, error, bound = (of_course[name] for name in _RESULTS)
     bounds = equations.bounds(z) if equations.kind.bounded else None
     if bounds is not None:
-        z = at_bounds(equations, z, *bounds, stopping.tolerance)
+        z = at_bounds(equations, z, *bounds, settings.tolerance)
     if equations.kind.minimised:
-        status, error, _, polish, _ = second_order(equations, z, status, error, stopping.tolerance, bounds=bounds)
+        status, error, _, polish, _ = second_order(equations, z, status, error, settings.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
     return SearchResult(z, status, steps, best, error, bound, counts=(evaluations, products))
 
@@ -284,11 +284,11 @@ def _carried(course: Course) -> dict[str, Any]:
     return found | shared
 
 
-def _running(stopping: Stopping, patience: int, carried: dict[str, Any], fixed: dict[str, Tensor]) -> Course:
+def _running(settings: LoopSettings, patience: int, carried: dict[str, Any], fixed: dict[str, Tensor]) -> Course:
     """The course again."""
     others = {"norm": measured(carried["r"]), "allowed": None}
     of_ended = {ended: carried[runs] for runs, ended in _PLACES.items()}
-    return Course(stopping, patience, left=-1, noted=True, **(carried | others | of_ended | fixed))
+    return Course(settings, patience, left=-1, noted=True, **(carried | others | of_ended | fixed))
 
 
 def _unseen(z: Tensor, correction: Tensor) -> Tensor:
@@ -321,15 +321,15 @@ def _exactly(
     watch: Watch | None,
 ) -> SearchResult:
     """Where a number of steps leads, whatever happens."""
-    z, r, stopping = course.z, course.r, course.stopping
-    norm, exactly = course.norm, stopping.exactly or 0
+    z, r, settings = course.z, course.r, course.settings
+    norm, exactly = course.norm, settings.exactly or 0
     done = torch.zeros_like(course.running)
     for taken in range(1, exactly + 1):
         z, r, state = step(z, r, state)
         norm = measured(r.detach())
         course.z, course.r, course.norm = z, r, norm
         with torch.no_grad():
-            arrived = course.arrived(estimate(z, r, state), stopping.tolerance.bound(z.detach()))
+            arrived = course.arrived(estimate(z, r, state), settings.tolerance.bound(z.detach()))
             done = torch.zeros_like(course.running) if arrived is None else arrived
         if trace:
             trace.append(norm)
@@ -338,16 +338,16 @@ def _exactly(
     course.end(course.running, torch.where(done, Status.CONVERGED, Status.MAX_STEPS), exactly)
     status = torch.where(norm.isfinite(), course.status, Status.NONFINITE)
     bounds = equations.bounds(z.detach()) if equations.kind.bounded else None
-    status, error, *_ = second_order(equations, z.detach(), status, course.error, stopping.tolerance, bounds=bounds)
+    status, error, *_ = second_order(equations, z.detach(), status, course.error, settings.tolerance, bounds=bounds)
     steps = torch.full_like(status, exactly)
     return SearchResult(z, status, steps, norm, error, course.bound, trace=torch.stack(trace) if trace else None)
 
 
 def _estimate_of(
-    solver: Method, stopping: Stopping, advance: Advance | None
+    solver: Method, settings: LoopSettings, advance: Advance | None
 ) -> Callable[[Tensor, Tensor, Any], Estimate | None]:
     """What estimates the error of z: the method itself, if it can, and if its states are its own."""
-    return solver.estimate if solver.has("estimate") and advance is None else Secant(stopping.tolerance)
+    return solver.estimate if solver.has("estimate") and advance is None else Secant(settings.tolerance)
 
 
 def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:

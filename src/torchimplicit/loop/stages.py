@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import values_hidden
 from torchimplicit.loop.blocks import solve_in_blocks
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult, Watch, solve
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status, all_converged
@@ -22,14 +22,14 @@ def solve_in_stages(
     stages: Sequence[Method],
     equations: Equations,
     z0: Tensor,
-    stopping: Stopping,
+    settings: LoopSettings,
     watch: Watch | None = None,
     keep_trace: bool = False,
 ) -> SearchResult:
     """Where the stages end. Its inverse is that of the first stage if this has solved every system; else there is none."""
     seen = watch is not None or keep_trace  # then the rows stay together
     forgiving = len(stages) > 1
-    first = replace(stopping, forgiving=forgiving, max_steps=min(stopping.max_steps, stages[0].max_steps))
+    first = replace(settings, forgiving=forgiving, max_steps=min(settings.max_steps, stages[0].max_steps))
     if equations.part is not None and not seen:
         found = solve_in_blocks(stages[0], equations, z0, first)
     else:
@@ -40,12 +40,12 @@ def solve_in_stages(
     solved_by = torch.where(found.status == Status.CONVERGED, 0, -1)
     length = found.steps.max()
     for stage in () if values_hidden() else stages[1:]:
-        allowed = (stopping.max_steps - found.steps).clamp(max=stage.max_steps)
+        allowed = (settings.max_steps - found.steps).clamp(max=stage.max_steps)
         allowed = torch.where((found.status == Status.CONVERGED) | _hopeless(found), 0, allowed)
         rows = allowed.nonzero().flatten()
         if not len(rows):
             break
-        limited = replace(stopping, forgiving=forgiving, max_steps=int(allowed.max()))
+        limited = replace(settings, forgiving=forgiving, max_steps=int(allowed.max()))
         if equations.part is not None and not seen:
             part = equations.of_rows(rows)
             own = stage.of_rows(rows)
@@ -60,7 +60,7 @@ def solve_in_stages(
         solved_by[rows] = torch.where(found.status[rows] == Status.CONVERGED, tried, -1)
         tried += 1
     if not values_hidden():  # what is left may be solvable by what there were no steps for
-        unsolved = (found.status != Status.CONVERGED) & ~_hopeless(found) & (found.steps >= stopping.max_steps)
+        unsolved = (found.status != Status.CONVERGED) & ~_hopeless(found) & (found.steps >= settings.max_steps)
         found = replace(found, status=torch.where(unsolved, Status.MAX_STEPS, found.status))
     return replace(found, tried=_names(stages[:tried]), solved_by=solved_by)
 

@@ -23,8 +23,8 @@ from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
 from torchimplicit.linear import LU
 from torchimplicit.loop.search import Inside
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.private import functorch, pytree
 from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.answer import judged, tolerance_of_answers
@@ -48,7 +48,7 @@ class BlackBox:
     vmap: str
     tolerance: Tolerance
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
+    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         z = z0 if inside is None else self._inside(inside)
         return judged(equations, z, self.layout.widths, self.tolerance)
 
@@ -64,7 +64,7 @@ class BlackBox:
         ]
         return torch.cat([row.to(self.layout.real_dtype) for row in rows])
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
+    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         raise TypeError(NO_STEPS)
 
     @property

@@ -17,8 +17,8 @@ from torchimplicit.linear.iteration import IterativeSolver, LinearResult, error_
 from torchimplicit.linear.rows import Rows
 from torchimplicit.linear.solver import LinearSolver, bind
 from torchimplicit.loop.search import Inside
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.private import pytree
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import Status
@@ -65,7 +65,7 @@ class LinearSearch:
     kept: list[Rows] = field(default_factory=list, init=False)  # inverses that are no tensors, each by its number
     preconditioner: Rows | None = field(default=None, init=False)
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
+    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         if self.operator is None or (inside is not None and not is_made_of_tensors(self.operator)):
             jacobian = equations.jacobian(z0)
             rows = Posed(jacobian, -jacobian.value, (0,))
@@ -74,11 +74,11 @@ class LinearSearch:
             found, products = self._found(self._posed_inside(inside), as_tensors=False)
             equations.products += products
         else:
-            found = self.recorded(equations, z0, stopping, checkpoint=False)
+            found = self.recorded(equations, z0, settings, checkpoint=False)
         known = self.operator is not None and is_made_of_tensors(self.operator)
         return found if known else self._check_linear(equations, found)
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
+    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         assert self.operator is not None
         found, products = self._found(Posed(self.operator, self.b, tuple(range(self.b.ndim - 1))))
         equations.products += products

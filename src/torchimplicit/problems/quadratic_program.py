@@ -18,8 +18,8 @@ from torchimplicit.condition import Kind, Vmap
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
 from torchimplicit.linear.vectors import times
 from torchimplicit.loop.search import Inside
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
-from torchimplicit.loop.stopping import Stopping
 from torchimplicit.norms import measured
 from torchimplicit.parameters import check_positive, check_steps
 from torchimplicit.problem import Problem
@@ -91,7 +91,7 @@ class ProgramSearch:
     tolerance: Tolerance
     max_steps: int
 
-    def __call__(self, equations: Equations, z0: Tensor, stopping: Stopping, inside: Inside | None) -> SearchResult:
+    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         data = self._of_all(self.data, ()) if inside is None else self._of_all(inside.tensors, inside.vmaps)
         found = solve(data, self.layout.real_dtype, self.max_steps)
         w = found.w.to(z0.dtype)
@@ -127,7 +127,7 @@ class ProgramSearch:
         of_bounds = {name: parts.get(name) for name in ("lower", "upper")}
         return Data(**{name: parts.get(name, none.get(name)) for name in NAMES[:6]}, **of_bounds)  # type: ignore[arg-type]
 
-    def recorded(self, equations: Equations, z0: Tensor, stopping: Stopping, checkpoint: bool) -> SearchResult:
+    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         raise TypeError(NO_STEPS)
 
     @property

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.private.operators import DispatchMode, written
-from torchimplicit.sparsity.dependencies import Layers, Unknown
 from torchimplicit.sparsity.construction import of_places, of_rows
+from torchimplicit.sparsity.dependencies import Layers, Unknown
 from torchimplicit.sparsity.rules import Call
 
 

@@ -1,4 +1,4 @@
-"""When the loop stops."""
+"""What is asked of the loop. Whether a system has done it, :mod:`torchimplicit.loop.convergence` decides."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torchimplicit.tolerance import Tolerance
 
 
 @dataclass(frozen=True)
-class Stopping:
-    """When the loop stops.
+class LoopSettings:
+    """What is asked of the loop.
 
     tolerance : of the error of z.
     max_steps : at most so many steps.

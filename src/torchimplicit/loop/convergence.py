@@ -1,4 +1,4 @@
-"""Where the systems of a batch stand while a solver goes on: their best iterates, and which of them have ended, and how."""
+"""When a system has converged, is stuck or has run off: where those of a batch stand as a solver goes on, and their best iterates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import below, count, finished, occurs, reaches, values_hidden
 from torchimplicit.loop.gathering import take
-from torchimplicit.loop.stopping import Stopping
+from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.norms import measured, rms, rounding
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.status import Status
@@ -57,7 +57,7 @@ class Course:
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
     """
 
-    stopping: Stopping
+    settings: LoopSettings
     patience: int
     z: Tensor
     r: Tensor
@@ -90,7 +90,7 @@ class Course:
 
     @staticmethod
     def at(
-        stopping: Stopping,
+        settings: LoopSettings,
         patience: int,
         z: Tensor,
         r: Tensor,
@@ -107,7 +107,7 @@ class Course:
         running = torch.ones_like(norm, dtype=torch.bool)
         none, unknown = torch.zeros_like(norm, dtype=torch.int64), torch.full_like(norm, torch.nan)
         course = Course(
-            *(stopping, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
+            *(settings, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
             *(none, none, unknown, unknown, unknown),
             vanishes=doubts.get("vanishes"),
             jagged=doubts.get("jagged"),
@@ -115,7 +115,7 @@ class Course:
         course.z0 = z.detach()
         if lowest is not None:
             course.first = 1 + rms(z.detach())
-        done = course.arrived(estimate, stopping.tolerance.bound(z))
+        done = course.arrived(estimate, settings.tolerance.bound(z))
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
         if reaches(norm, 0) or not below(norm, torch.inf):
@@ -123,7 +123,7 @@ class Course:
             done = exact if done is None else done | exact
             course.here = torch.where(exact, 0, course._error_here())
             course.end(course.running & ~norm.isfinite(), torch.full_like(none, Status.NONFINITE), 0)
-        if done is not None and not stopping.at_least_one:
+        if done is not None and not settings.at_least_one:
             course.end(course.running & done, None, 0)
         return course
 
@@ -135,7 +135,7 @@ class Course:
         self, z: Tensor, r: Tensor, estimate: Estimate | None, merit: Callable[[], Tensor | None], gain: Gain
     ) -> tuple[Tensor | None, Verdict]:
         """Go on to z with its residual r, where the error is estimated; which systems end there (None: none of them), and how."""
-        norm, bound = rms(r.detach()), self.stopping.tolerance.bound(z.detach())
+        norm, bound = rms(r.detach()), self.settings.tolerance.bound(z.detach())
         fall = norm / self.mark
         some_ended = self._some_ended
         closer = below(torch.where(self.running, fall, 0) if some_ended else fall, PROGRESS)
@@ -158,7 +158,7 @@ class Course:
         if not finished(moves):
             z, r, norm = where(moves, z, self.z), where(moves, r, self.r), torch.where(moves, norm, self.norm)
         self.z, self.r, self.norm = z, r, norm
-        arrived = self.arrived(estimate, self.stopping.tolerance.bound(z.detach()), gain)
+        arrived = self.arrived(estimate, self.settings.tolerance.bound(z.detach()), gain)
         done = torch.zeros_like(moves) if arrived is None else moves & arrived
         closer = norm < self.best
         progress = norm < PROGRESS * self.mark
@@ -189,7 +189,7 @@ class Course:
         self.looks += 1
         if estimate is None:
             return None
-        tolerance, strictness, unit_before = self.stopping.tolerance, self.stopping.strictness, self.unit
+        tolerance, strictness, unit_before = self.settings.tolerance, self.settings.strictness, self.unit
         known = estimate.correction is self.r and not tolerance.leaves
         mean, self.unit = (self.norm, bound) if known else tolerance.worst(estimate.correction, bound, rms)
         size = _times(estimate.scale, mean) / self.unit
@@ -267,7 +267,7 @@ class Course:
         """The estimated error at z, and the largest number of the correction there."""
         assert self.estimate is not None
         correction, contraction, scale, complete = self.estimate
-        longest, self.unit = self.stopping.tolerance.worst(correction, bound, largest)
+        longest, self.unit = self.settings.tolerance.worst(correction, bound, largest)
         longest = _times(scale, longest)
         theta = contraction if complete or isinstance(self.before, float) else self.size / self.before
         if not complete and isinstance(self.before, Tensor) and not below(self.before, torch.inf):
@@ -288,7 +288,7 @@ class Course:
         """The estimated error at z, NaN where nothing is known of it."""
         if self.here is None and self.estimate is not None:
             z = self.z.detach()
-            self.here = self._error(z, self.stopping.tolerance.bound(z))[0]
+            self.here = self._error(z, self.settings.tolerance.bound(z))[0]
         return torch.full_like(self.norm, torch.nan) if self.here is None else self.here
 
     def slow(self, best_z: Tensor) -> Tensor | None:
@@ -306,7 +306,7 @@ class Course:
         if estimate is None or not occurs(stuck):
             return torch.zeros_like(stuck)
         z = self.z.detach()
-        error, bound = self.stopping.tolerance.floor(z.dtype).largest(estimate.correction, z)
+        error, bound = self.settings.tolerance.floor(z.dtype).largest(estimate.correction, z)
         error = estimate.scale * error
         near = stuck & (error <= bound) & ~self._runs_off(z)
         if not occurs(near):
@@ -363,7 +363,7 @@ class Course:
         if self.z is self.best_z or values_hidden() or len(arrived) < 2 or not occurs(arrived):
             return None
         moved = self.z.detach() - self.best_z.detach()
-        change, bound = self.stopping.tolerance.largest(moved, self.best_z.detach())
+        change, bound = self.settings.tolerance.largest(moved, self.best_z.detach())
         return (change > error * bound) & arrived
 
     @property
