@@ -11,11 +11,12 @@ from torch import Tensor
 
 from torchimplicit.adjoints.function import Solved, solve_system
 from torchimplicit.adjoints.solving import LinearSettings
-from torchimplicit.adjoints.systems import ConditionSystem
+from torchimplicit.adjoints.systems import ConditionSystem, Find
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.mode import as_one_call, being_captured
 from torchimplicit.condition import Condition
+from torchimplicit.linear.solver import LinearSolver, is_linear_solver
 from torchimplicit.loop.search import Inside
 from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem, detached
@@ -40,14 +41,14 @@ class Implicit:
     ``Implicit(linear.Neumann(k))`` is the truncated Neumann series, an approximation that was asked for by name.
     """
 
-    linear_solver: Any = None
+    linear_solver: LinearSolver | None = None
     rtol: float | None = None
     atol: float | None = None
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
         solver = self.linear_solver
-        if solver is not None and (isinstance(solver, type) or not hasattr(solver, "factorize")):
+        if solver is not None and not is_linear_solver(solver):
             raise TypeError(
                 f"linear_solver must be an object of torchimplicit.linear with factorize(operator); got {solver!r}."
                 + (" Call the class." if isinstance(solver, type) else "")
@@ -97,7 +98,7 @@ class Implicit:
         return z, stats, problem.aux(z) if problem.has_aux else None
 
     def _system(
-        self, problem: Problem, condition: Condition, find: Any, linearised: Linearisation | None = None
+        self, problem: Problem, condition: Condition, find: Find, linearised: Linearisation | None = None
     ) -> ConditionSystem:
         floor = ROUNDING * torch.finfo(problem.layout.real_dtype).eps
         settings = LinearSettings(

@@ -13,8 +13,10 @@ from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, largest
 from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear import GMRES, LU, LinearOperator, LinearResult
+from torchimplicit.linear.binding import bind
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import solve
 from torchimplicit.solvers.anderson import Anderson
@@ -32,7 +34,7 @@ def solve_in_graph(posed: Posed) -> Found:
     n = z.shape[-1]
     small = isinstance(z.shape[0], int) and z.numel() * n <= ENTRIES
     if named is None and kind.linear and posed.inverse is not None:
-        found = _by_inverse(posed)
+        found = _by_inverse(posed, posed.inverse)
     elif isinstance(named, DirectSolver) or (named is None and (small or (not kind.near_identity and n <= DENSE))):
         return _by_factors(posed)
     else:
@@ -57,7 +59,8 @@ def _by_factors(posed: Posed) -> Found:
     """By the factors of the Jacobian at z itself."""
     b, z, tolerance = posed.b, posed.z, posed.settings.tolerance
     operator = posed.operator()
-    factors = (posed.settings.solver or LU(equilibrate=z.shape[-1] > 1)).factorize(operator)
+    named = posed.settings.solver
+    factors = (named if isinstance(named, DirectSolver) else LU(equilibrate=z.shape[-1] > 1)).factorize(operator)
     w = factors.solve(b, posed.transpose)
     residual = torch.linalg.vector_norm(b - operator.apply(w, posed.transpose), dim=-1)
     asked = (b != 0).any(-1)
@@ -76,9 +79,9 @@ def _by_factors(posed: Posed) -> Found:
     return _found(posed, w, residual, (off, Status.INACCURATE), (singular, Status.SINGULAR))
 
 
-def _by_inverse(posed: Posed) -> Found:
+def _by_inverse(posed: Posed, inverse: Preconditioner) -> Found:
     """By the factors that a linear forward solve has left, refined once."""
-    b, inverse, operator = posed.b, posed.inverse, posed.operator()
+    b, operator = posed.b, posed.operator()
     first = inverse.solve(b, posed.transpose)
     rest = b - operator.apply(first, posed.transpose)
     w = first + inverse.solve(rest, posed.transpose)
@@ -92,9 +95,9 @@ def _by_inverse(posed: Posed) -> Found:
 def _by_products(posed: Posed) -> Found:
     """By a Krylov method."""
     settings = posed.settings
-    state = (settings.solver or GMRES()).factorize(_Products(posed.b, *_product(posed)))
-    limits: dict[str, Any] = {"rtol": settings.rtol, "atol": settings.atol, "max_steps": settings.max_steps}
-    return Found(state.iterate(posed.b, **limits), [], 1, 1)
+    state = bind(settings.solver or GMRES(), _Products(posed.b, *_product(posed)))
+    result = state.iterate(posed.b, rtol=settings.rtol, atol=settings.atol, max_steps=settings.max_steps)
+    return Found(result, [], 1, 1)
 
 
 def _by_steps(posed: Posed) -> Found:

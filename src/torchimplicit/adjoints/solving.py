@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,18 @@ from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Diagnosis, L
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.condition import Condition, Kind
-from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Richardson
+from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Neumann, Richardson
 from torchimplicit.linear.auto import better_of
+from torchimplicit.linear.binding import bind
 from torchimplicit.linear.diagonal import Division
+from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.factors import Factors
-from torchimplicit.linear.iteration import Preconditioner, ordinary, tolerance
+from torchimplicit.linear.iteration import ordinary, tolerance
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
-from torchimplicit.linear.solver import Bound, LinearSolver, bind
+from torchimplicit.linear.rows import RowsOfFactors
+from torchimplicit.linear.solver import Bound, Left, LinearSolver, Preconditioner, Refusing
 from torchimplicit.status import OnFailure, Status
 from torchimplicit.tolerance import Tolerance
 
@@ -57,7 +60,7 @@ class LinearSettings:
     max_steps: int | None
     forgiving: bool
     on_failure: OnFailure
-    inverse: Callable[[Sequence[Tensor]], Any]
+    inverse: Callable[[Sequence[Tensor]], Left]
     inverse_is_earlier: bool
     near_identity: bool
     tolerance: Tolerance
@@ -74,7 +77,7 @@ class Posed:
 
     base : the condition g; ``tensors`` are those that it takes after z.
     b, z : (B, n).
-    inverse : the forward solver's, if it left one, as an object with ``solve`` and ``suspicious``.
+    inverse : the forward solver's, if it left one.
     """
 
     base: Condition
@@ -82,7 +85,7 @@ class Posed:
     settings: LinearSettings
     b: Tensor
     z: Tensor
-    inverse: Any
+    inverse: Tiled | None
     tensors: tuple[Tensor, ...]
 
     def operator(self, linearisation: Linearisation | None = None) -> Jacobian:
@@ -154,9 +157,9 @@ class LinearisedSolver:
         self.settings, self.b, self.adjoint, self.sweep = posed.settings, posed.b, posed.transpose, sweep
         self.operator = posed.operator(None if sweep is None else sweep.in_z)
         self.named = self.settings.solver
-        self.inverse = posed.inverse if self.named is None else None
+        self.inverse: Tiled | Factors | None = posed.inverse if self.named is None else None
         self.inverse_is_near = self.inverse is not None  # to the inverse of A
-        self.direct: Any = None  # factors of A that were needed
+        self.direct: Direct | None = None  # factors of A that were needed
         self.forgiven: Tensor | None = (
             None  # systems that only rounding keeps from their tolerance: z may be too near a singular one
         )
@@ -164,7 +167,7 @@ class LinearisedSolver:
     @property
     def truncated(self) -> bool:
         """Whether the solver is a series that its user has cut off: an approximation, of which nothing is expected."""
-        return getattr(self.named, "truncated", False)
+        return isinstance(self.named, Neumann)
 
     @property
     def small(self) -> bool:
@@ -183,7 +186,7 @@ class LinearisedSolver:
         if self.named is None and self.operator.shape[-1] == 1:
             self.direct = Division(self.operator.to_dense().squeeze(-1))
             return self._by_factors(self.direct)[0]
-        told = self.inverse is not None and self.inverse.refused is not None  # more than factors of A could tell
+        told = isinstance(self.inverse, Tiled) and self.inverse.refused is not None  # more than factors of A could tell
         if self.named is None and self.sweep is not None and math.prod(self.operator.shape) <= TINY and not told:
             self.inverse, self.inverse_is_near = LU(equilibrate=False).factorize(self.operator), True
             result, size = self._by_factors(self.inverse)
@@ -217,20 +220,22 @@ class LinearisedSolver:
     def _refined(self) -> LinearResult:
         if self.inverse is None:
             return self._chosen(self.b)
-        limits: dict[str, Any] = {"rtol": self.settings.rtol, "atol": self.settings.atol}
+        rtol, atol = self.settings.rtol, self.settings.atol
         refined = Richardson(preconditioner=self.inverse, max_steps=REFINEMENTS).factorize(self.operator)
-        result = refined.iterate(self.b, self.adjoint, **limits)
+        result = refined.iterate(self.b, self.adjoint, rtol=rtol, atol=atol)
         if finished(result.converged):
             return result
         self.inverse_is_near = False
         if not self.small:
             krylov = GMRES(preconditioner=self.inverse, restart=KRYLOV, max_steps=KRYLOV).factorize(self.operator)
-            result = better_of(result, krylov.iterate(self.b, self.adjoint, x0=result.x.nan_to_num(), **limits))
+            more = krylov.iterate(self.b, self.adjoint, x0=result.x.nan_to_num(), rtol=rtol, atol=atol)
+            result = better_of(result, more)
         return result if finished(result.converged) else better_of(result, self._chosen(self.b))
 
     def _chosen(self, b: Tensor, rtol: float | None = None) -> LinearResult:
-        limits: dict[str, Any] = {"atol": self.settings.atol, "max_steps": self.settings.max_steps}
-        result = self.state.iterate(b, self.adjoint, rtol=self.settings.rtol if rtol is None else rtol, **limits)
+        settings = self.settings
+        rtol = settings.rtol if rtol is None else rtol
+        result = self.state.iterate(b, self.adjoint, rtol=rtol, atol=settings.atol, max_steps=settings.max_steps)
         self.direct = self.direct if self.state.direct is None else self.state.direct
         return result
 
@@ -241,17 +246,19 @@ class LinearisedSolver:
         alone. (The automatic choice is direct there, or a contraction, whose own solution would grow.)
         """
         if self.direct is None and not self.truncated:
-            if self.inverse is not None and self.inverse_is_near:
-                # Which was of a nearby matrix, and perhaps badly scaled.
-                of_factors = isinstance(self.inverse, Factors)
-                unknown = self.inverse.some_suspicious if of_factors else occurs(self.inverse.suspicious)
-                if unknown and not of_factors and self.inverse.exact:
-                    return self.inverse.singular
-            else:
+            inverse = self.inverse if self.inverse_is_near else None
+            if inverse is None:
                 unknown = self.small and self.named is not None
+            elif isinstance(inverse, Factors):
+                unknown = inverse.some_suspicious
+            else:  # it was of a nearby matrix, and perhaps badly scaled, or tells for itself
+                unknown = occurs(inverse.suspicious)
+                singular = inverse.singular if unknown else None
+                if singular is not None:
+                    return singular
             if unknown:
                 self.direct = LU().factorize(self.operator)
-        return getattr(self.direct, "singular", None)
+        return None if self.direct is None else self.direct.singular
 
     def look(self, at: LinearSolution, rows: Tensor, gauge: bool) -> Diagnosis | None:
         """What the solution says of z* in ``rows`` (B,), if that is worth a look; nothing of a tangent found iteratively. Beside a
@@ -276,33 +283,26 @@ class LinearisedSolver:
 class Tiled:
     """An inverse of k systems that serves a multiple of k right-hand sides, all rows of the flat batch."""
 
-    def __init__(self, inverse: Any, systems: int, rows: int) -> None:
+    def __init__(self, inverse: Left, systems: int, rows: int) -> None:
         self.inverse, self.systems, self.rows = inverse, systems, rows
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         if self.systems == b.shape[0]:
-            solution: Tensor = self.inverse.solve(b, adjoint)
-            return solution
-        tiled: Tensor = self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint)
-        return tiled.flatten(0, 1)
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is of the very matrix, and not of one nearby."""
-        return getattr(self.inverse, "exact", False)
+            return self.inverse.solve(b, adjoint)
+        return self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint).flatten(0, 1)
 
     @property
     def suspicious(self) -> Tensor:
-        found: Tensor = self.inverse.suspicious
-        return found
+        return self.inverse.suspicious
 
     @property
-    def singular(self) -> Tensor:
-        found: Tensor = self.inverse.singular
-        return found
+    def singular(self) -> Tensor | None:
+        """Whether it is; None where the inverse may be of a matrix nearby, and cannot tell."""
+        return self.inverse.singular if isinstance(self.inverse, RowsOfFactors) else None
 
     @property
     def refused(self) -> Tensor | None:
         """Statuses, of all rows, of derivatives that the forward solve has found not to exist; None where it has not looked."""
-        found: Tensor | None = getattr(self.inverse, "refused", None)
-        return found if found is None else found.repeat(self.rows // self.systems)
+        if not isinstance(self.inverse, Refusing):
+            return None
+        return self.inverse.refused.repeat(self.rows // self.systems)

@@ -18,9 +18,12 @@ from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs, tracing
 from torchimplicit.condition import Condition
 from torchimplicit.graph.reports import reported
-from torchimplicit.linear.iteration import error_of, linear_status
+from torchimplicit.linear.iteration import error_of
+from torchimplicit.linear.solver import linear_status
 from torchimplicit.solution import Record, SolveInfo, SolveStats
 from torchimplicit.status import Status, announce, report, unanswered
+
+Find = Callable[[Condition, Tensor, Sequence[Tensor]], Solved]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class ConditionSystem:
 
     own_operator: ClassVar[bool] = True
     condition: Condition
-    find: Callable[[Condition, Tensor, Sequence[Tensor]], Solved]
+    find: Find
     settings: LinearSettings
     batch_shape: torch.Size
     record: Record

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.tolerance import ROUNDING, Tolerance
 
@@ -83,7 +84,7 @@ class LinearSolution:
     tolerance: Tolerance
     permitted: Callable[[Tensor, Tensor], Tensor]
     near_identity: bool
-    earlier: Any
+    earlier: Preconditioner | None
 
     @cached_property
     def amplification(self) -> Tensor:
@@ -136,12 +137,11 @@ class Estimate(Protocol):
 class ByFactors:
     """From factors of J, or an approximate inverse: ``solve(b, adjoint)``."""
 
-    def __init__(self, factors: Any, at: LinearSolution) -> None:
+    def __init__(self, factors: Preconditioner, at: LinearSolution) -> None:
         self.factors, self.at = factors, at
 
     def correction(self, r: Tensor) -> Tensor:
-        w: Tensor = self.factors.solve(r, False)
-        return w
+        return self.factors.solve(r, False)
 
     def excess(self, r: Tensor, known: Tensor | float = 0.0) -> Tensor:
         size, allowed = self.at.tolerance.largest(self.correction(r) - known, self.at.jacobian.z)

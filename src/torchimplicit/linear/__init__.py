@@ -12,7 +12,7 @@ from torchimplicit.linear.conversion import as_operator
 from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.diagonal import Diagonal
 from torchimplicit.linear.gmres import GMRES
-from torchimplicit.linear.iteration import Geometry, LinearResult
+from torchimplicit.linear.iteration import Geometry
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.kronecker import Kronecker
 from torchimplicit.linear.large import Large
@@ -26,6 +26,7 @@ from torchimplicit.linear.operators import Inverse, LinearOperator, Product, Sca
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.qr import QR
 from torchimplicit.linear.richardson import Richardson
+from torchimplicit.linear.solver import LinearResult
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.svd import SVD
 from torchimplicit.linear.triangular import Triangular

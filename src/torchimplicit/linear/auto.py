@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from torchimplicit.linear.cholesky_or_lu import cholesky_or_lu
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
-from torchimplicit.linear.iteration import IterativeState, LinearResult
-from torchimplicit.linear.large import Large, LargeState
+from torchimplicit.linear.iteration import IterativeSolver, IterativeState
+from torchimplicit.linear.jacobian import memory_of
+from torchimplicit.linear.large import Large
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.minres import MINRES
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.richardson import Richardson
+from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner
 
 NARROW = 64  # diagonals of a band within which elimination pays
 
@@ -33,7 +36,7 @@ class Auto:
     1. The direct solve that this kind of matrix has (`operator.direct()`): division by a diagonal, elimination within a band,
        block by block, by factor of a product, ...; LU for dense entries, or Cholesky if A is positive definite, with LU for
        the systems in which that fails.
-    2. Of what has none: :class:`Large`, if something is known of matrices like A (`operator.memory`); elimination within the
+    2. Of what has none: :class:`Large`, if A is a Jacobian and something is known of those like it (`A.memory`); elimination within the
        band, if that is known to be narrow; the same LU or Cholesky, if n <= dense_limit.
     3. Otherwise, by products alone: CG if A is positive definite, MINRES if it is symmetric (a preconditioner may
        not be definite), else GMRES.
@@ -55,7 +58,7 @@ class Auto:
     fallback_limit: int = 1024
     restart: int = 32
     max_steps: int | None = None
-    preconditioner: Any = None
+    preconditioner: Preconditioner | LinearSolver | LinearOperator | None = None
 
     def factorize(self, operator: LinearOperator) -> AutoState:
         """Choose, and factorise if the choice is a direct solver.
@@ -70,7 +73,7 @@ class Auto:
 def _direct(operator: LinearOperator, dense_limit: int) -> Direct | None:
     """The state of the direct solve that fits the operator; None: there is none that pays."""
     own = operator.direct()
-    if own is not None or operator.memory is not None:
+    if own is not None or memory_of(operator) is not None:
         return own
     structure, n = operator.structure, operator.shape[-1]
     if structure.lower + structure.upper < min(NARROW, n / 2):
@@ -80,7 +83,7 @@ def _direct(operator: LinearOperator, dense_limit: int) -> Direct | None:
     return cholesky_or_lu(operator) if operator.positive_definite else LU().factorize(operator)
 
 
-class AutoState:
+class AutoState(Bound):
     """The chosen solver bound to an operator.
 
     Attributes:
@@ -92,19 +95,24 @@ class AutoState:
         self.solver = solver
         self.operator = operator
         self.direct = _direct(operator, solver.dense_limit)
-        self.iterative: IterativeState | LargeState | None = None
+        self.iterative: Bound | None = None
         if self.direct is not None:
             self.choice = self.direct.title
-        elif operator.memory is not None:
+        elif memory_of(operator) is not None:
             self.choice, self.iterative = "large", Large(restart=solver.restart).factorize(operator)
         else:
-            limits = {"max_steps": solver.max_steps, "preconditioner": solver.preconditioner}
+            method: Callable[..., IterativeSolver]
             if operator.positive_definite:
-                self.choice, self.iterative = "CG", CG(**limits).factorize(operator)
+                self.choice, method = "CG", CG
             elif operator.symmetric and solver.preconditioner is None:
-                self.choice, self.iterative = "MINRES", MINRES(**limits).factorize(operator)
+                self.choice, method = "MINRES", MINRES
             else:
-                self.choice, self.iterative = "GMRES", GMRES(restart=solver.restart, **limits).factorize(operator)
+                self.choice, method = "GMRES", partial(GMRES, restart=solver.restart)
+            self.iterative = self._by(method)
+
+    def _by(self, method: Callable[..., IterativeSolver]) -> IterativeState:
+        limits = {"max_steps": self.solver.max_steps, "preconditioner": self.solver.preconditioner}
+        return method(**limits).factorize(self.operator)
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         """x with A x = b or Aᴴ x = b, (*lead, *batch_shape, n): directly, or to default tolerance."""
@@ -116,7 +124,7 @@ class AutoState:
         adjoint: bool = False,
         *,
         x0: Tensor | None = None,
-        rtol: float | None = None,
+        rtol: float | Tensor | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
     ) -> LinearResult:
@@ -134,11 +142,9 @@ class AutoState:
         return Richardson(preconditioner=factors).factorize(self.operator)
 
     def _fallback(self) -> IterativeState:
-        solver = self.solver
-        if self.operator.shape[-1] <= solver.fallback_limit:
+        if self.operator.shape[-1] <= self.solver.fallback_limit:
             return self._refined(LU().factorize(self.operator))
-        limits = {"max_steps": solver.max_steps, "preconditioner": solver.preconditioner}
-        return BiCGStab(**limits).factorize(self.operator)
+        return self._by(BiCGStab)
 
 
 def better_of(first: LinearResult, second: LinearResult) -> LinearResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +11,10 @@ from torch import Tensor
 from torchimplicit.linear.auto import Auto, AutoState, better_of
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
-from torchimplicit.linear.iteration import LinearResult, tolerance
+from torchimplicit.linear.iteration import tolerance
 from torchimplicit.linear.mixing import mixture
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.solver import Bound, LinearResult
 from torchimplicit.linear.vectors import fit
 from torchimplicit.linear.window import store
 
@@ -46,16 +46,12 @@ class Contraction:
         return ContractionState(square(operator, "Contraction"))
 
 
-class ContractionState:
+class ContractionState(Bound):
     """The steps bound to an operator."""
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator = operator
         self.fallback: AutoState | None = None
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        """x with A x = b or Aᴴ x = b, to default tolerance."""
-        return self.iterate(b, adjoint).x
 
     def iterate(
         self,
@@ -63,7 +59,7 @@ class ContractionState:
         adjoint: bool = False,
         *,
         x0: Tensor | None = None,
-        rtol: float | None = None,
+        rtol: float | Tensor | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
     ) -> LinearResult:
@@ -113,20 +109,16 @@ class ContractionState:
         b: Tensor,
         adjoint: bool,
         x0: Tensor,
-        rtol: float | None,
+        rtol: float | Tensor | None,
         atol: float | None,
         limit: float,
         solver: Auto,
     ) -> LinearResult:
         self.fallback = solver.factorize(self.operator)
+        self.direct = self.fallback.direct
         x0 = torch.where(x0.isfinite().all(-1, keepdim=True), x0, 0)
         max_steps = None if limit == math.inf else int(limit)
         return self.fallback.iterate(b, adjoint, x0=x0, rtol=rtol, atol=atol, max_steps=max_steps)
-
-    @property
-    def direct(self) -> Any:
-        """The factors, where it came to a factorisation."""
-        return None if self.fallback is None else self.fallback.direct
 
 
 class _Steps:

@@ -1,4 +1,4 @@
-"""What the iterative solvers share: the result, the geometry, and the one loop with its per-system masks.
+"""What the iterative solvers share: the geometry, and the one loop with its per-system masks.
 
 A method contributes one *cycle*: an approximate solution d of the residual equation A d = r. The loop restarts it from
 the true residual until that is small, keeps the best x seen, and decides about each system on its own.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,52 +18,10 @@ from torchimplicit.autograd.transforms import below, finished, inside_functorch,
 from torchimplicit.graph.loop import Operands, repeat
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner, can_solve, is_linear_solver
 from torchimplicit.linear.vectors import fit
-from torchimplicit.status import Status
 
 Product = Callable[[Tensor], Tensor]
-
-
-class LinearResult(NamedTuple):
-    """An iterative solution. Per system means: of shape (*lead, *batch_shape).
-
-    Attributes:
-        x: the best solution seen, (*lead, *batch_shape, n).
-        residual_norm: ‖b − A x‖ per system, evaluated and not taken from a recurrence.
-        steps: steps taken per system (int64).
-        converged: residual_norm <= atol + rtol ‖b‖, per system.
-        breakdown: per system, the method could not go on (a zero divisor, a non-finite number) and did not converge.
-        exhausted: per system, the step limit ended it before it converged.
-        products: products with A or Aᴴ of the whole batch.
-    """
-
-    x: Tensor
-    residual_norm: Tensor
-    steps: Tensor
-    converged: Tensor
-    breakdown: Tensor
-    exhausted: Tensor
-    products: int
-
-
-def after(first: LinearResult | None, second: LinearResult) -> LinearResult:
-    """The second result, which began where the first ended, with the costs of both."""
-    if first is None:
-        return second
-    return second._replace(steps=first.steps + second.steps, products=first.products + second.products)
-
-
-def linear_status(result: LinearResult) -> Tensor:
-    """How the solution of a linear system ended, per system."""
-    status = torch.where(result.exhausted, Status.MAX_STEPS, Status.STAGNATED)
-    status = torch.where(result.converged, Status.CONVERGED, status)
-    return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
-
-
-class Preconditioner(Protocol):
-    """An approximate inverse of A, such as the state of any solver for a nearby matrix."""
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor: ...
 
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
@@ -122,7 +80,7 @@ class IterativeSolver(ABC):
     """
 
     cycles_in_graph: ClassVar[int | None] = None  # so few that they are written out; else a loop
-    preconditioner: Any = None
+    preconditioner: Preconditioner | LinearSolver | LinearOperator | None = None
     max_steps: int | None = None
     geometry: Geometry = field(default_factory=lambda: EUCLIDEAN, repr=False)
 
@@ -157,7 +115,9 @@ class IterativeSolver(ABC):
         """
 
 
-def prepare(preconditioner: Any, operator: LinearOperator) -> Any:
+def prepare(
+    preconditioner: Preconditioner | LinearSolver | LinearOperator | None, operator: LinearOperator
+) -> Preconditioner | None:
     """A solver is factorised on the operator, an operator is solved by its direct state; a state is taken as it is."""
     if isinstance(preconditioner, LinearOperator):
         state = preconditioner.direct()
@@ -167,9 +127,9 @@ def prepare(preconditioner: Any, operator: LinearOperator) -> Any:
                 "a Diagonal, or where the products of this one approximate A⁻¹, its inverse"
             )
         return state
-    if preconditioner is None or hasattr(preconditioner, "solve"):
+    if preconditioner is None or can_solve(preconditioner):
         return preconditioner
-    if hasattr(preconditioner, "factorize"):
+    if is_linear_solver(preconditioner):
         return preconditioner.factorize(operator)
     raise TypeError(
         f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
@@ -177,7 +137,7 @@ def prepare(preconditioner: Any, operator: LinearOperator) -> Any:
     )
 
 
-class IterativeState:
+class IterativeState(Bound):
     """A solver bound to an operator. It holds no factors: the operator and the preconditioner are all there is."""
 
     def __init__(
@@ -187,17 +147,13 @@ class IterativeState:
         self.operator = operator
         self.preconditioner = preconditioner
 
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        """x with A x = b or Aᴴ x = b, to default tolerance: `iterate(b, adjoint).x`."""
-        return self.iterate(b, adjoint).x
-
     def iterate(
         self,
         b: Tensor,
         adjoint: bool = False,
         *,
         x0: Tensor | None = None,
-        rtol: float | None = None,
+        rtol: float | Tensor | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
     ) -> LinearResult:
@@ -347,7 +303,7 @@ def ordinary(size: Tensor) -> bool:
     return not reaches(size, limits.tiny**0.25) and below(size, limits.max**0.25)
 
 
-def tolerance(norm_b: Tensor, rtol: float | None, atol: float | None) -> Tensor:
+def tolerance(norm_b: Tensor, rtol: float | Tensor | None, atol: float | None) -> Tensor:
     """atol + rtol ‖b‖ with the defaults rtol = √eps, atol = 0."""
     rtol = torch.finfo(norm_b.dtype).eps ** 0.5 if rtol is None else rtol
     return rtol * norm_b + atol if atol else rtol * norm_b

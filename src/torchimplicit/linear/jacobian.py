@@ -12,9 +12,15 @@ from torch import Tensor
 
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.graph.loop import Operands
+from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.operators import LinearOperator
 
 SWEEP_ENTRIES = 2**24  # of the cotangents in one batched sweep: bounds the memory of `to_dense`
+
+
+def memory_of(operator: LinearOperator) -> Memory | None:
+    """What is known of matrices like it, if there is anything to know."""
+    return operator.memory if isinstance(operator, Jacobian) else None
 
 
 class _Moved(Operands):
@@ -36,7 +42,7 @@ class Jacobian(LinearOperator):
 
     With grad mode on, all products can be differentiated again. A ``linearisation`` of g in z that is already at hand is
     used as it is; where the ``value`` is, g is linearised when the first product is asked for. ``memory``: what is known of Jacobians
-    like this one.
+    like this one, if there is anything to know.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Jacobian(LinearOperator):
         linearisation: Linearisation | None = None,
         value: Tensor | None = None,
         of_g: Operands | None = None,
-        memory: Any = None,
+        memory: Memory | None = None,
     ) -> None:
         self.g, self.z, self._given, self._of_g = g, z, linearisation, of_g
         self.value = self._linearisation.value if value is None else value

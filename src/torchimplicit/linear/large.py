@@ -13,9 +13,10 @@ from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
-from torchimplicit.linear.iteration import LinearResult, after
+from torchimplicit.linear.jacobian import Jacobian, memory_of
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, after
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
 
@@ -55,7 +56,7 @@ class _Task(NamedTuple):
     b: Tensor
     adjoint: bool
     limit: int
-    rtol: Any
+    rtol: float | Tensor | None
     atol: float | None
 
     @property
@@ -68,18 +69,13 @@ class _Task(NamedTuple):
         return self._replace(rtol=rtol / 2, atol=None if self.atol is None else self.atol / 2)
 
 
-class LargeState:
+class LargeState(Bound):
     """The rule bound to an operator."""
-
-    direct = None
 
     def __init__(self, solver: Large, operator: LinearOperator) -> None:
         self.solver, self.operator = solver, operator
-        self.memory: Memory | None = operator.memory
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        """x with A x = b or Aᴴ x = b, to default tolerance."""
-        return self.iterate(b, adjoint).x
+        self.jacobian = operator if isinstance(operator, Jacobian) else None
+        self.memory = memory_of(operator)
 
     def iterate(
         self,
@@ -87,7 +83,7 @@ class LargeState:
         adjoint: bool = False,
         *,
         x0: Tensor | None = None,
-        rtol: Any = None,
+        rtol: float | Tensor | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
     ) -> LinearResult:
@@ -97,11 +93,11 @@ class LargeState:
         limit = self.solver.max_steps if max_steps is None else max_steps
         limit = 2 * n + 20 if limit is None else limit
         task = _Task(b, adjoint, limit, rtol, atol)
-        memory = self.memory
-        if memory is None or torch.is_grad_enabled() or values_hidden():
+        memory, jacobian = self.memory, self.jacobian
+        if memory is None or jacobian is None or torch.is_grad_enabled() or values_hidden():
             return self._krylov(self.operator, task, x0, limit)
         result: LinearResult | None = None
-        sparse = memory.pattern(self.operator) is not None
+        sparse = memory.pattern(jacobian) is not None
         if not sparse:
             return self._krylov(self.operator, task, x0, limit)
         if not (memory.serves(b) or memory.slow or memory.banded):
@@ -110,28 +106,25 @@ class LargeState:
                 return result
             memory.slow = True
             x0 = result.x.nan_to_num()
-        return after(result, self._by_factors(task, x0) if memory.cheap else self._by_entries(task, x0))
+        way = self._by_factors if memory.cheap else self._by_entries
+        return after(result, way(memory, jacobian, task, x0))
 
-    def _by_factors(self, task: _Task, x0: Tensor | None) -> LinearResult:
-        memory = self.memory
-        assert memory is not None
+    def _by_factors(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         old: LinearResult | None = None
         if memory.serves(task.b):
             old = self._krylov(self.operator, task, x0, min(self.solver.patience, task.limit), memory)
-            self._judge(old)
+            self._judge(memory, old)
             if finished(old.converged) or task.limit <= self.solver.patience:
                 return old
             x0 = old.x.nan_to_num()
-        memory.learn(memory.entries(self.operator))
+        memory.learn(memory.entries(jacobian))
         result = self._krylov(self.operator, task, x0, task.limit, memory)
-        self._judge(result)
+        self._judge(memory, result)
         return after(old, result)
 
-    def _by_entries(self, task: _Task, x0: Tensor | None) -> LinearResult:
+    def _by_entries(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         """The assembled matrix first, A itself for what that leaves."""
-        memory = self.memory
-        assert memory is not None
-        entries = memory.entries(self.operator)
+        entries = memory.entries(jacobian)
         if entries is None:
             return self._krylov(self.operator, task, x0, task.limit)
         matrix = Blocks(entries)
@@ -144,15 +137,14 @@ class LargeState:
                 memory.learn(entries)
         if inner is None or not finished(inner.converged):
             inner = after(inner, self._krylov(matrix, closer, x0, task.limit, memory))
-            self._judge(inner)
+            self._judge(memory, inner)
         result = self._krylov(self.operator, task, inner.x.nan_to_num(), task.limit, memory)
         return after(inner._replace(products=0), result)
 
-    def _judge(self, result: LinearResult) -> None:
+    def _judge(self, memory: Memory, result: LinearResult) -> None:
         """Whether the inverse is worth keeping."""
-        assert self.memory is not None
-        patience = PATIENCE_WITH_BAND if self.memory.banded else self.solver.patience
-        self.memory.stale = bool((result.steps > patience).any()) or not finished(result.converged)
+        patience = PATIENCE_WITH_BAND if memory.banded else self.solver.patience
+        memory.stale = bool((result.steps > patience).any()) or not finished(result.converged)
 
     def _krylov(
         self, operator: LinearOperator, task: _Task, x0: Tensor | None, limit: int, memory: Memory | None = None
@@ -236,9 +228,8 @@ class Blocks(LinearOperator):
 class NegativeInverse:
     """−M of an inverse M."""
 
-    def __init__(self, inverse: Any) -> None:
+    def __init__(self, inverse: Preconditioner) -> None:
         self.inverse = inverse
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        x: Tensor = -self.inverse.solve(b, adjoint)
-        return x
+        return -self.inverse.solve(b, adjoint)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear.amg import multigrid_of
 from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.linear.sparse import NARROW, Sparse
 from torchimplicit.linear.superlu import SuperLU
 from torchimplicit.linear.vectors import unpatterned
-from torchimplicit.sparsity.assembly import Assembly
+from torchimplicit.sparsity.assembly import Assembly, Products
 from torchimplicit.sparsity.construction import given
 from torchimplicit.sparsity.detection import NoPattern, detect
 from torchimplicit.sparsity.extra import MISSING, available
@@ -27,6 +29,20 @@ LEFT_OUT = 0.25  # power of eps: relative size of what a product shows to be mis
 
 class PatternWarning(UserWarning):
     """The Jacobian has entries outside of the pattern that was given."""
+
+
+class Linearised(Products, Protocol):
+    """A Jacobian, and of what function at what point."""
+
+    g: Callable[[Tensor], Tensor]
+    z: Tensor
+
+
+class Inverse(Preconditioner, Protocol):
+    """What preconditions systems with matrices like the one that it was made of."""
+
+    @property
+    def title(self) -> str: ...
 
 
 @dataclass
@@ -60,8 +76,10 @@ class Memory:
         if isinstance(sparsity, str) and sparsity != "detect":
             raise ValueError(f"sparsity must be 'detect', 'off', a pattern or a Memory; got {sparsity!r}.")
         self._shared = _Shared(None if isinstance(sparsity, str) else sparsity)
-        self.inverse: Any = None
-        self._of: Any = None  # batch size, dtype and device of what it is the inverse of
+        self.inverse: Inverse | None = None
+        self._of: tuple[int, torch.dtype, torch.device] | None = (
+            None  # batch size, dtype and device of what it is the inverse of
+        )
         self.stale = False  # the inverse is of a matrix too far away
         self.slow = False  # products alone have not been enough
         self.refused = 0  # solutions in turn that were of no use, for the matrix was indefinite, say
@@ -99,7 +117,7 @@ class Memory:
     def serves(self, b: Tensor) -> bool:
         """Whether the inverse may precondition systems with right-hand sides b (*lead, B, n): those that it is of, or so many times as
         many, as vmap makes of them."""
-        if self.inverse is None or self.stale:
+        if self._of is None or self.stale:
             return False
         systems, *kind = self._of
         return b.shape[-2] % systems == 0 and kind == [b.dtype, b.device]
@@ -107,17 +125,16 @@ class Memory:
     @property
     def title(self) -> str:
         """What the inverse is called."""
-        return str(self.inverse.title)
+        return "nothing" if self.inverse is None else self.inverse.title
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         """What the inverse makes of b, or its adjoint."""
+        assert self.inverse is not None
+        assert self._of is not None
         systems = self._of[0]
-        x: Tensor
         if b.shape[-2] == systems:
-            x = self.inverse.solve(b, adjoint)
-            return x
-        x = self.inverse.solve(b.unflatten(-2, (-1, systems)), adjoint)
-        return x.flatten(-3, -2)
+            return self.inverse.solve(b, adjoint)
+        return self.inverse.solve(b.unflatten(-2, (-1, systems)), adjoint).flatten(-3, -2)
 
     def check(self, n: int) -> None:
         """Raise unless a pattern that was given, or found before, fits n unknowns, and what it needs is installed."""
@@ -140,22 +157,22 @@ class Memory:
         other._shared = self._shared
         return other
 
-    def pattern(self, operator: Any) -> Pattern | None:
+    def pattern(self, operator: Linearised) -> Pattern | None:
         """The pattern of the operator, a Jacobian; None where there is none."""
         if not self._shared.looked:
             self._shared.looked = True
             self._look(operator)
         return None if self._shared.assembly is None else self._shared.assembly.pattern
 
-    def _look(self, operator: Any) -> None:
+    def _look(self, operator: Linearised) -> None:
         if not available():
             self._shared.why_not = MISSING
             return
-        if operator.device.type != "cpu":
-            self._shared.why_not = f"SciPy factorises on the CPU, and this is on {operator.device}"
+        if operator.z.device.type != "cpu":
+            self._shared.why_not = f"SciPy factorises on the CPU, and this is on {operator.z.device}"
             return
         if self._shared.given is not None:
-            self._take(operator.shape[-1])
+            self._take(operator.z.shape[-1])
             return
         try:
             pattern = detect(operator.g, operator.z)
@@ -164,7 +181,7 @@ class Memory:
         except Exception as error:  # what a function does not bear under a dispatch mode
             self._shared.why_not = f"no pattern found: {type(error).__name__}: {error}"
         else:
-            if len(pattern.rows) > DENSE * operator.shape[-1] ** 2:
+            if len(pattern.rows) > DENSE * operator.z.shape[-1] ** 2:
                 self._shared.why_not = "the Jacobian is not sparse"
             else:
                 self._shared.assembly = Assembly(pattern)
@@ -179,7 +196,7 @@ class Memory:
         """Whether factors of these matrices cost little: they have a narrow band, or are those of a mesh in the plane."""
         return self._shared.assembly is not None and (self.banded or self._shared.assembly.pattern.width <= WIDE)
 
-    def assembled(self, operator: Any) -> Sparse:
+    def assembled(self, operator: Linearised) -> Sparse:
         """The operator's entries. Raises TypeError where no pattern is known."""
         if self.pattern(operator) is None or self._shared.assembly is None:
             raise TypeError(f"a sparse matrix is asked for, and there is none: {self._shared.why_not}.")
@@ -187,30 +204,32 @@ class Memory:
             values = self._shared.assembly.values(operator, operator.z.detach())
             return Sparse(values.detach(), self._shared.assembly.pattern)
 
-    def entries(self, operator: Any) -> Sparse | None:
+    def entries(self, operator: Linearised) -> Sparse | None:
         """The same, or None where they are not finite, or one product shows that there are others."""
         matrix = self.assembled(operator)
         return matrix if bool(matrix.values.isfinite().all()) and self._complete(operator, matrix) else None
 
     def learn(self, matrix: Sparse | None) -> None:
         """Make an inverse of the matrix, or note why there is none."""
-        self.inverse, self.stale = None, False
+        self.inverse, self._of, self.stale = None, None, False
         if matrix is None or self._shared.setup_failed:
             return
         self._shared.setups += 1
-        self.inverse, self._of = self._inverse_of(matrix), (len(matrix.values), matrix.dtype, matrix.device)
-        if self.inverse is None:
+        self.inverse = self._inverse_of(matrix)
+        if self.inverse is not None:
+            self._of = len(matrix.values), matrix.dtype, matrix.device
+        else:
             self._shared.setup_failed = "no preconditioner: factors would be large, and PyAMG is not installed"
 
-    def _inverse_of(self, matrix: Sparse) -> Any:
-        """With ``title`` and ``solve``; None where there is none that pays."""
+    def _inverse_of(self, matrix: Sparse) -> Inverse | None:
+        """None where there is none that pays."""
         if self.banded:
             return matrix.direct()
         if self.cheap:
             return SuperLU(matrix.values, matrix.pattern)
         return multigrid_of(matrix)
 
-    def _complete(self, operator: Any, matrix: Sparse) -> bool:
+    def _complete(self, operator: Linearised, matrix: Sparse) -> bool:
         """Whether one product with the true Jacobian finds nothing that the entries lack; where it does, there are none from now on."""
         with torch.no_grad():
             x = unpatterned(operator.z).contiguous()

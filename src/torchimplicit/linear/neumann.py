@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import square
-from torchimplicit.linear.iteration import LinearResult, Preconditioner, euclidean_norm, prepare, tolerance
+from torchimplicit.linear.iteration import euclidean_norm, prepare, tolerance
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner
 from torchimplicit.linear.vectors import fit
 from torchimplicit.parameters import check_count
 
@@ -29,8 +29,7 @@ class Neumann:
     """
 
     terms: int
-    preconditioner: Any = None
-    truncated: ClassVar[bool] = True  # an approximation by its name: that it misses a tolerance is no failure
+    preconditioner: Preconditioner | LinearSolver | LinearOperator | None = None
 
     def __post_init__(self) -> None:
         check_count("Neumann: terms", self.terms)
@@ -46,7 +45,7 @@ class Neumann:
         return NeumannState(self.terms, operator, prepare(self.preconditioner, operator))
 
 
-class NeumannState:
+class NeumannState(Bound):
     """The series bound to an operator."""
 
     def __init__(self, terms: int, operator: LinearOperator, preconditioner: Preconditioner | None) -> None:
@@ -71,7 +70,7 @@ class NeumannState:
         adjoint: bool = False,
         *,
         x0: Tensor | None = None,
-        rtol: float | None = None,
+        rtol: float | Tensor | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
     ) -> LinearResult:

@@ -35,14 +35,12 @@ class LinearOperator(ABC):
         structure: what is promised of the entries (:class:`torchimplicit.linear.structure.Structure`), never checked.
         explicit: what it is made of is at hand, so that a direct solve takes no products with it.
         leading: `matvec` and `rmatvec` take further leading dimensions, (*lead, *batch_shape, n), by themselves.
-        memory: what is known of matrices like it (:class:`torchimplicit.linear.Memory`), if there is anything to know.
         parts, options: names of the constructor's arguments that are tensors or operators (or None), and of the others;
             they are attributes too. With parts an operator is a pytree, whose leaves are its tensors.
     """
 
     explicit = False
     leading = False
-    memory: Any = None
     parts: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     _original: LinearOperator | None = None  # set on an adjoint, so that A.H.H is A

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.direct import Direct
+from torchimplicit.linear.solver import Preconditioner
+
 
 class Rows:
-    """What a forward solve has left, for vectors (..., R, n) of which row r belongs to the matrix ``which[r]``.
+    """Factors, or an approximate inverse, for vectors (..., R, n) of which row r belongs to the matrix ``which[r]``.
 
     state : solves (*lead, *batch_shape, n). Complex vectors come as twice as many reals.
     """
 
-    exact = True  # it is of the very matrix, and not of one nearby
-
-    def __init__(self, state: Any, batch_shape: Sequence[int], which: Tensor, is_complex: bool) -> None:
+    def __init__(self, state: Preconditioner, batch_shape: Sequence[int], which: Tensor, is_complex: bool) -> None:
         self.state, self.batch_shape, self.which, self.is_complex = state, tuple(batch_shape), which, is_complex
-
-    def at(self, which: Tensor) -> Rows:
-        """The same inverse for other rows."""
-        return Rows(self.state, self.batch_shape, which, self.is_complex)
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
         """x with A x = b, or Aᴴ x = b. Where there are more rows, all of them stand there several times."""
@@ -37,7 +33,7 @@ class Rows:
         """Right-hand sides of the same matrix stand beside each other, as leading dimensions."""
         matrices = max(1, torch.Size(self.batch_shape).numel())
         if matrices == 1:
-            x: Tensor = self.state.solve(b.reshape(*b.shape[:-1], *self.batch_shape, b.shape[-1]), adjoint)
+            x = self.state.solve(b.reshape(*b.shape[:-1], *self.batch_shape, b.shape[-1]), adjoint)
             return x.reshape(b.shape)
         order = torch.argsort(self.which, stable=True)
         by_matrix = b.index_select(-2, order).unflatten(-2, (matrices, -1)).movedim(-2, 0)
@@ -45,17 +41,27 @@ class Rows:
         x = x.movedim(0, -2).flatten(-3, -2)
         return torch.empty_like(x).index_copy(-2, order, x)
 
+
+class RowsOfFactors(Rows):
+    """What a forward solve has left: factors of the very matrix, and not of one nearby."""
+
+    def __init__(self, state: Direct, batch_shape: Sequence[int], which: Tensor, is_complex: bool) -> None:
+        super().__init__(state, batch_shape, which, is_complex)
+        self.factors = state
+
+    def at(self, which: Tensor) -> RowsOfFactors:
+        """The same for other rows."""
+        return RowsOfFactors(self.factors, self.batch_shape, which, self.is_complex)
+
     @property
     def suspicious(self) -> Tensor:
         """Whether the matrix of each row may be singular, (R,)."""
-        return self._of_rows("suspicious")
+        return self._of_rows(self.factors.suspicious)
 
     @property
     def singular(self) -> Tensor:
         """Whether it is."""
-        return self._of_rows("singular")
+        return self._of_rows(self.factors.singular)
 
-    def _of_rows(self, name: str) -> Tensor:
-        found = getattr(self.state, name, None)  # a user's own state may have no such judgement
-        no = torch.zeros_like(self.which, dtype=torch.bool)
-        return no if found is None else found.expand(self.batch_shape).reshape(-1)[self.which]
+    def _of_rows(self, found: Tensor) -> Tensor:
+        return found.expand(self.batch_shape).reshape(-1)[self.which]

@@ -1,69 +1,118 @@
-"""What a linear solver is, and one bound to an operator: it iterates to a tolerance, and may hold factors."""
+"""What a linear solver is, one bound to an operator, what it iterates to, and what a forward solve leaves of one for the backward."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from torchimplicit.linear.iteration import LinearResult, Preconditioner
+from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.richardson import Richardson
+from torchimplicit.status import Status
+
+
+class LinearResult(NamedTuple):
+    """An iterative solution. Per system means: of shape (*lead, *batch_shape).
+
+    Attributes:
+        x: the best solution seen, (*lead, *batch_shape, n).
+        residual_norm: ‖b − A x‖ per system, evaluated and not taken from a recurrence.
+        steps: steps taken per system (int64).
+        converged: residual_norm <= atol + rtol ‖b‖, per system.
+        breakdown: per system, the method could not go on (a zero divisor, a non-finite number) and did not converge.
+        exhausted: per system, the step limit ended it before it converged.
+        products: products with A or Aᴴ of the whole batch.
+    """
+
+    x: Tensor
+    residual_norm: Tensor
+    steps: Tensor
+    converged: Tensor
+    breakdown: Tensor
+    exhausted: Tensor
+    products: int
+
+
+def after(first: LinearResult | None, second: LinearResult) -> LinearResult:
+    """The second result, which began where the first ended, with the costs of both."""
+    if first is None:
+        return second
+    return second._replace(steps=first.steps + second.steps, products=first.products + second.products)
+
+
+def linear_status(result: LinearResult) -> Tensor:
+    """How the solution of a linear system ended, per system."""
+    status = torch.where(result.exhausted, Status.MAX_STEPS, Status.STAGNATED)
+    status = torch.where(result.converged, Status.CONVERGED, status)
+    return torch.where(result.residual_norm.isfinite() & result.x.isfinite().all(-1), status, Status.NONFINITE)
+
+
+class Preconditioner(Protocol):
+    """An approximate inverse of A, such as the state of any solver for a nearby matrix."""
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor: ...
 
 
 class LinearSolver(Protocol):
     """Anything that makes of an operator something with ``solve(b, adjoint)``, and perhaps ``iterate``."""
 
-    def factorize(self, operator: LinearOperator) -> Any: ...
+    def factorize(self, operator: LinearOperator) -> Preconditioner: ...
 
 
-class Bound(Protocol):
-    """A solver bound to an operator.
+def can_solve(preconditioner: object) -> TypeGuard[Preconditioner]:
+    """Whether it is an approximate inverse."""
+    return hasattr(preconditioner, "solve")
+
+
+def is_linear_solver(solver: object) -> TypeGuard[LinearSolver]:
+    """Whether it is one, and not its class."""
+    return not isinstance(solver, type) and hasattr(solver, "factorize")
+
+
+class Bound(ABC):
+    """A solver bound to an operator, which iterates to a tolerance.
 
     direct : the factors by which it solves; None where it has none.
-    preconditioner : the state of the preconditioner of an iterative one; None where it has none.
+    preconditioner : the approximate inverse of an iterative one; None where it has none.
     """
 
-    @property
-    def direct(self) -> Any: ...
+    direct: Direct | None = None
+    preconditioner: Preconditioner | None = None
 
-    @property
-    def preconditioner(self) -> Any: ...
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b or Aᴴ x = b, to default tolerance: `iterate(b, adjoint).x`."""
+        return self.iterate(b, adjoint).x
 
+    @abstractmethod
     def iterate(
         self,
         b: Tensor,
         adjoint: bool = False,
         *,
-        rtol: float | None = None,
+        x0: Tensor | None = None,
+        rtol: float | Tensor | None = None,
         atol: float | None = None,
         max_steps: int | None = None,
-    ) -> LinearResult: ...
+    ) -> LinearResult:
+        """The solution with ‖b − A x‖ <= atol + rtol ‖b‖, from x0."""
 
 
-def bind(solver: LinearSolver, operator: LinearOperator, refinements: int | None = None) -> Bound:
-    """The solver bound to the operator; a direct one refines its answer, in at most so many steps."""
-    state = solver.factorize(operator)
-    return _Iterating(state) if hasattr(state, "iterate") else _Refined(state, operator, refinements)
-
-
-class _Iterating:
-    def __init__(self, state: Any) -> None:
-        self.iterate = state.iterate
-        self._state = state
+class Left(Preconditioner, Protocol):
+    """What a forward solve leaves of ∂g/∂z for the backward: its inverse, or nearly so."""
 
     @property
-    def direct(self) -> Any:
-        return getattr(self._state, "direct", None)
-
-    @property
-    def preconditioner(self) -> Any:
-        return getattr(self._state, "preconditioner", None)
+    def suspicious(self) -> Tensor:
+        """Whether the matrix of each system may be singular, (B,)."""
+        ...
 
 
-class _Refined:
-    preconditioner = None
+@runtime_checkable
+class Refusing(Left, Protocol):
+    """One of a forward solve that knows which derivatives do not exist.
 
-    def __init__(self, factors: Preconditioner, operator: LinearOperator, refinements: int | None) -> None:
-        self.direct = factors
-        self.iterate = Richardson(preconditioner=factors, max_steps=refinements).factorize(operator).iterate
+    refused : the status of such a derivative of each system, CONVERGED where there is one: (B,).
+    """
+
+    refused: Tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
 from torchimplicit.condition import Vmap
+from torchimplicit.linear.solver import Left
 from torchimplicit.loop.blocks import solve_in_blocks
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import Advance, SearchResult, Watch, solve
@@ -52,7 +53,7 @@ class Search(Protocol):
         """Whether the root was found by what works where ∂g/∂z is the identity less a contraction."""
         ...
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """That inverse: an object with ``solve(b, adjoint)`` and ``suspicious`` (see ``linear.factors.Factors``)."""
         ...
 
@@ -91,7 +92,7 @@ class Iterate:
     def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         return found.inverse
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         return self.solver.from_tensors(tensors)
 
     def _checkpointed(self, equations: Equations) -> Advance:

@@ -22,6 +22,7 @@ from torchimplicit.condition import Vmap
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
 from torchimplicit.linear import LU
+from torchimplicit.linear.solver import Left
 from torchimplicit.loop.search import Inside
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
@@ -78,7 +79,7 @@ class BlackBox:
     def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         return found.inverse
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         return LU.from_tensors(tensors)
 
 

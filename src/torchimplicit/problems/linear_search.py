@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs, tracing
 from torchimplicit.linear import LinearOperator
+from torchimplicit.linear.binding import bind
+from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.factors import Factors
-from torchimplicit.linear.iteration import IterativeSolver, LinearResult, error_of, linear_status
-from torchimplicit.linear.rows import Rows
-from torchimplicit.linear.solver import LinearSolver, bind
+from torchimplicit.linear.iteration import IterativeSolver, IterativeState, error_of
+from torchimplicit.linear.rows import Rows, RowsOfFactors
+from torchimplicit.linear.solver import Bound, Left, LinearResult, LinearSolver, linear_status
 from torchimplicit.loop.search import Inside
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
@@ -62,7 +64,9 @@ class LinearSearch:
     tolerance: Tolerance
     max_steps: int | None
     factors: Factors | None = field(default=None, init=False)
-    kept: list[Rows] = field(default_factory=list, init=False)  # inverses that are no tensors, each by its number
+    kept: list[RowsOfFactors] = field(
+        default_factory=list, init=False
+    )  # inverses that are no tensors, each by its number
     preconditioner: Rows | None = field(default=None, init=False)
 
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
@@ -115,7 +119,7 @@ class LinearSearch:
         operator, b = posed.operator, posed.b
         state = bind(self.solver, operator)
         direct = state.direct
-        self._keep(posed, state, direct, as_tensors)
+        self._keep(posed, state, as_tensors)
         result = state.iterate(b, rtol=self.tolerance.rtol, atol=self.tolerance.atol, max_steps=self.max_steps)
         status = _status(operator, direct, result)
         products = result.products
@@ -134,16 +138,15 @@ class LinearSearch:
         z = torch.view_as_real(z.resolve_conj()).flatten(-2) if z.is_complex() else z
         return SearchResult(z, status, steps, residual, error, bound), products
 
-    def _keep(self, posed: Posed, state: Any, direct: Any, as_tensors: bool) -> None:
+    def _keep(self, posed: Posed, state: Bound, as_tensors: bool) -> None:
         """What the backward will solve by."""
 
-        def for_rows(inverse: Any) -> Rows:
-            return Rows(inverse, posed.operator.batch_shape, posed.which, posed.b.is_complex())
-
+        direct, preconditioner = state.direct, state.preconditioner
+        of_rows = posed.operator.batch_shape, posed.which, posed.b.is_complex()
         self.factors = direct if isinstance(direct, Factors) and (as_tensors or tracing()) else None
         if direct is not None and self.factors is None and not tracing():
-            self.kept.append(for_rows(direct))
-        self.preconditioner = None if state.preconditioner is None else for_rows(state.preconditioner)
+            self.kept.append(RowsOfFactors(direct, *of_rows))
+        self.preconditioner = None if preconditioner is None else Rows(preconditioner, *of_rows)
 
     @property
     def inverse_is_earlier(self) -> bool:
@@ -163,11 +166,12 @@ class LinearSearch:
         which = self.kept[-1].which
         return (torch.stack([torch.full_like(which, len(self.kept) - 1), which], -1),)
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         if tensors[0].dtype == torch.int64:
             number, which = int(tensors[0][0, 0]), tensors[0][:, 1]
             return self.kept[number].at(which)
-        factors = type(self.factors)(tensors)  # type: ignore[misc]  # asked only where there were factors
+        assert self.factors is not None
+        factors = type(self.factors)(tensors)
         return _Complex(factors) if tensors[0].is_complex() else factors
 
     def _check_linear(self, equations: Equations, found: SearchResult) -> SearchResult:
@@ -213,7 +217,7 @@ class AsBefore:
     solver: IterativeSolver
     search: LinearSearch
 
-    def factorize(self, operator: LinearOperator) -> Any:
+    def factorize(self, operator: LinearOperator) -> IterativeState:
         """Its state for this operator."""
         return replace(self.solver, preconditioner=self.search.preconditioner).factorize(operator)
 
@@ -223,13 +227,12 @@ def is_made_of_tensors(operator: LinearOperator) -> bool:
     return bool(type(operator).parts) and all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(operator))
 
 
-def _status(operator: LinearOperator, direct: Any, result: LinearResult) -> Tensor:
+def _status(operator: LinearOperator, direct: Direct | None, result: LinearResult) -> Tensor:
     """How each system has ended; direct solves tell whether it is singular."""
     status = linear_status(result)
-    singular = getattr(direct, "singular", None)
-    if singular is None or not occurs(singular):
+    if direct is None or not occurs(direct.singular):
         return status
-    singular = singular if getattr(direct, "final", True) else singular & ~result.converged
+    singular = direct.singular if direct.final else direct.singular & ~result.converged
     status = torch.where(singular, Status.SINGULAR, status)
     finite = operator.apply(torch.zeros_like(result.x)).isfinite().all(-1) & result.residual_norm.isfinite()
     return torch.where(finite, status, Status.NONFINITE)

@@ -18,6 +18,7 @@ from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
 from torchimplicit.linear import Auto, Dense, LinearOperator, as_operator
 from torchimplicit.linear.iteration import IterativeSolver
+from torchimplicit.linear.solver import LinearSolver, is_linear_solver
 from torchimplicit.linear.structure import Structure
 from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem
@@ -46,7 +47,7 @@ def linear_solve(
     A: Tensor | LinearOperator | Callable[[Tensor], Tensor],
     b: Tensor,
     *,
-    solver: Any = None,
+    solver: LinearSolver | None = None,
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -84,7 +85,7 @@ def linear_solve(
     """
     if not isinstance(b, Tensor):
         raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
-    if solver is not None and (isinstance(solver, type) or not hasattr(solver, "factorize")):
+    if solver is not None and not is_linear_solver(solver):
         raise TypeError(
             f"solver must be an object of torchimplicit.linear with factorize(operator), such as linear.CG(); got {solver!r}."
         )
@@ -122,7 +123,7 @@ def linear_system(
     dense: bool,
     symmetric: bool,
     positive_definite: bool,
-    solver: Any = None,
+    solver: LinearSolver | None = None,
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -166,7 +167,7 @@ def _solve(
     args: tuple[Any, ...],
     operator: LinearOperator | None,
     b: Tensor,
-    solver: Any,
+    solver: LinearSolver | None,
     adjoint: Adjoint | None,
     rtol: float | None,
     atol: float | None,

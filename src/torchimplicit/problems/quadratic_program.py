@@ -16,6 +16,7 @@ from torchimplicit.capture.autocast import Autocast
 from torchimplicit.compiling.entry import entry_point
 from torchimplicit.condition import Kind, Vmap
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
+from torchimplicit.linear.solver import Left
 from torchimplicit.linear.vectors import times
 from torchimplicit.loop.search import Inside
 from torchimplicit.loop.settings import LoopSettings
@@ -141,7 +142,7 @@ class ProgramSearch:
     def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         return found.inverse
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         return Inverse(tensors)
 
 

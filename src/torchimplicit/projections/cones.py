@@ -108,6 +108,8 @@ class Sylvester:
 class SylvesterFactors:
     """The eigenvalues (..., n) and eigenvectors (..., n, n) of S."""
 
+    title, final = "eigenvalues", True
+
     def __init__(self, values: Tensor, Q: Tensor) -> None:
         self.values, self.Q = values, Q
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import tracing
-from torchimplicit.linear.factors import Factors
+from torchimplicit.linear.factors import DirectSolver, Factors
+from torchimplicit.linear.solver import Left
 from torchimplicit.linear.window import Count, start_of_count, store
 from torchimplicit.parameters import check_count
 from torchimplicit.solvers.descent import dot
@@ -55,13 +56,13 @@ class Broyden(Method):
 
     start: Literal["identity", "jacobian"] = "identity"
     memory: int = 30
-    linear_solver: Any = None  # LU without scaling
+    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     patience: int = 60
     max_steps: ClassVar[int] = 300
     inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.linear_solver is None:  # a default that torch.compile can read
+        if not self.linear_solver:  # a default that torch.compile can read
             object.__setattr__(self, "linear_solver", PLAIN_LU)
         check_count("Broyden: memory", self.memory)
         check_count("Broyden: patience", self.patience)
@@ -130,7 +131,7 @@ class Broyden(Method):
         u = torch.where(used.unsqueeze(-1), state.u, 0)  # as many for every part of a batch that was solved in parts
         return (*state.factors, u, state.v)
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """The inverse again."""
         *factors, u, v = tensors
         return UpdatedInverse(self.linear_solver.from_tensors(factors), u, v)

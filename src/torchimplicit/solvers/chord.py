@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.shortest import Inverse
+from torchimplicit.linear.solver import Left
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.newton import PLAIN_LU, check_direct, inverse_at, kept
@@ -29,14 +31,14 @@ class Chord(Method):
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4.1.
     """
 
-    linear_solver: Any = None  # LU without scaling
+    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
     inverse_is_earlier: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.linear_solver is None:  # a default that torch.compile can read
+        if not self.linear_solver:  # a default that torch.compile can read
             object.__setattr__(self, "linear_solver", PLAIN_LU)
         check_direct(self.linear_solver, "Chord")
 
@@ -58,6 +60,6 @@ class Chord(Method):
         """The tensors of the factors, to serve (transposed) in the backward."""
         return kept(state.factors.factors)
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """The inverse again."""
         return self.linear_solver.from_tensors(tensors)

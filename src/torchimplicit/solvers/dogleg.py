@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear import QR
 from torchimplicit.linear.dense import Dense
+from torchimplicit.linear.solver import Left
 from torchimplicit.linear.vectors import times
 from torchimplicit.parameters import check_positive
 from torchimplicit.solvers.equations import Equations
@@ -96,7 +97,7 @@ class Dogleg(OnTangent[Plan]):
         jacobian = state.tangent.jacobian
         return () if jacobian is None else QR().factorize(Dense(jacobian)).tensors
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """The inverse again."""
         return QR.from_tensors(tensors)
 

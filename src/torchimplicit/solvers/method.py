@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchimplicit.layout import Layout
 from torchimplicit.linear.cholesky import CholeskyFactors
+from torchimplicit.linear.solver import Left
 from torchimplicit.solvers.equations import Equations, Estimate
 
 M = TypeVar("M", bound="Method")
@@ -101,7 +102,7 @@ class Method:
         """The tensors of an approximate inverse of the last Jacobian, for the backward."""
         return ()
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """That inverse, with ``solve(b, adjoint)`` and ``suspicious``. One that leaves none leaves, at a minimum, the factors of the
         Hessian that the loop looks at in the end."""
         return CholeskyFactors(tensors)

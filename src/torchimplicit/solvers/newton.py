@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torchimplicit.linear import LU
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.shortest import Inverse, invert
+from torchimplicit.linear.solver import Left
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
@@ -47,7 +48,7 @@ class NewtonMemory(NamedTuple):
 PLAIN_LU = LU(equilibrate=False)
 
 
-def check_direct(linear_solver: Any, name: str) -> None:
+def check_direct(linear_solver: object, name: str) -> None:
     """Raise TypeError unless the linear solver is one whose factors can be handed on."""
     if isinstance(linear_solver, type) or not hasattr(linear_solver, "from_tensors"):
         raise TypeError(
@@ -88,13 +89,13 @@ class Newton(Method):
     damping: float = 1.0
     every: int = 1
     line_search: Backtracking | None = None
-    linear_solver: Any = None  # LU without scaling
+    linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
     inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.linear_solver is None:  # a default that torch.compile can read
+        if not self.linear_solver:  # a default that torch.compile can read
             object.__setattr__(self, "linear_solver", PLAIN_LU)
         check_direct(self.linear_solver, "Newton")
         check_count("Newton: every", self.every)
@@ -149,6 +150,6 @@ class Newton(Method):
         """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""
         return () if state.factors is None else kept(state.factors.factors)
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """The inverse again."""
         return self.linear_solver.from_tensors(tensors)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.binding import bind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.large import Large
+from torchimplicit.linear.solver import LinearSolver, is_linear_solver
 from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
@@ -49,7 +51,7 @@ class NewtonKrylov(Method):
     Nothing of size n² is formed.
     """
 
-    linear_solver: Any = None  # Large
+    linear_solver: LinearSolver = None  # type: ignore[assignment]  # Large
     loosest: float = 0.1
     max_inner: int = 200
     line_search: Backtracking | None = None
@@ -57,12 +59,12 @@ class NewtonKrylov(Method):
     patience: ClassVar[int] = 15
 
     def __post_init__(self) -> None:
-        if self.linear_solver is None:  # a default that torch.compile can read
+        if not self.linear_solver:  # a default that torch.compile can read
             object.__setattr__(self, "linear_solver", Large())
         check_count("NewtonKrylov: max_inner", self.max_inner)
         check_positive("NewtonKrylov: loosest", self.loosest)
         solver = self.linear_solver
-        if isinstance(solver, type) or hasattr(solver, "from_tensors") or not hasattr(solver, "factorize"):
+        if not is_linear_solver(solver) or hasattr(solver, "from_tensors"):
             raise TypeError(
                 f"NewtonKrylov needs an iterative solver object of torchimplicit.linear, such as GMRES(); got {solver!r}. "
                 f"For a direct one use Newton."
@@ -78,7 +80,7 @@ class NewtonKrylov(Method):
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonKrylovState
     ) -> tuple[Tensor, Tensor, NewtonKrylovState]:
         before = rms(z.detach())
-        linear = self.linear_solver.factorize(state.jacobian)
+        linear = bind(self.linear_solver, state.jacobian)
         s = linear.iterate(r, rtol=state.forcing, max_steps=self.max_inner).x
         search = state.search
         if self.line_search is not None and search is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished, tracing, values_hidden
 from torchimplicit.graph.loop import settle, where_needed
 from torchimplicit.linear.cholesky import CholeskyFactors, clearly_definite, least_norm
+from torchimplicit.linear.solver import Left
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trial import Taken
@@ -129,7 +130,7 @@ class TrustNewton(Downhill[Plan]):
             return ()
         return (state.L,)
 
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """The inverse again."""
         return CholeskyFactors(tensors)
 
