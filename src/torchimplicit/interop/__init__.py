@@ -1,6 +1,7 @@
-"""Other people's solvers as forward solvers: any optimiser of ``torch.optim``, any method of SciPy."""
+"""Other people's solvers as forward solvers: any optimiser of ``torch.optim``, any method of SciPy, those of qpsolvers for programs."""
 
+from torchimplicit.interop.quadratic_solvers import qpsolvers
 from torchimplicit.interop.scipy_method import SciPy
 from torchimplicit.interop.torch_optimizer import TorchOptimizer
 
-__all__ = ["SciPy", "TorchOptimizer"]
+__all__ = ["SciPy", "TorchOptimizer", "qpsolvers"]

@@ -24,9 +24,11 @@ from torchimplicit.loop.solve import SearchResult
 from torchimplicit.norms import measured
 from torchimplicit.parameters import check_positive, check_steps
 from torchimplicit.problem import Problem
+from torchimplicit.problems.all_systems import of_all_systems
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.smoothed import smoothed
 from torchimplicit.programs.info import Certificate, Dual, ProgramInfo
+from torchimplicit.programs.outside import Outside, check_outside
 from torchimplicit.programs.quadratic import Data
 from torchimplicit.programs.solving import MAX_STEPS, Inverse, solve
 from torchimplicit.solution import Record, Solution
@@ -91,10 +93,11 @@ class ProgramSearch:
     layout: Layout
     tolerance: Tolerance
     max_steps: int
+    outside: Outside | None
 
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         data = self._of_all(self.data, ()) if inside is None else self._of_all(inside.tensors, inside.vmaps)
-        found = solve(data, self.layout.real_dtype, self.max_steps)
+        found = solve(data, self.layout.real_dtype, self.max_steps, self.outside)
         w = found.w.to(z0.dtype)
         residual = measured(equations.residual(w)) if w.numel() else w.sum(-1)
         n = data.sizes[0]
@@ -109,19 +112,9 @@ class ProgramSearch:
 
     def _of_all(self, tensors: Sequence[Tensor], vmaps: Sequence[Vmap]) -> Data:
         """The data, (B, ...) each, of all samples of nested vmaps, outermost first, each with the systems of the layout."""
-        sizes = [vmap.size for vmap in vmaps]
-        batch = math.prod(sizes) * self.layout.batch
-        parts: dict[str, Tensor] = {}
-        for i, name in enumerate(self.names):
-            core = CORE[NAMES.index(name)]
-            dims = [vmap.dims[i] for vmap in vmaps]
-            carried = sum(d is not None for d in dims)
-            own = tensors[i].shape[carried : tensors[i].ndim - core]
-            last = tensors[i].shape[tensors[i].ndim - core :]
-            padded = (1,) * (len(self.layout.batch_shape) - len(own)) + tuple(own)
-            lead = [1 if d is None else size for d, size in zip(dims, sizes, strict=True)]
-            t = tensors[i].detach().to(torch.float64).reshape(*lead, *padded, *last)
-            parts[name] = t.expand(*sizes, *self.layout.batch_shape, *last).reshape(batch, *last)
+        core = [CORE[NAMES.index(name)] for name in self.names]
+        all_of_them = of_all_systems(tensors, core, vmaps, self.layout.batch_shape)
+        parts = dict(zip(self.names, all_of_them, strict=True))
         Q = parts["Q"]
         none = {"G": Q.new_zeros(len(Q), 0, Q.shape[-1]), "h": Q.new_zeros(len(Q), 0)}
         none.update(A=none["G"], b=none["h"])
@@ -157,6 +150,7 @@ def quadratic_program(
     lower: Tensor | float | None = None,
     upper: Tensor | float | None = None,
     *,
+    solver: Outside | None = None,
     smoothing: float | None = None,
     adjoint: Adjoint | None = None,
     batch_ndim: int | None = None,
@@ -177,6 +171,9 @@ def quadratic_program(
         G, h: inequalities, (..., m, n) and (..., m); an h of +∞ is no constraint.
         A, b: equalities, (..., k, n) and (..., k); some may follow from others.
         lower, upper: bounds (..., n) or numbers, infinite where there is none; one that lies 1e15 times as far away as z might is none.
+        solver: a solver of somebody else's, such as ``ti.interop.qpsolvers("piqp")``, in the place of our interior point. What it gives
+            is a start, from which the constraints that hold z* are found; where it gives none, the interior point looks for a solution,
+            or for the proof that there is none. What is promised below is the same.
         smoothing: μ > 0: the derivatives, of every order, are those of the minimum of ½ zᵀQz + pᵀz − μ Σ log(slack), the barrier
             problem, an approximation; the values are those of the program itself. For linear programs and other vertices, whose own
             derivatives in p are 0, and for degenerate ones. μ has the unit of the objective.
@@ -207,6 +204,7 @@ def quadratic_program(
     check_policy(on_failure)
     check_steps(max_steps)
     check_adjoint(adjoint)
+    check_outside(solver)
     if smoothing is not None:
         check_positive("smoothing", smoothing)
     if isinstance(adjoint, Unrolled):
@@ -222,7 +220,7 @@ def quadratic_program(
     like = [data[1].detach().new_zeros(*batch_shape, size) for size in (n, m, k, n if "lower" in given else 0)]
     layout = Layout.of(tuple(like), len(batch_shape))
     tolerance = Tolerance.of(rtol, atol, layout.real_dtype)
-    search = ProgramSearch(names, data, layout, tolerance, MAX_STEPS if max_steps is None else max_steps)
+    search = ProgramSearch(names, data, layout, tolerance, MAX_STEPS if max_steps is None else max_steps, solver)
     problem = Problem(
         kind=Optimum(),
         fn=Conditions(names),

@@ -14,6 +14,7 @@ from torchimplicit.programs.active_set import WEAK, Solved, regularity, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
 from torchimplicit.programs.interior_point import Point, interior
+from torchimplicit.programs.outside import Outside, asked
 from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, scaled
 from torchimplicit.status import Status, proven, unanswered
 
@@ -37,12 +38,15 @@ class Found:
     inverse: tuple[Tensor, ...]
 
 
-def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS) -> Found:
-    """The solutions of programs whose numbers are known to the precision of ``dtype``; many in blocks that fit the cache."""
+def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: Outside | None = None) -> Found:
+    """The solutions of programs whose numbers are known to the precision of ``dtype``; many in blocks that fit the cache.
+
+    ``outside`` : a solver of somebody else's, from whose answers the solutions are found, where it has any."""
     size = max(1, BLOCK // max(1, data.Q.shape[-1] * (data.Q.shape[-1] + data.G.shape[-2] + data.A.shape[-2])))
     if len(data.Q) <= size or data.Q.device.type != "cpu":
-        return _solve(data, dtype, max_steps)
-    blocks = [_solve(data.of_systems(slice(i, i + size)), dtype, max_steps) for i in range(0, len(data.Q), size)]
+        return _solve(data, dtype, max_steps, outside)
+    parts = (data.of_systems(slice(i, i + size)) for i in range(0, len(data.Q), size))
+    blocks = [_solve(part, dtype, max_steps, outside) for part in parts]
     w, status, steps, correction = (
         torch.cat([getattr(block, name) for block in blocks]) for name in ("w", "status", "steps", "correction")
     )
@@ -50,13 +54,16 @@ def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS) -> Found:
     return Found(w, status, steps, correction, inverse)
 
 
-def _solve(data: Data, dtype: torch.dtype, max_steps: int) -> Found:
+def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | None) -> Found:
     weak = max(WEAK, ROUNDING * torch.finfo(dtype).eps)
     programs, units = scaled(data)
     finite, nonconvex = _finite(programs), _nonconvex(programs)
     programs = _convex(programs, nonconvex)
     bounds = data.sizes[-1]
-    point, ended, steps = interior(programs.one_sided(bounds), max_steps, NEAR)
+    if outside is None:
+        point, ended, steps = interior(programs.one_sided(bounds), max_steps, NEAR)
+    else:
+        point, ended, steps = asked(outside, data, units)
     solved = _settled(programs, point, bounds, weak)
     missed = ~(solved.residual <= SATISFIED) & ~proven(ended) & finite
     if occurs(missed):
