@@ -17,6 +17,13 @@ def rms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
 
 
+def largest(v: Tensor) -> Tensor:
+    """The maximum norm of each row: (..., n) -> (...). In it no entry hides behind the others, and nothing overflows."""
+    if v.shape[-1] <= 1:
+        return v.abs().squeeze(-1) if v.shape[-1] else v.sum(-1)
+    return v.abs().amax(-1)
+
+
 def measured(v: Tensor) -> Tensor:
     """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
     if tracing() and v.shape[-1] > 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.norms import measured, rms
+from torchimplicit.norms import largest, measured, rms
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -75,7 +75,7 @@ class Tolerance:
 
     def largest(self, correction: Tensor, z: Tensor, norm: Norm = measured) -> tuple[Tensor, Tensor]:
         """The largest change of a number of z, in the leaf where it is largest beside its tolerance, and that tolerance: (B,) each."""
-        return self.worst(correction, self.bound(z, norm), largest)
+        return self.worst(correction.detach(), self.bound(z, norm), largest)
 
     def worst(self, correction: Tensor, bound: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         """The norm of a change of z in the leaf where it is largest beside its tolerance, given as :meth:`bound` has it, and that."""
@@ -84,8 +84,3 @@ class Tolerance:
         sizes = torch.stack([norm(part) for part in correction.split(self.leaves, -1)], -1)
         worst = (sizes / bound).argmax(-1, keepdim=True)
         return sizes.gather(-1, worst).squeeze(-1), bound.gather(-1, worst).squeeze(-1)
-
-
-def largest(v: Tensor) -> Tensor:
-    """The largest size of a number of each row: (B, n) -> (B,)."""
-    return v.detach().abs().amax(-1) if v.shape[-1] > 1 else rms(v.detach())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.solving import Derivative, Found, Posed
-from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt, largest
+from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt
 from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear import GMRES, LU, LinearOperator, LinearResult
@@ -19,6 +19,7 @@ from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import solve
+from torchimplicit.norms import largest
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import Status
@@ -74,7 +75,7 @@ def _by_factors(posed: Posed) -> Found:
     off = (size > FAR * allowed) & asked
     beside = operator.moved(z - torch.where(correction.isfinite(), correction, 0)).apply(w, posed.transpose)
     change = largest(factors.solve(beside - b, posed.transpose))
-    changes = ~(change <= CHANGE * largest(w)) & (size > doubt(tolerance, allowed))
+    changes = ~(change <= CHANGE * largest(w)) & (size / allowed > doubt(tolerance, allowed))
     singular = singular | (changes & ~off & asked)
     return _found(posed, w, residual, (off, Status.INACCURATE), (singular, Status.SINGULAR))
 

@@ -22,6 +22,7 @@ from torchimplicit.linear import LU, Auto
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.linear.vectors import unpatterned
+from torchimplicit.norms import largest
 from torchimplicit.tolerance import ROUNDING, Tolerance
 
 DOUBTFUL = 2e-4  # of the error that the tolerance allows: from here on it is worth a look
@@ -33,13 +34,6 @@ SLOW = 10  # amplification ‖u‖ / ‖v‖ up to which the identity less a con
 LOOSE = 1e-3  # of z: a w that is larger may change the solution at a regular root too
 HINT = 1e-2  # of v: a residual of Jᵀu = v at z − w that is smaller is not worth a second solve
 UNDEFINED = (ArithmeticError, AssertionError, RuntimeError, ValueError)  # what g may raise beside z*
-
-
-def largest(x: Tensor) -> Tensor:
-    """The maximum norm of each row: (B, n) -> (B,). In it no entry hides behind the others, and nothing overflows."""
-    if x.shape[-1] <= 1:
-        return x.abs().squeeze(-1) if x.shape[-1] else x.sum(-1)
-    return x.abs().amax(-1)
 
 
 def scaled(x: Tensor) -> Tensor:
@@ -60,12 +54,11 @@ def tried(f: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
         return otherwise
 
 
-def doubt(tolerance: Tolerance, allowed: Tensor) -> Tensor:
-    """From what error of z on it is worth a look, where so much is ``allowed``: a small part of that, unless rounding may be more."""
+def doubt(tolerance: Tolerance, allowed: Tensor) -> Tensor | float:
+    """From what part of the error that is ``allowed`` on z is worth a look: a small one, unless rounding may be more."""
     eps = torch.finfo(allowed.dtype).eps
     hidden = HIDDEN * eps / max(tolerance.rtol, ROUNDING * eps)
-    part = DOUBTFUL * allowed
-    return part if hidden <= DOUBTFUL else part.maximum(hidden * (allowed - tolerance.atol))
+    return DOUBTFUL if hidden <= DOUBTFUL else (hidden * (1 - tolerance.atol / allowed)).clamp(min=DOUBTFUL)
 
 
 @dataclass(frozen=True)
@@ -102,15 +95,18 @@ class LinearSolution:
         or 0, where rounding hides what it is; and x may change with that. It does not where J is the identity less a contraction and
         amplifies little, nor where an earlier J, of a z that was farther away, gives nearly the same x. (An identical x is no
         evidence: z has not moved.)"""
-        rows = rows & ((size > doubt(self.tolerance, allowed)) | (size == 0))
+        excess = size / allowed
+        rows = rows & ((excess > doubt(self.tolerance, allowed)) | (size == 0))
         if not occurs(rows):
             return None
-        far = size > FAR * allowed
+        far = excess > FAR
         if self.near_identity:
             rows = rows & (far | (self.amplification > SLOW))
         if self.earlier is not None:
-            change = largest(self.earlier.solve(self.b, self.adjoint) - self.x) / largest(self.x)
-            rows = rows & (far | ~((change > HIDDEN * torch.finfo(change.dtype).eps) & (change <= STEADY)))
+            moved, x = largest(torch.stack((self.earlier.solve(self.b, self.adjoint) - self.x, self.x)))
+            change = moved / x
+            steady = (change > HIDDEN * torch.finfo(change.dtype).eps) & (change <= STEADY)
+            rows = rows & (steady <= far)  # if it is steady, z is far
         return rows if occurs(rows) else None
 
 

@@ -86,8 +86,8 @@ class Factors(ABC):
         """Whether a matrix is, of several unknowns each; inside a functorch transform always."""
         limit = torch.finfo(self.tensors[0].dtype).eps ** 0.5
         if self.tensors[0].numel() <= FEW and not values_hidden():
-            sizes = self.pivots().detach().abs().flatten(0, -2).tolist()
-            return not all(x > limit * max(row) for row in sizes for x in row)
+            rows = [[abs(x) for x in row] for row in self.pivots().detach().flatten(0, -2).tolist()]
+            return not all(x > limit * max(row) for row in rows for x in row)
         with torch.no_grad():
             return reaches(self._evenness, limit)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -108,11 +108,19 @@ class Left(Preconditioner, Protocol):
         ...
 
 
-@runtime_checkable
-class Refusing(Left, Protocol):
+class Refusing(ABC):
     """One of a forward solve that knows which derivatives do not exist.
 
     refused : the status of such a derivative of each system, CONVERGED where there is one: (B,).
     """
 
     refused: Tensor
+
+    @abstractmethod
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """Its product, or that of its adjoint, with b (*lead, B, n)."""
+
+    @property
+    def suspicious(self) -> Tensor:
+        """Of none: what is singular is told by ``refused``."""
+        return torch.zeros_like(self.refused, dtype=torch.bool)

@@ -12,10 +12,9 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import below, count, finished, occurs, reaches, values_hidden
 from torchimplicit.loop.gathering import take
 from torchimplicit.loop.settings import LoopSettings
-from torchimplicit.norms import measured, rms, rounding
+from torchimplicit.norms import largest, measured, rms, rounding
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.status import Status
-from torchimplicit.tolerance import largest
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -267,7 +266,7 @@ class Course:
         """The estimated error at z, and the largest number of the correction there."""
         assert self.estimate is not None
         correction, contraction, scale, complete = self.estimate
-        longest, self.unit = self.settings.tolerance.worst(correction, bound, largest)
+        longest, self.unit = self.settings.tolerance.worst(correction.detach(), bound, largest)
         longest = _times(scale, longest)
         theta = contraction if complete or isinstance(self.before, float) else self.size / self.before
         if not complete and isinstance(self.before, Tensor) and not below(self.before, torch.inf):

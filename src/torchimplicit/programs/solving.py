@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
+from torchimplicit.linear.solver import Refusing
 from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
 from torchimplicit.programs.active_set import WEAK, Solved, regularity, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
@@ -168,11 +169,8 @@ def _harmless(K: Condensed, rows: Tensor) -> Condensed:
     )
 
 
-class Inverse:
-    """Of the Jacobian of the optimality conditions at a solution, in w = (z, multipliers), in the units of the data.
-
-    refused : of each system (B,) the status of a derivative that does not exist; CONVERGED where there is one.
-    """
+class Inverse(Refusing):
+    """Of the Jacobian of the optimality conditions at a solution, in w = (z, multipliers), in the units of the data."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.refused, *units = tensors[:5]
@@ -188,8 +186,3 @@ class Inverse:
         x, y = self.K.refined(self.units.r * r, torch.where(held, self.units.t * t, 0), 2)
         w = torch.cat([self.units.z * x, torch.where(held, self.units.y * y, -t)], -2)
         return from_columns(w, lead).to(b.dtype)
-
-    @property
-    def suspicious(self) -> Tensor:
-        """Of none: what is singular is told by ``refused``."""
-        return torch.zeros_like(self.refused, dtype=torch.bool)
