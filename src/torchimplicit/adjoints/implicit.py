@@ -14,6 +14,7 @@ from torchimplicit.adjoints.solving import LinearSettings
 from torchimplicit.adjoints.systems import ConditionSystem, Find
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_transform
+from torchimplicit.capture.capture import Captured
 from torchimplicit.capture.mode import as_one_call, being_captured
 from torchimplicit.condition import Condition
 from torchimplicit.linear.solver import LinearSolver, is_linear_solver
@@ -58,44 +59,31 @@ class Implicit:
 
     def run(self, problem: Problem, z0: Tensor) -> Solution:
         """Solve, and attach the derivative."""
-        if inside_transform() or being_captured():
-            return problem.solution(*self._solve_inside(problem, z0))
-        equations = problem.equations(z0)
-        z, facts, inverse = problem.find(z0, equations)
-        if not torch.is_grad_enabled():
-            return problem.solution(z, facts, problem.aux(z) if problem.has_aux else None)
-        captured, condition, out, linearised = problem.capture(z)
-        aux = detached(out[1]) if problem.has_aux else None
-        if any(tensor.requires_grad for tensor in captured.tensors):
-            system = self._system(problem, condition, _Once(Solved(z, facts, inverse)), linearised)
-            z = solve_system(system, z, captured.tensors).z
-        return problem.solution(z, facts, aux)
+        return problem.solution(*self._solved(problem, z0, torch.is_grad_enabled()))
 
     def solve_only(self, problem: Problem, z0: Tensor) -> tuple[Tensor, SolveStats, Any]:
         """z* (B, n) without a derivative, the facts and aux: what the approximate adjoints start from."""
-        if inside_transform() or being_captured():
-            z, facts, aux = self._solve_inside(problem, z0)
-        else:
-            z, facts, _ = problem.find(z0, problem.equations(z0))
-            aux = problem.aux(z) if problem.has_aux else None
+        z, facts, aux = self._solved(problem, z0, attached=False)
         return z.detach(), facts, aux
 
-    def _solve_inside(self, problem: Problem, z0: Tensor) -> tuple[Tensor, SolveStats, Any]:
-        """Inside a transform the Function itself solves, for only there the batch of a vmap is seen as a whole."""
-        captured, condition, *_ = problem.capture(z0)
-        given = len(captured.args.places)
-
-        def find(condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
-            with captured.searching():
-                inside = Inside(tensors[:given], condition.vmaps)
-                equations = Equations(condition.at(tensors), problem.kind, memory=problem.memory)
-                solved = Solved(*problem.find(z0, equations, inside))
-                captured.check_nothing_hidden(condition, solved.z, tensors)
-            return solved
-
-        flat = as_one_call(_solve, self._system(problem, condition, find), z0.detach(), *captured.tensors)
-        z, stats, _ = Solved.of(flat)
-        return z, stats, problem.aux(z) if problem.has_aux else None
+    def _solved(self, problem: Problem, z0: Tensor, attached: bool) -> tuple[Tensor, SolveStats, Any]:
+        """z*, the facts and aux. In plain code z* comes first, and the function is recorded there, if z* is to be ``attached``. Inside
+        a transform the Function finds z*, for only there the batch of a vmap is seen as a whole, and the function is recorded at z0.
+        """
+        hidden = inside_transform() or being_captured()
+        solved = None if hidden else Solved(*problem.find(z0, problem.equations(z0)))
+        out: Any = None
+        if solved is None or attached:
+            at = z0 if solved is None else solved.z
+            captured, condition, out, linearised = problem.capture(at)
+            if solved is None or any(tensor.requires_grad for tensor in captured.tensors):
+                find = _Search(problem, captured) if solved is None else _Once(solved)
+                system = self._system(problem, condition, find, None if solved is None else linearised)
+                solved = Solved.of(as_one_call(_solve, system, at.detach(), *captured.tensors))
+        z, facts, _ = solved
+        if not problem.has_aux:
+            return z, facts, None
+        return z, facts, problem.aux(z) if hidden or out is None else detached(out[1])
 
     def _system(
         self, problem: Problem, condition: Condition, find: Find, linearised: Linearisation | None = None
@@ -119,8 +107,25 @@ class Implicit:
         )
 
 
+@dataclass(frozen=True)
+class _Search:
+    """The forward solve, by the Function."""
+
+    problem: Problem
+    captured: Captured
+
+    def __call__(self, condition: Condition, z0: Tensor, tensors: Sequence[Tensor]) -> Solved:
+        problem = self.problem
+        with self.captured.searching():
+            inside = Inside(tensors[: len(self.captured.args.places)], condition.vmaps)
+            equations = Equations(condition.at(tensors), problem.kind, memory=problem.memory)
+            solved = Solved(*problem.find(z0, equations, inside))
+            self.captured.check_nothing_hidden(condition, solved.z, tensors)
+        return solved
+
+
 class _Once:
-    """What a forward solve outside the Function has found, handed over once (kept, it would close a reference cycle)."""
+    """What a forward solve before the Function has found, handed over once (kept, it would close a reference cycle)."""
 
     def __init__(self, solved: Solved) -> None:
         self.solved: Solved | None = solved
