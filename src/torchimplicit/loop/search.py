@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
@@ -28,38 +29,40 @@ class Inside:
     vmaps: Sequence[Vmap]
 
 
-class Search(Protocol):
+class Search(ABC):
     """How a root is found: a solver in the loop, a linear solver, or a black box."""
 
+    @abstractmethod
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         """Without autograd. ``inside`` is None in plain code."""
-        ...
 
     def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         """With autograd, through every step."""
-        ...
+        raise TypeError(
+            "Unrolled() differentiates the steps of a search, and this one has none. Use Implicit(), the default."
+        )
 
     def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         """The tensors of an approximate inverse of ∂g/∂z that the search leaves behind; none if it has none."""
-        ...
+        return found.inverse
+
+    @abstractmethod
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
+        """That inverse again."""
 
     @property
     def inverse_is_earlier(self) -> bool:
         """Whether that is of the Jacobian at an iterate before the last, and not at the root itself."""
-        ...
+        return False
 
     @property
     def near_identity(self) -> bool:
         """Whether the root was found by what works where ∂g/∂z is the identity less a contraction."""
-        ...
-
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
-        """That inverse: an object with ``solve(b, adjoint)`` and ``suspicious`` (see ``linear.factors.Factors``)."""
-        ...
+        return False
 
 
 @dataclass(frozen=True)
-class Iterate:
+class Iterate(Search):
     """Run a method step by step (:func:`torchimplicit.loop.solve.solve`)."""
 
     solver: Method
@@ -88,9 +91,6 @@ class Iterate:
     @property
     def near_identity(self) -> bool:
         return self.solver.near_identity
-
-    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
-        return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         return self.solver.from_tensors(tensors)

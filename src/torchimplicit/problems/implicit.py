@@ -23,7 +23,7 @@ from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
 from torchimplicit.linear import LU
 from torchimplicit.linear.solver import Left
-from torchimplicit.loop.search import Inside
+from torchimplicit.loop.search import Inside, Search
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.private import functorch, pytree
@@ -36,11 +36,9 @@ from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
 
-NO_STEPS = "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
-
 
 @dataclass(frozen=True)
-class BlackBox:
+class BlackBox(Search):
     """A solver that is asked for its answer, and nothing else; the condition tells whether to believe it."""
 
     solve: Callable[..., Any] | None
@@ -64,20 +62,6 @@ class BlackBox:
             self.layout.flatten(self.solve(*self.args.rebuilt(one))) for one in samples(inside.tensors, inside.vmaps)
         ]
         return torch.cat([row.to(self.layout.real_dtype) for row in rows])
-
-    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
-        raise TypeError(NO_STEPS)
-
-    @property
-    def inverse_is_earlier(self) -> bool:
-        return False
-
-    @property
-    def near_identity(self) -> bool:
-        return False
-
-    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
-        return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         return LU.from_tensors(tensors)
@@ -135,7 +119,9 @@ def implicit(
     if not callable(condition):
         raise TypeError(f"condition must be a function of (z, *args); got {type(condition).__name__}.")
     if isinstance(adjoint, Unrolled):
-        raise TypeError(NO_STEPS)
+        raise TypeError(
+            "a black-box solver has no steps to unroll. Use Implicit() (the default), OneStep() or Phantom()."
+        )
     check_adjoint(adjoint)
     check_policy(on_failure)
 

@@ -18,7 +18,7 @@ from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, IterativeState, error_of
 from torchimplicit.linear.rows import Rows, RowsOfFactors
 from torchimplicit.linear.solver import Bound, Left, LinearResult, LinearSolver, linear_status
-from torchimplicit.loop.search import Inside
+from torchimplicit.loop.search import Inside, Search
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.private import pytree
@@ -52,7 +52,7 @@ class Posed(NamedTuple):
 
 
 @dataclass
-class LinearSearch:
+class LinearSearch(Search):
     """A linear solver applied to A, or, where A is not known as such, to the Jacobian of A z − b.
 
     operator, b : as they were given; inside a transform their tensors are not to be used, but those that ``inside`` tells.
@@ -147,14 +147,6 @@ class LinearSearch:
         if direct is not None and self.factors is None and not tracing():
             self.kept.append(RowsOfFactors(direct, *of_rows))
         self.preconditioner = None if preconditioner is None else Rows(preconditioner, *of_rows)
-
-    @property
-    def inverse_is_earlier(self) -> bool:
-        return False
-
-    @property
-    def near_identity(self) -> bool:
-        return False
 
     def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         """The tensors of factors; or for each row which of those that are no tensors, and which matrix of its batch."""

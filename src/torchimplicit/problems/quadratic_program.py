@@ -18,7 +18,7 @@ from torchimplicit.condition import Kind, Vmap
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
 from torchimplicit.linear.solver import Left
 from torchimplicit.linear.vectors import times
-from torchimplicit.loop.search import Inside
+from torchimplicit.loop.search import Inside, Search
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
 from torchimplicit.norms import measured
@@ -38,7 +38,6 @@ from torchimplicit.tolerance import Tolerance
 
 NAMES = ("Q", "p", "G", "h", "A", "b", "lower", "upper")
 CORE = (2, 1, 2, 1, 2, 1, 1, 1)  # how many dimensions of each follow those of the batch
-NO_STEPS = "the steps of the interior point have no derivative. Use Implicit() (the default)."
 
 
 class Optimum(Kind):
@@ -85,7 +84,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class ProgramSearch:
+class ProgramSearch(Search):
     """The interior point and the active set (:mod:`torchimplicit.programs`), for data of all systems of all vmaps at once."""
 
     names: tuple[str, ...]
@@ -120,20 +119,6 @@ class ProgramSearch:
         none.update(A=none["G"], b=none["h"])
         of_bounds = {name: parts.get(name) for name in ("lower", "upper")}
         return Data(**{name: parts.get(name, none.get(name)) for name in NAMES[:6]}, **of_bounds)  # type: ignore[arg-type]
-
-    def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
-        raise TypeError(NO_STEPS)
-
-    @property
-    def inverse_is_earlier(self) -> bool:
-        return False
-
-    @property
-    def near_identity(self) -> bool:
-        return False
-
-    def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
-        return found.inverse
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         return Inverse(tensors)
@@ -208,7 +193,7 @@ def quadratic_program(
     if smoothing is not None:
         check_positive("smoothing", smoothing)
     if isinstance(adjoint, Unrolled):
-        raise TypeError(NO_STEPS)
+        raise TypeError("the steps of the interior point have no derivative. Use Implicit() (the default).")
     names, data, batch_shape = checked(Q, p, G, h, A, b, lower, upper)
     if batch_ndim is not None and batch_ndim != len(batch_shape):
         raise ValueError(
