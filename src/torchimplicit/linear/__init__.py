@@ -28,6 +28,7 @@ from torchimplicit.linear.qr import QR
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.solver import LinearResult
 from torchimplicit.linear.sparse import Sparse
+from torchimplicit.linear.sparse_lu import SparseCholesky, SparseLU
 from torchimplicit.linear.svd import SVD
 from torchimplicit.linear.triangular import Triangular
 
@@ -64,6 +65,8 @@ __all__ = [
     "Richardson",
     "Scaled",
     "Sparse",
+    "SparseCholesky",
+    "SparseLU",
     "Sum",
     "Triangular",
     "as_operator",

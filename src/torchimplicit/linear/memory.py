@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.amg import multigrid_of
+from torchimplicit.linear.best_factors import best_factors
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.linear.sparse import NARROW, Sparse
-from torchimplicit.linear.superlu import SuperLU
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.sparsity.assembly import Assembly, Products
 from torchimplicit.sparsity.construction import given
@@ -226,7 +226,7 @@ class Memory:
         if self.banded:
             return matrix.direct()
         if self.cheap:
-            return SuperLU(matrix.values, matrix.pattern)
+            return best_factors(matrix.values, matrix.pattern)
         return multigrid_of(matrix)
 
     def _complete(self, operator: Linearised, matrix: Sparse) -> bool:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import tracing
 from torchimplicit.linear.bands import Banded
+from torchimplicit.linear.best_factors import best_factors
 from torchimplicit.linear.bilinear import multiply
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.pattern import Pattern
-from torchimplicit.linear.superlu import SuperLU, usable
+from torchimplicit.linear.superlu import usable
 
-NARROW = 16  # diagonals of a band that has more room for zeros than SuperLU's factors
+NARROW = 16  # diagonals of a band that has more room for zeros than sparse factors
 
 
 class Sparse(LinearOperator):
@@ -29,8 +30,8 @@ class Sparse(LinearOperator):
     The gradient of a product reaches the stored entries alone, never a dense (m, n) matrix. The transposed places are found
     once, so that Aᴴ y takes as long as A x.
 
-    Square systems are solved within their band where that is narrow, else by SuperLU (SciPy; on the CPU) where the factors are
-    known to stay small (:func:`torchimplicit.linear.superlu.factors_pay`).
+    Square systems are solved within their band where that is narrow, else by SuperLU (SciPy; on the CPU), or CHOLMOD if they are
+    definite and kvxopt is installed, where the factors are known to stay small (:func:`torchimplicit.linear.superlu.factors_pay`).
 
     Raises:
         ValueError: another layout, more than two dimensions, or an integer dtype.
@@ -89,7 +90,7 @@ class Sparse(LinearOperator):
             return None
         if sum(self.pattern.bandwidths) < min(NARROW, self.shape[-1] / 2):
             return self._banded().direct()
-        return SuperLU(self.values, self.pattern) if usable(self.values, self.pattern) else None
+        return best_factors(self.values, self.pattern) if usable(self.values, self.pattern) else None
 
     def _banded(self) -> Banded:
         lower, upper = self.pattern.bandwidths

@@ -1,0 +1,85 @@
+"""Factors of sparse matrices, made by a library outside of torch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.estimated import Estimated
+from torchimplicit.linear.external import applied
+from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.vectors import fit
+from torchimplicit.norms import inverse_power_of_two
+
+Solve = Callable[[Any, bool], Any]
+"""x with A x = b, or Aᴴ x = b, for columns b (n, k): an array of NumPy for another."""
+
+
+class SparseFactors(Estimated):
+    """Factors of D A C for each matrix of the batch, all as the blocks of one: entries (*batch, e) in the places of a pattern.
+
+    D and C are powers of two that bring the largest entries of rows and columns to size one. A matrix that has no factors solves
+    to NaN.
+    """
+
+    title, final = "", True
+
+    def __init__(self, values: Tensor, pattern: Pattern) -> None:
+        self.batch_shape, self.pattern = values.shape[:-1], pattern
+        values = values.detach()
+        d, c = self._scales(values)
+        super().__init__(values.dtype, lambda: (d, c))
+        values = values * d.index_select(-1, pattern.rows) * c.index_select(-1, pattern.columns)
+        values = values.reshape(-1, values.shape[-1])
+        finite = values.isfinite().all(-1).nonzero().flatten()
+        try:
+            self._factors = [(finite, self._factorised(values[finite]))] if len(finite) else []
+        except (RuntimeError, ArithmeticError):  # one of them is exactly singular
+            self._factors = []
+            for at in finite.split(1) if len(finite) > 1 else ():
+                with suppress(RuntimeError, ArithmeticError):
+                    self._factors.append((at, self._factorised(values[at])))
+
+    @abstractmethod
+    def _factorised(self, values: Tensor) -> Solve:
+        """What solves with k matrices as the blocks of one, from their entries (k, e).
+
+        Raises RuntimeError or ArithmeticError where one of them has no factors.
+        """
+
+    def _scales(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The diagonals of D and C, (*batch, n)."""
+        pattern = self.pattern
+        d = inverse_power_of_two(_largest(values.abs(), pattern.rows, pattern.m))
+        values = values * d.index_select(-1, pattern.rows)
+        return d, inverse_power_of_two(_largest(values.abs(), pattern.columns, pattern.n))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all matrices have factors."""
+        return sum(len(at) for at, _ in self._factors) == self.batch_shape.numel()
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """x with A x = b, or Aᴴ x = b: (*lead, *batch, n). Differentiable in b."""
+        return applied(self._solve, fit(b, self.batch_shape, self.pattern.n, self.dtype, name="b"), adjoint)
+
+    def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
+        before, after = self.units[::-1] if adjoint else self.units
+        shape = b.shape
+        b = (before * b).reshape(-1, self.batch_shape.numel(), self.pattern.n)
+        x = torch.full_like(b, torch.nan)
+        for at, solve in self._factors:
+            columns = b[:, at].flatten(1).resolve_conj().numpy().T
+            x[:, at] = torch.from_numpy(solve(columns, adjoint).T).to(b.dtype).unflatten(1, (len(at), -1))
+        return after * x.reshape(shape)
+
+
+def _largest(size: Tensor, index: Tensor, n: int) -> Tensor:
+    """The largest of the numbers (..., e) that belong to each row, or column, (..., n)."""
+    zeros = torch.zeros(*size.shape[:-1], n, dtype=size.dtype)
+    return zeros.scatter_reduce(-1, index.expand_as(size), size, "amax")

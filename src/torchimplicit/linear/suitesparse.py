@@ -1,0 +1,109 @@
+"""Sparse matrices factorised by SuiteSparse, by way of kvxopt; an extra: ``pip install torchimplicit[suitesparse]``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.sparse_factors import Solve, SparseFactors
+from torchimplicit.norms import inverse_power_of_two
+
+MISSING = "needs SuiteSparse, which comes with kvxopt: pip install torchimplicit[suitesparse]"
+
+
+def installed() -> bool:
+    """Whether kvxopt can be imported."""
+    return find_spec("kvxopt") is not None
+
+
+class CHOLMOD(SparseFactors):
+    """D A D = L Lᴴ for Hermitian positive definite matrices, of which the lower triangles are read; the others have no factors.
+
+    In double precision, whatever that of the entries.
+    Source: Chen, Davis, Hager and Rajamanickam, Algorithm 887: CHOLMOD, ACM Trans. Math. Softw. 35 (2008).
+    """
+
+    title = "CHOLMOD"
+
+    def _scales(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        pattern = self.pattern
+        diagonal = torch.zeros(*values.shape[:-1], pattern.n, dtype=values.real.dtype)
+        on = (pattern.rows == pattern.columns).nonzero().flatten()
+        diagonal = diagonal.index_add(-1, pattern.rows[on], values[..., on].real)
+        d = inverse_power_of_two(diagonal.sqrt())  # one where that is no number
+        return d, d
+
+    def _factorised(self, values: Tensor) -> Solve:
+        from kvxopt import cholmod
+
+        matrix = _spmatrix(values, self.pattern, self.pattern.rows >= self.pattern.columns)
+        factors = cholmod.symbolic(matrix)
+        cholmod.numeric(matrix, factors)
+        return _in_place(lambda b, adjoint: cholmod.solve(factors, b), values)
+
+
+class UMFPACK(SparseFactors):
+    """D A C = L U by the multifrontal method, in double precision; each solution is refined.
+
+    Source: Davis, Algorithm 832: UMFPACK, ACM Trans. Math. Softw. 30 (2004).
+    """
+
+    title = "UMFPACK"
+
+    def _factorised(self, values: Tensor) -> Solve:
+        from kvxopt import umfpack
+
+        matrix = _spmatrix(values, self.pattern)
+        factors = umfpack.numeric(matrix, umfpack.symbolic(matrix))
+        return _in_place(lambda b, adjoint: umfpack.solve(matrix, factors, b, trans="C" if adjoint else "N"), values)
+
+
+class KLU(SparseFactors):
+    """D A C = L U, block by block of a triangular form: for circuits, whose factors have few entries; in double precision.
+
+    Source: Davis and Palamadai Natarajan, Algorithm 907: KLU, ACM Trans. Math. Softw. 37 (2010).
+    """
+
+    title = "KLU"
+
+    def _factorised(self, values: Tensor) -> Solve:
+        from kvxopt import klu
+
+        matrix = _spmatrix(values, self.pattern)
+        order = klu.symbolic(matrix)
+        factors = klu.numeric(matrix, order)
+        return _in_place(lambda b, adjoint: klu.solve(matrix, order, factors, b, trans="C" if adjoint else "N"), values)
+
+
+def _spmatrix(values: Tensor, pattern: Pattern, which: Tensor | None = None) -> Any:
+    """k matrices with entries (k, e) as the blocks of one of kvxopt's; of all entries, or of some."""
+    from kvxopt import spmatrix
+
+    chosen = slice(None) if which is None else which.nonzero().flatten()
+    each = torch.arange(len(values)).unsqueeze(-1) * pattern.n
+    rows, columns = ((place[chosen] + each).flatten().numpy() for place in (pattern.rows, pattern.columns))
+    size = len(values) * pattern.n
+    return spmatrix(values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(), rows, columns, (size, size))
+
+
+def _in_place(solve: Any, values: Tensor) -> Solve:
+    """``solve(b, adjoint)`` overwrites a matrix of kvxopt, of double precision like what it was made of."""
+    import numpy as np
+    from kvxopt import matrix
+
+    kind = np.complex128 if values.is_complex() else np.float64
+
+    def solved(columns: Any, adjoint: bool) -> Any:
+        b = matrix(np.asarray(columns, dtype=kind))
+        solve(b, adjoint)
+        return np.array(b)
+
+    return solved
+
+
+def _double(values: Tensor) -> torch.dtype:
+    return torch.complex128 if values.is_complex() else torch.float64
