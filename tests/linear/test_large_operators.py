@@ -88,3 +88,25 @@ def test_value_and_gradient_need_memory_in_proportion_to_n(kind: str) -> None:
     # Along d itself the solution scales like 1/d: A(s d) = s A(d) for those that are linear in d.
     if kind in ("diagonal", "tridiagonal", "sparse", "sum", "recurrence"):
         torch.testing.assert_close((grads[0] * d).sum(), -2 * solution.value.square().sum(), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [ti.linear.SparseLU(), ti.linear.SparseLU("umfpack"), ti.linear.SparseLU("klu"), ti.linear.SparseCholesky()],
+)
+def test_so_do_factors_that_are_asked_for(solver: Any) -> None:
+    d = (1 + torch.rand(n).double()).requires_grad_()
+    b = torch.randn(n).double().requires_grad_()
+    i = torch.arange(n)
+    rows, columns = torch.cat([i, i[1:], i[:-1]]), torch.cat([i, i[:-1], i[1:]])
+    order = (rows * n + columns).argsort()
+    values = torch.cat([3 * d, -d[1:] * d[:-1] / 4, -d[1:] * d[:-1] / 4])[order]
+    with Largest() as seen:
+        operator = Sparse(values, Pattern(rows[order], columns[order], n, n))
+        solution = ti.linear_solve(operator, b, solver=solver, rtol=1e-10)
+        grads = torch.autograd.grad(solution.value.square().sum(), (d, b))
+    assert solution.info.converged
+    assert solution.info.adjoint.converged
+    assert seen.entries <= 150 * n
+    # The solution is linear in b.
+    torch.testing.assert_close((grads[1] * b).sum(), 2 * solution.value.square().sum(), rtol=1e-8, atol=0)

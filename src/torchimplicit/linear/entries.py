@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torchimplicit.linear.jacobian import Jacobian
+from torch import Tensor
+
+from torchimplicit.linear.jacobian import Jacobian, memory_of
 from torchimplicit.linear.lapack import available
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.sparse import Sparse
@@ -14,17 +16,23 @@ def entries_of(operator: LinearOperator, wanted_by: str) -> Sparse:
     Raises:
         TypeError: it is another operator, on another device, or autograd records what it is made of.
     """
-    jacobian = isinstance(operator, Jacobian) and operator.memory is not None
-    if not (isinstance(operator, Sparse) or jacobian):
-        raise TypeError(
-            f"{wanted_by} needs the entries of a sparse matrix, and got {operator!r}. Pass a sparse tensor or linear.Sparse to "
-            "linear_solve, or sparsity='detect' (or a pattern) to root, minimize, least_squares or fixed_point."
-        )
-    source = operator.z if isinstance(operator, Jacobian) else operator.values
+    memory = memory_of(operator)
+    if isinstance(operator, Sparse):
+        _check(operator.values, wanted_by)
+        return operator
+    if isinstance(operator, Jacobian) and memory is not None:
+        _check(operator.z, wanted_by)
+        return memory.assembled(operator)
+    raise TypeError(
+        f"{wanted_by} needs the entries of a sparse matrix, and got {operator!r}. Pass a sparse tensor or linear.Sparse to "
+        "linear_solve, or sparsity='detect' (or a pattern) to root, minimize, least_squares or fixed_point."
+    )
+
+
+def _check(source: Tensor, wanted_by: str) -> None:
     if not available(source):
         raise TypeError(
-            f"{wanted_by} factorises plain numbers on the CPU, outside of autograd, torch.func and torch.compile; these are on "
-            f"{operator.device}{', recorded by autograd' if source.requires_grad else ''}. Take adjoint=Implicit(), which asks for no "
-            "recorded steps, or an iterative solver."
+            f"{wanted_by} takes plain numbers on the CPU, outside of torch.func and torch.compile; these are on {source.device}"
+            f"{', recorded by autograd' if source.requires_grad else ''}. Take adjoint=Implicit(), which records no steps, or an "
+            "iterative solver."
         )
-    return operator if isinstance(operator, Sparse) else operator.memory.assembled(operator)

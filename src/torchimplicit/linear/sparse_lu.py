@@ -30,7 +30,9 @@ class SparseLU:
 
     def __post_init__(self) -> None:
         if self.library not in _LIBRARIES:
-            raise ValueError(f"SparseLU: library is {self.library!r}; expected one of {', '.join(map(repr, _LIBRARIES))}.")
+            raise ValueError(
+                f"SparseLU: library is {self.library!r}; expected one of {', '.join(map(repr, _LIBRARIES))}."
+            )
 
     def factorize(self, operator: LinearOperator) -> Direct:
         """The factors of a :class:`Sparse` operator, or of a Jacobian whose pattern is known (``sparsity=``).

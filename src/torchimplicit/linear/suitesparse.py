@@ -38,11 +38,19 @@ class CHOLMOD(SparseFactors):
         return d, d
 
     def _factorised(self, values: Tensor) -> Solve:
+        import numpy as np
         from kvxopt import cholmod
 
         matrix = _spmatrix(values, self.pattern, self.pattern.rows >= self.pattern.columns)
         factors = cholmod.symbolic(matrix)
         cholmod.numeric(matrix, factors)
+        try:
+            diagonal = cholmod.diag(factors)
+        except ValueError as error:
+            raise ArithmeticError("the matrix is not definite") from error
+        if len(values) == self.batch_shape.numel() == 1:  # of several the order is not known
+            like = self.units[0]
+            self.pivots = torch.from_numpy(np.array(diagonal).real).to(like.dtype).square().reshape(like.shape)
         return _in_place(lambda b, adjoint: cholmod.solve(factors, b), values)
 
 
@@ -87,7 +95,9 @@ def _spmatrix(values: Tensor, pattern: Pattern, which: Tensor | None = None) -> 
     each = torch.arange(len(values)).unsqueeze(-1) * pattern.n
     rows, columns = ((place[chosen] + each).flatten().numpy() for place in (pattern.rows, pattern.columns))
     size = len(values) * pattern.n
-    return spmatrix(values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(), rows, columns, (size, size))
+    return spmatrix(
+        values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(), rows, columns, (size, size)
+    )
 
 
 def _in_place(solve: Any, values: Tensor) -> Solve:
