@@ -3,8 +3,8 @@ Forecasts for a decision: a portfolio
 =====================================
 
 A forecast of returns is made to be acted upon: an investor holds :math:`w` that maximises
-:math:`\mu^\top w - \tfrac{\gamma}{2} w^\top \Sigma w` with :math:`w \ge 0` and :math:`\sum w = 1`, a quadratic program. Of two forecasts
-with equal errors one can be worth more. With the program as a layer a model is trained for what its decisions bring
+:math:`\mu^\top w - \tfrac{\gamma}{2} w^\top \Sigma w` with :math:`w \ge 0` and :math:`\sum w = 1`, a quadratic program. Of two
+forecasts with equal errors one can be worth more. With the program as a layer a model is trained for what its decisions bring
 (Donti et al., Task-based end-to-end model learning, 2017).
 """
 
