@@ -6,6 +6,7 @@ import torchimplicit as ti
 
 ONE_UNKNOWN = "it shrinks an interval: each system is one equation in one unknown"
 DOWNHILL = "it goes down an objective, and a root or a fixed point has none"
+BOUNDED = "it holds unknowns at bounds, and a root or a fixed point has none"
 CONSTRAINED = "it meets constraints, and a root or a fixed point has none"
 
 # Solvers that do not take just any system of n equations in n unknowns, and why.
@@ -19,6 +20,8 @@ PARTICULAR = {
     "trust_newton": DOWNHILL,
     "newton_cg": DOWNHILL,
     "projected_newton": DOWNHILL,
+    "active_set": BOUNDED,
+    "interior_point": BOUNDED,
     "augmented_lagrangian": CONSTRAINED,
 }
 

@@ -60,6 +60,12 @@ class Limited(Kind):
         lower, upper = self.limits(whole if torch.is_grad_enabled() else whole.detach(), z.shape[-1])
         return gradient, z, lower, upper
 
+    def residual(self, f: Flat, z: Tensor) -> Tensor:
+        return self.of_gradient(*self.slope_and_limits(f, z))
+
+    def of_gradient(self, gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        return projected_gradient(gradient, z, lower, upper)
+
     def bounds(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.limits(f(z), z.shape[-1])
 
@@ -110,9 +116,6 @@ class Bounded(Limited):
     def __init__(self, unbounded: Kind) -> None:
         self.unbounded = unbounded
         self.name = f"{unbounded.name} within bounds"
-
-    def residual(self, f: Flat, z: Tensor) -> Tensor:
-        return projected_gradient(*self.slope_and_limits(f, z))
 
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         return self.unbounded.residual(lambda z: self.own(f(z), z.shape[-1]), z)

@@ -54,6 +54,10 @@ class Kind:
         """The gradient (B, n) of the objective of a minimum or a fit, where there are no bounds the condition itself."""
         return self.residual(f, z)
 
+    def of_gradient(self, gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """What solvers make vanish, from the gradient and the bounds, (B, n) each."""
+        return gradient
+
     def bounds(self, f: Flat, z: Tensor) -> tuple[Tensor, Tensor]:
         """The lower and the upper bounds of the unknowns, (B, n)."""
         return torch.full_like(z, -torch.inf), torch.full_like(z, torch.inf)

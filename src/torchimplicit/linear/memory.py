@@ -18,7 +18,7 @@ from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.linear.sparse import NARROW, Sparse
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.sparsity.assembly import Assembly, Products
-from torchimplicit.sparsity.construction import given
+from torchimplicit.sparsity.construction import given, with_diagonal
 from torchimplicit.sparsity.detection import NoPattern, detect
 from torchimplicit.sparsity.extra import MISSING, available
 
@@ -149,7 +149,7 @@ class Memory:
 
     def _take(self, n: int) -> None:
         """The pattern that was given, once: it keeps its colours, and one that was found wrong stays out."""
-        self._shared.assembly, self._shared.looked = Assembly(given(self._shared.given, n)), True
+        self._shared.assembly, self._shared.looked = Assembly(with_diagonal(given(self._shared.given, n))), True
 
     def of_rows(self) -> Memory:
         """That of some of the systems, with the same pattern and nothing else."""
@@ -184,7 +184,7 @@ class Memory:
             if len(pattern.rows) > DENSE * operator.z.shape[-1] ** 2:
                 self._shared.why_not = "the Jacobian is not sparse"
             else:
-                self._shared.assembly = Assembly(pattern)
+                self._shared.assembly = Assembly(with_diagonal(pattern))
 
     @property
     def banded(self) -> bool:

@@ -186,6 +186,11 @@ def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor, tol
         if found is None:  # the function ends where its bounds do
             return z
         pressed = torch.stack(held(found, there, lower, upper)).any(0)
+        if not finished(
+            ~(pressed & (there != z))
+        ):  # one that is free, and only near, is pressed by its neighbours' move alone
+            here = equations.gradient(z)
+            pressed = pressed & ((here * found.sign() > found.abs() / 2) | (there == z))
         arrives = (pressed & (there != z)) | (z < lower) | (z > upper)
     return torch.where(arrives, torch.where(there == lower, lower, upper), z)
 

@@ -30,9 +30,8 @@ class Complementarity(Limited):
     def gradient(self, f: Flat, z: Tensor) -> Tensor:
         return self.own(f(z), z.shape[-1])
 
-    def residual(self, f: Flat, z: Tensor) -> Tensor:
-        F, z, lower, upper = self.slope_and_limits(f, z)
-        below = torch.where(upper < torch.inf, -fischer_burmeister(upper - z, -F), F)
+    def of_gradient(self, gradient: Tensor, z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        below = torch.where(upper < torch.inf, -fischer_burmeister(upper - z, -gradient), gradient)
         return torch.where(lower > -torch.inf, fischer_burmeister(z - lower, below), below)
 
 

@@ -115,7 +115,7 @@ def memory_for(sparsity: Any, kind: Kind, layout: Layout) -> Memory | None:
         sparsity.check(layout.size)
         return sparsity
     if sparsity is None:
-        return Memory() if layout.size > DENSE_LIMIT and not (kind.near_identity or kind.bounded) else None
+        return Memory() if layout.size > DENSE_LIMIT and not kind.near_identity else None
     if isinstance(sparsity, str) and sparsity == "off":
         return None
     memory = Memory(sparsity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from torchimplicit.solvers.active_set import ActiveSet as ActiveSet
 from torchimplicit.solvers.anderson import Anderson as Anderson
 from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian as AugmentedLagrangian
 from torchimplicit.solvers.auto import choose as choose
@@ -18,6 +19,7 @@ from torchimplicit.solvers.dogleg import Dogleg as Dogleg
 from torchimplicit.solvers.equations import Equations as Equations
 from torchimplicit.solvers.equations import Estimate as Estimate
 from torchimplicit.solvers.gauss_newton import GaussNewton as GaussNewton
+from torchimplicit.solvers.interior_point import InteriorPoint as InteriorPoint
 from torchimplicit.solvers.itp import ITP as ITP
 from torchimplicit.solvers.lbfgs import LBFGS as LBFGS
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt

@@ -10,6 +10,7 @@ from torchimplicit.solvers.backtracking import Backtracking
 from torchimplicit.solvers.broyden import Broyden
 from torchimplicit.solvers.chandrupatla import Chandrupatla
 from torchimplicit.solvers.dogleg import Dogleg
+from torchimplicit.solvers.interior_point import InteriorPoint
 from torchimplicit.solvers.levenberg_marquardt import LevenbergMarquardt
 from torchimplicit.solvers.method import Method
 from torchimplicit.solvers.newton import Newton
@@ -36,7 +37,8 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
     points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
     bounds (``bounded``) by projected Newton steps, under constraints (``constrained``) by the augmented Lagrangian. Without anything to
-    minimise bounds are part of the equations. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size.
+    minimise bounds are part of the equations; from n = 64 an interior point method is tried first, and last for large minima within
+    bounds. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size.
     A failure of all is reported like any other.
     """
     batch, n = layout.batch, layout.size
@@ -46,7 +48,9 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     if kind.constrained:
         return AugmentedLagrangian()
     if kind.bounded and kind.minimised:
-        return ProjectedNewton(max_inner=None if dense else 200)
+        return ProjectedNewton() if dense else LARGE_BOUNDED
+    if kind.bounded and not (dense and n < CHEAP_LIMIT):
+        return COMPLEMENTARY if dense else LARGE_COMPLEMENTARY
     if kind.sums_squares and dense:
         return FITS
     if kind.minimised:
@@ -64,3 +68,6 @@ FITS = Polyalgorithm((LevenbergMarquardt(), TrustNewton()))
 SMALL = Polyalgorithm(_ROBUST)
 MIDDLING = Polyalgorithm((Broyden(patience=5), *_ROBUST))
 LARGE = Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))
+LARGE_BOUNDED = Polyalgorithm((ProjectedNewton(max_inner=200), InteriorPoint(max_inner=200)))
+COMPLEMENTARY = Polyalgorithm((InteriorPoint(), *_ROBUST))
+LARGE_COMPLEMENTARY = Polyalgorithm((InteriorPoint(max_inner=200), *LARGE.stages))

@@ -124,6 +124,10 @@ class Equations:
         """∂g/∂z at z as an operator, from one evaluation of g (``.value`` is g(z))."""
         return self._linearised(self.kind.residual, z, self.kind.symmetric, self.memory)
 
+    def jacobian_of_gradient(self, z: Tensor) -> Jacobian:
+        """That of what vanishes where z is free of bounds, an operator (B, n, n); ``.value`` is the gradient."""
+        return self._linearised(self.kind.gradient, z, self.kind.minimised, self.memory)
+
     def squares(self, z: Tensor) -> Tensor:
         """The numbers (B, m) whose sum of squares is minimised: the residuals r of a fit, the residual g of a root."""
         self.evaluations += 1

@@ -8,17 +8,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, tracing, values_hidden
+from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.large import Large
 from torchimplicit.norms import rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.descent import check_minimised, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trial import Taken
-from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, judge, nearer, steihaug
-
-REFUSALS = 3  # steps in turn that were none inside the ball, after which none is asked for
+from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, by_factors, judge, nearer, steihaug
 
 # A step, the decrease that the parabola predicts for it, and whether nothing bends it.
 Plan = tuple[Tensor, Tensor, Tensor]
@@ -63,7 +60,7 @@ class NewtonCG(Downhill[Plan]):
 
     loosest: float = 0.1
     max_inner: int = 200
-    max_steps: ClassVar[int] = 500
+    max_steps: ClassVar[int] = 2000
     patience: ClassVar[int] = 30
 
     def __post_init__(self) -> None:
@@ -84,33 +81,12 @@ class NewtonCG(Downhill[Plan]):
     ) -> tuple[Tensor, Plan, NewtonCGState]:
         hessian, memory = state
         eta = (torch.linalg.vector_norm(r.detach(), dim=-1) / memory.start).sqrt().clamp(max=self.loosest)
-        newton = self._inside(hessian, r, memory.radius, eta)
+        newton = by_factors(hessian, r, memory.radius, eta, self.max_inner)
         if newton is not None:
-            return z + newton[0], newton, state
+            return z + newton[0], (*newton, torch.zeros_like(eta, dtype=torch.bool)), state
         inner = r, memory.radius, eta, z, self.max_inner, hessian.operands
         s, predicted, radius, flat = steihaug(hessian.rmatvec, *inner)
         return z + s, (s.detach(), predicted, flat), NewtonCGState(hessian, memory._replace(radius=radius))
-
-    def _inside(self, hessian: Jacobian, r: Tensor, radius: Tensor, eta: Tensor) -> Plan | None:
-        """The step to the minimum of the parabolas, where that lies in the ball for every system: by factors of what is known of
-        Hessians like this (:class:`torchimplicit.linear.Large`). None: nothing is known, or there is none."""
-        known = hessian.memory
-        if known is None or torch.is_grad_enabled() or tracing() or values_hidden() or known.refused > REFUSALS:
-            return None
-        if known.pattern(hessian) is None:
-            return None
-        found = Large().factorize(hessian).iterate(-r, rtol=eta, max_steps=self.max_inner)
-        s = found.x
-        curvature = dot(s, hessian.rmatvec(s))
-        predicted = -dot(r, s) - curvature / 2
-        minimum = found.converged & (curvature > 0) & (predicted > 0)
-        inside = minimum & (torch.linalg.vector_norm(s, dim=-1) <= radius)
-        if known.sign == 1 and finished(inside):
-            known.refused = 0
-            return s, predicted, torch.zeros_like(inside)
-        known.refused += 1
-        known.sign = None  # of the next Hessian, which may be definite
-        return None
 
     def nearer(self, plan: Plan, state: NewtonCGState) -> NewtonCGState:
         hessian, memory = state

@@ -11,15 +11,17 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.condition import between
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.masked import Masked
 from torchimplicit.norms import measured, rounding
 from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.trial import Taken
-from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, steihaug
+from torchimplicit.solvers.trust_region import Downhill, Objective, Seen, by_factors, steihaug
 
 SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
 NEGLIGIBLE = 1e-3  # damping, over ‖∇φ‖ / ‖s‖, that is given up
 LOOSEST = 0.1  # what conjugate gradients leave of the gradient
+CLOSE = 1e-4  # the same, preconditioned by factors
 
 # A step, the scale of its damping, and the damping of one that comes nearer.
 Plan = tuple[Tensor, Tensor, Tensor]
@@ -48,7 +50,8 @@ class ProjectedNewton(Downhill[Plan]):
     its eigenvalues' absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system
     only; then λ, 0 at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one
     along Newton's direction need not where H is ill-conditioned. λ falls with every step that is taken.
-    With ``max_inner`` nothing of size n² is formed: d comes from conjugate gradients, up to a tenth of the gradient.
+    With ``max_inner`` nothing of size n² is formed: d comes from conjugate gradients, up to a tenth of the gradient, or, of a sparse H,
+    with factors of the part of the free unknowns as their preconditioner.
     Source: Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM J. Control Optim. 20 (1982),
     eq. 32 (what is held); the damping is Levenberg's.
     """
@@ -138,12 +141,16 @@ class ProjectedNewton(Downhill[Plan]):
         if self.max_inner is None:
             return newton_direction(hessian, gradient, held, damping)
         r = torch.where(held, 0, gradient)
-        eta = torch.full_like(r[:, 0], LOOSEST)
+        infinite, one = torch.full_like(damping, torch.inf), torch.ones_like(damping)
+        free = Masked(hessian, held, one, damping.unsqueeze(-1).expand_as(r))
+        newton = by_factors(free, r, infinite, CLOSE * one, self.max_inner)
+        if newton is not None:
+            return newton[0]
+        eta = LOOSEST * one
 
         def product(p: Tensor, held: Tensor, damping: Tensor) -> Tensor:
             return torch.where(held, 0, hessian.rmatvec(p) + damping.unsqueeze(-1) * p)
 
-        infinite = torch.full_like(eta, torch.inf)
         return steihaug(product, r, infinite, eta, z, self.max_inner, hessian.operands, (held, damping))[0]
 
     def restart(self, equations: Equations, z: Tensor, memory: Tensor) -> tuple[Tensor, ProjectedState]:

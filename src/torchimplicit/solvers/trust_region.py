@@ -9,10 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
+from torchimplicit.autograd.transforms import finished, tracing, values_hidden
 from torchimplicit.graph.loop import Operands, settle
 from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.large import Large
 from torchimplicit.linear.masks import divide
+from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.norms import rounding
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations
@@ -23,6 +25,7 @@ Objective = tuple[Tensor, Jacobian]  # its value, (B,), and its Hessian, which h
 Seen = Trial[Plan, Objective]
 
 FIRST = 10  # radius over the size of z; MINPACK advises 0.1 to 100, and 3 and 10 lead to all minima of Moré, Garbow and Hillstrom
+REFUSALS = 3  # steps by factors in turn that were of no use, after which none is asked for
 ACCEPTED = 1e-4  # the part of the predicted decrease that a step must bring
 
 
@@ -78,6 +81,31 @@ def judge_all(
     at_the_edge = length > 0.8 * radius
     radius = torch.where((ratio > 0.75) & at_the_edge, 2 * length, radius)
     return ratio > ACCEPTED, torch.where(ratio < 0.25, length / 4, radius)
+
+
+def by_factors(
+    hessian: LinearOperator, r: Tensor, radius: Tensor, eta: Tensor, max_steps: int
+) -> tuple[Tensor, Tensor] | None:
+    """The step s to the minimum of the parabolas, H s = −r, where that lies in the ball for every system, and the decrease that they
+    predict: by factors of what is known of Hessians like this (:class:`torchimplicit.linear.Large`). None: nothing is known, or there
+    is no such step.
+    """
+    known = hessian.memory
+    if known is None or torch.is_grad_enabled() or tracing() or values_hidden() or known.refused > REFUSALS:
+        return None
+    if known.pattern(hessian) is None:
+        return None
+    found = Large().factorize(hessian).iterate(-r, rtol=eta, max_steps=max_steps)
+    s = found.x
+    curvature = dot(s, hessian.rmatvec(s))
+    predicted = -dot(r, s) - curvature / 2
+    minimum = (found.converged & (curvature > 0) & (predicted > 0)) | (r == 0).all(-1)
+    if known.sign == 1 and finished(minimum & (torch.linalg.vector_norm(s, dim=-1) <= radius)):
+        known.refused = 0
+        return s, predicted
+    known.refused += 1
+    known.sign = None  # of the next Hessian, which may be definite
+    return None
 
 
 def steihaug(

@@ -66,3 +66,12 @@ def given(pattern: Any, n: int) -> Pattern:
     if shape != (n, n):
         raise ValueError(f"sparsity has shape {shape}; expected ({n}, {n}), the unknowns of one system.")
     return of_places(rows, columns, n, n)
+
+
+def with_diagonal(pattern: Pattern) -> Pattern:
+    """The same with all places of the diagonal, where unknowns that are held have their entry."""
+    if int((pattern.rows == pattern.columns).sum()) == pattern.n:
+        return pattern
+    places = torch.arange(pattern.n, device=pattern.rows.device)
+    rows, columns = torch.cat([pattern.rows, places]), torch.cat([pattern.columns, places])
+    return of_places(rows, columns, pattern.m, pattern.n)
