@@ -1,5 +1,5 @@
-"""Large systems within bounds. The matrices are M-matrices: what meets the conditions is the one solution. Which unknowns are free being
-known, the derivative is that of a linear system of SciPy's."""
+"""Large systems within bounds, with M-matrices: what meets the conditions is the one solution. Once it is known which unknowns are free,
+the derivative is that of a linear system of SciPy's."""
 
 from __future__ import annotations
 

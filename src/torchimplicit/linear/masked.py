@@ -8,20 +8,18 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.operators import LinearOperator
 
 
-class Masked(LinearOperator):
+class Masked(Jacobian):
     """A Jacobian J in the rows and columns of the unknowns that are free, plus ``damping`` (B, n) on their diagonal, and on that of
     those that are ``held`` (B, n) a ``unit`` (B,): they are systems of their own. All entries have places in the pattern of J, or on
     the diagonal.
     """
 
     def __init__(self, of: Jacobian, held: Tensor, unit: Tensor, damping: Tensor | None = None) -> None:
-        super().__init__(of.shape, of.dtype, of.device, symmetric=of.symmetric)
+        super().__init__(of.g, of.z, symmetric=of.symmetric, value=of.value, memory=of.memory)
         self.of, self.held, self.unit = of, held, unit.unsqueeze(-1)
         self.damping = damping
-        self.g, self.z, self.memory = of.g, of.z, of.memory
 
     def matvec(self, x: Tensor) -> Tensor:
         return self._masked(self.of.matvec, x)

@@ -14,7 +14,6 @@ from torchimplicit.graph.loop import Operands, settle
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.large import Large
 from torchimplicit.linear.masks import divide
-from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.norms import rounding
 from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations
@@ -84,7 +83,7 @@ def judge_all(
 
 
 def by_factors(
-    hessian: LinearOperator, r: Tensor, radius: Tensor, eta: Tensor, max_steps: int
+    hessian: Jacobian, r: Tensor, radius: Tensor, eta: Tensor, max_steps: int
 ) -> tuple[Tensor, Tensor] | None:
     """The step s to the minimum of the parabolas, H s = −r, where that lies in the ball for every system, and the decrease that they
     predict: by factors of what is known of Hessians like this (:class:`torchimplicit.linear.Large`). None: nothing is known, or there
