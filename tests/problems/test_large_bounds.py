@@ -1,4 +1,4 @@
-"""Large systems within bounds, with M-matrices: what meets the conditions is the one solution. Once it is known which unknowns are free,
+"""Large systems within bounds, with M-matrices: what meets the conditions is the one solution. Which unknowns are free once known,
 the derivative is that of a linear system of SciPy's."""
 
 from __future__ import annotations
