@@ -28,9 +28,10 @@ from torchimplicit.problems.all_systems import of_all_systems
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.smoothed import smoothed
 from torchimplicit.programs.info import Certificate, Dual, ProgramInfo
+from torchimplicit.programs.kkt_inverse import KKTInverse
 from torchimplicit.programs.outside import Outside, check_outside
 from torchimplicit.programs.quadratic import Data
-from torchimplicit.programs.solving import MAX_STEPS, Inverse, solve
+from torchimplicit.programs.solving import MAX_STEPS, solve
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import OnFailure, Status, check_policy, unanswered
@@ -121,7 +122,7 @@ class ProgramSearch(Search):
         return Data(**{name: parts.get(name, none.get(name)) for name in NAMES[:6]}, **of_bounds)  # type: ignore[arg-type]
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
-        return Inverse(tensors)
+        return KKTInverse(tensors)
 
 
 @entry_point
@@ -293,7 +294,7 @@ def _told(found: Solution, given: dict[str, Tensor]) -> Solution:
 
 
 def _certificate(x: Tensor, y: Dual, status: Tensor, given: dict[str, Tensor]) -> Certificate:
-    """From the ray that stands in the place of a solution (:class:`torchimplicit.programs.solving.Found`)."""
+    """From the ray that stands in the place of a solution (:class:`torchimplicit.programs.solving.Solutions`)."""
     bounded = "lower" in given
     lower, upper = (x, y.bounds) if bounded else (torch.zeros_like(x), torch.zeros_like(x))
     sides = [("h", 1, y.inequality), ("b", 1, y.equality), ("upper", 1, upper), ("lower", -1, lower)]

@@ -22,7 +22,7 @@ LEFT = 1e-3  # of it, at least
 
 
 @dataclass(frozen=True)
-class Solved:
+class Settled:
     """Solutions x (B, n, 1) with multipliers y (B, M, 1), and the rows that are ``held`` at a bound.
 
     K : the linear system of the conditions with these rows.
@@ -43,26 +43,26 @@ class Solved:
     def tensors(self) -> tuple[Tensor, ...]:
         return self.x, self.y, self.held, self.residual, self.correction, self.weak
 
-    def of_systems(self, which: Tensor) -> Solved:
+    def of_systems(self, which: Tensor) -> Settled:
         """Some systems of the batch."""
         x, y, held, residual, correction, weak = (part[which] for part in self.tensors)
-        return Solved(x, y, held, self.K.of_systems(which), residual, correction, weak)
+        return Settled(x, y, held, self.K.of_systems(which), residual, correction, weak)
 
-    def put(self, which: Tensor, other: Solved) -> Solved:
+    def put(self, which: Tensor, other: Settled) -> Settled:
         """With those of ``other`` in the places ``which``."""
         parts = (a.index_copy(0, which, b) for a, b in zip(self.tensors, other.tensors, strict=True))
         x, y, held, residual, correction, weak = parts
-        return Solved(x, y, held, self.K.put(which, other.K), residual, correction, weak)
+        return Settled(x, y, held, self.K.put(which, other.K), residual, correction, weak)
 
 
-def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK) -> Solved:
+def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK) -> Settled:
     """The solutions near x, with multipliers near y: Newton's method on the conditions, which are linear between changes of the set of
     rows that are held. A weak row, which either may be, is not."""
     held = _held(programs, programs.rows.apply(x), y)
     return _settled(programs, x, y, held, weak, CHANGES)
 
 
-def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float, changes: int) -> Solved:
+def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float, changes: int) -> Settled:
     found = _solved(programs, x, y, held, weak)
     again = _next(programs, found, weak)
     changed = (again != found.held).flatten(1).any(-1)
@@ -75,7 +75,7 @@ def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float
     return found.put(which, later)
 
 
-def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float) -> Solved:
+def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float) -> Settled:
     """The solution with given rows held, in two steps, of which the second tells how near the first has come."""
     K = Condensed(programs.Q, programs.rows, torch.where(held, 0.0, torch.inf).to(x.dtype))
     t = torch.where(_at_upper(programs, programs.rows.apply(x), y), programs.upper, programs.lower)
@@ -91,7 +91,7 @@ def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float)
     up, down = y.clamp(min=0) / of_gradient, (-y).clamp(min=0) / of_gradient
     above, below = (programs.upper - Rx) / of_rows, (Rx - programs.lower) / of_rows
     residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
-    return Solved(x, y, held, K, residual, dx, small)
+    return Settled(x, y, held, K, residual, dx, small)
 
 
 def _lacking(programs: Programs, x: Tensor, y: Tensor, of_gradient: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def _at_upper(programs: Programs, Rx: Tensor, y: Tensor) -> Tensor:
     return (programs.upper - Rx - y) <= (Rx + y - programs.lower)
 
 
-def _next(programs: Programs, found: Solved, weak: float) -> Tensor:
+def _next(programs: Programs, found: Settled, weak: float) -> Tensor:
     """Which rows are held from what has been found: one whose multiplier has the wrong sign is not, one that is violated is."""
     return _held(programs, programs.rows.apply(found.x), found.y) & ~found.weak
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
-from torchimplicit.linear.solver import Refusing
-from torchimplicit.linear.vectors import from_columns, lead_shape, to_columns
-from torchimplicit.programs.active_set import WEAK, Solved, regularity, settle
+from torchimplicit.programs.active_set import WEAK, Settled, regularity, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
 from torchimplicit.programs.interior_point import Point, interior
@@ -28,9 +25,9 @@ ROUNDING = 8  # in units of eps of the data: what is smaller beside others is 0
 
 
 @dataclass(frozen=True)
-class Found:
+class Solutions:
     """Of B programs: w (B, N), which is z and the multipliers, or a ray that proves that there is no solution; how each ended, after
-    how many steps; by how much z is off, (B, n); and the tensors of an :class:`Inverse`."""
+    how many steps; by how much z is off, (B, n); and the tensors of an :class:`~torchimplicit.programs.kkt_inverse.KKTInverse`."""
 
     w: Tensor
     status: Tensor
@@ -39,7 +36,7 @@ class Found:
     inverse: tuple[Tensor, ...]
 
 
-def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: Outside | None = None) -> Found:
+def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: Outside | None = None) -> Solutions:
     """The solutions of programs whose numbers are known to the precision of ``dtype``; many in blocks that fit the cache.
 
     ``outside`` : a solver of somebody else's, from whose answers the solutions are found, where it has any."""
@@ -52,10 +49,10 @@ def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: O
         torch.cat([getattr(block, name) for block in blocks]) for name in ("w", "status", "steps", "correction")
     )
     inverse = tuple(map(torch.cat, zip(*(block.inverse for block in blocks), strict=True)))
-    return Found(w, status, steps, correction, inverse)
+    return Solutions(w, status, steps, correction, inverse)
 
 
-def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | None) -> Found:
+def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | None) -> Solutions:
     weak = max(WEAK, ROUNDING * torch.finfo(dtype).eps)
     programs, units = scaled(data)
     finite, nonconvex = _finite(programs), _nonconvex(programs)
@@ -83,7 +80,7 @@ def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | No
     w = torch.where(ray, _proof(point, status, units, bounds), w).squeeze(-1)
     free = ray | regular.loose.reshape(-1, 1, 1)  # what moves freely is not off
     correction = torch.where(free, 0, units.z * solved.correction).squeeze(-1)
-    return Found(w, status, steps, correction, (refused, units.z, units.y, units.r, units.t, *K.tensors))
+    return Solutions(w, status, steps, correction, (refused, units.z, units.y, units.r, units.t, *K.tensors))
 
 
 def _proof(point: Point, status: Tensor, units: Units, bounds: int) -> Tensor:
@@ -96,20 +93,20 @@ def _proof(point: Point, status: Tensor, units: Units, bounds: int) -> Tensor:
     return torch.cat([x, units.y * dual], -2)
 
 
-def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Solved:
+def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Settled:
     return settle(programs, point.x / point.tau, OneSided.signed(point.y / point.tau, bounds), weak)
 
 
 def _again(
     programs: Programs,
     which: Tensor,
-    solved: Solved,
+    solved: Settled,
     point: Point,
     ended: Tensor,
     steps: Tensor,
     weak: float,
     max_steps: int,
-) -> tuple[Solved, Point, Tensor, Tensor]:
+) -> tuple[Settled, Point, Tensor, Tensor]:
     """The same for some systems, from nearer; and where that does not help either, whether there is proof of no solution."""
     bounds = point.y.shape[-2] - solved.y.shape[-2]
     some = programs.of_systems(which)
@@ -167,22 +164,3 @@ def _harmless(K: Condensed, rows: Tensor) -> Condensed:
     return Condensed.of(
         [torch.where(rows, eye, K.Q), torch.where(rows, torch.inf, K.W), torch.where(rows, eye, K.L), *clean]
     )
-
-
-class Inverse(Refusing):
-    """Of the Jacobian of the optimality conditions at a solution, in w = (z, multipliers), in the units of the data."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.refused, *units = tensors[:5]
-        self.units = Units(*units)
-        self.K = Condensed.of(tensors[5:])
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        """w with J w = b, (*lead, B, N); J is symmetric."""
-        batch, lead = self.units.z.shape[:1], lead_shape(b, self.units.z.shape[:1])
-        columns = to_columns(b, batch).to(self.units.z.dtype)
-        r, t = columns.split([self.units.z.shape[-2], self.units.t.shape[-2]], -2)
-        held = self.K.W < torch.inf
-        x, y = self.K.refined(self.units.r * r, torch.where(held, self.units.t * t, 0), 2)
-        w = torch.cat([self.units.z * x, torch.where(held, self.units.y * y, -t)], -2)
-        return from_columns(w, lead).to(b.dtype)
