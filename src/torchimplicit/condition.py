@@ -128,12 +128,14 @@ class Condition:
     function : the user's function as a pure function of z and explicit tensors.
     kind : what of it must vanish.
     call : the user's function, where it is read for a graph.
+    changed_since : the error that names which of the explicit tensors were changed in place, where somebody can tell.
     """
 
     function: Callable[..., Tensor]
     kind: Kind
     vmaps: tuple[Vmap, ...] = ()
     call: Any = None
+    changed_since: Callable[[], RuntimeError] | None = None
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.kind.condition(self.at(tensors), z)

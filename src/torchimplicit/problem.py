@@ -130,7 +130,7 @@ class Problem:
         def function(z: Tensor, *tensors: Tensor) -> Tensor:
             return self.value(captured(self.layout.argument(z), tensors))
 
-        return captured, Condition(function, self.kind), out, linearised
+        return captured, Condition(function, self.kind, changed_since=captured.changed_since), out, linearised
 
     def equations(self, z: Tensor) -> Equations:
         """What a search from z may ask about the problem, in plain code."""

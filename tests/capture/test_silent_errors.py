@@ -103,12 +103,41 @@ def test_a_numpy_number_that_was_rebound_since_the_forward_is_an_error(W: Tensor
         z.sum().backward()
 
 
-def test_a_buffer_overwritten_before_the_backward_is_an_error(W: Tensor) -> None:
+def test_a_buffer_overwritten_before_the_backward_is_an_error_that_names_it(W: Tensor) -> None:
     buffer = randn(N, seed=1)
     z = ti.fixed_point(lambda z: torch.tanh(W @ z + buffer), ZERO).value
     buffer.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="uses 'buffer', which has been modified by an inplace operation"):
         z.sum().backward()
+
+
+def test_a_parameter_that_was_stepped_before_the_backward_is_an_error_that_names_it() -> None:
+    cell = nn.Linear(N, N).double()
+    z = ti.fixed_point(lambda z: 0.3 * torch.tanh(cell(z)), ZERO).value
+    with torch.no_grad():
+        cell.weight -= 0.1
+    with pytest.raises(RuntimeError, match=r"uses cell\.weight, which has been modified"):
+        z.sum().backward()
+
+
+def test_an_argument_that_was_overwritten_before_the_backward_is_an_error_that_names_it(W: Tensor) -> None:
+    x, both = randn(N, seed=1), {"x": randn(N, seed=2), "W": W}
+    z = ti.fixed_point(lambda z, x: torch.tanh(W @ z + x), ZERO, (x,)).value
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="uses 'x', which has been modified"):
+        z.sum().backward()
+    z = ti.fixed_point(lambda z, *args: torch.tanh(args[1]["W"] @ z + args[1]["x"]), ZERO, (2, both)).value
+    both["x"].add_(1)
+    with pytest.raises(RuntimeError, match=r"uses args\[1\], which has been modified"):
+        z.sum().backward()
+
+
+def test_a_buffer_overwritten_before_a_pullback_is_an_error_that_names_it(W: Tensor) -> None:
+    buffer = randn(N, seed=1)
+    z, pull = torch.func.vjp(lambda W: ti.fixed_point(lambda z: torch.tanh(W @ z + buffer), ZERO).value, W.detach())
+    buffer.add_(1)
+    with pytest.raises(RuntimeError, match="uses 'buffer', which has been modified"):
+        pull(torch.ones_like(z))
 
 
 def test_a_buffer_replaced_before_the_backward_does_not_matter(W: Tensor) -> None:

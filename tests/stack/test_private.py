@@ -218,6 +218,20 @@ def test_the_error_of_a_changed_variable_is_known_by_its_words() -> None:
     assert not autograd.changes_a_leaf(RuntimeError("another"))
 
 
+def test_the_error_of_a_saved_tensor_that_was_changed_is_known_by_its_words() -> None:
+    x, y = torch.zeros(2, requires_grad=True), torch.zeros(2)
+    product = x * y
+    y.add_(1)
+    with pytest.raises(RuntimeError) as raised:
+        product.sum().backward()
+    assert autograd.changed_in_place(raised.value)
+    product = (x * x).sum()
+    product.backward()
+    with pytest.raises(RuntimeError) as raised:
+        product.backward()  # a second time through the graph
+    assert not autograd.changed_in_place(raised.value)
+
+
 def test_the_error_of_a_forbidden_random_number_is_known_by_its_words() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.vmap(torch.rand_like)(torch.ones(2))

@@ -24,7 +24,7 @@ from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_functorch, values_hidden, without_dead_wrappers
 from torchimplicit.capture.autocast import full_precision
 from torchimplicit.condition import Condition
-from torchimplicit.private.autograd import apply, forward_mode_on, over_batched_cotangents
+from torchimplicit.private.autograd import apply, changed_in_place, forward_mode_on, over_batched_cotangents
 from torchimplicit.solution import SolveStats
 from torchimplicit.status import all_converged
 
@@ -130,7 +130,6 @@ class ImplicitFunction(torch.autograd.Function):
         solved = Solved.of(output)
         ctx.inverses = len(solved.inverse)
         saved = Root(solved.z, solved.stats.status, solved.inverse, tuple(tensors)).flat
-        # torch itself raises where one was changed in place since: a captured buffer, say
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -148,7 +147,7 @@ class ImplicitFunction(torch.autograd.Function):
         # Torch calls this with forward mode off, for the levels around this one too, whose tangents would be lost: it is
         # switched on again, for tensors without the tangents of this level.
         with forward_mode_on():
-            saved = [_primal(tensor) for tensor in without_dead_wrappers(ctx.saved_tensors)]
+            saved = [_primal(tensor) for tensor in saved_tensors(ctx)]
             w = _pushforward(ctx.system, Root.of(saved, ctx.inverses), dx)
         return (w, *(None,) * (STATS + ctx.inverses))
 
@@ -167,10 +166,24 @@ class ImplicitFunction(torch.autograd.Function):
         return tuple(split), tuple(out_dims)
 
 
+def saved_tensors(ctx: Any) -> list[Tensor]:
+    """Those that the Function has saved. Torch compares their versions here.
+
+    Raises RuntimeError, with the name of the tensor, where one was changed in place since: a captured buffer, say.
+    """
+    try:
+        return without_dead_wrappers(ctx.saved_tensors)
+    except RuntimeError as error:
+        changed_since = ctx.system.condition.changed_since
+        if changed_since is None or not changed_in_place(error):
+            raise
+        raise changed_since() from error
+
+
 def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:
     """−uᵀ ∂g/∂x for the wanted inputs x of the Function, with (∂g/∂z)ᵀ u = v."""
     system: System = ctx.system
-    at = Root.of(without_dead_wrappers(ctx.saved_tensors), ctx.inverses)
+    at = Root.of(saved_tensors(ctx), ctx.inverses)
     which = [i - 2 for i in wanted]
     if not system.own_operator or torch.is_grad_enabled() or values_hidden():
         at = at._replace(z=replace_failed(at.z, at.status))

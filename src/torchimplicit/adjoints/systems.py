@@ -85,7 +85,7 @@ class JacobianSystem:
             posed = Posed(self.base, self.transpose, self.settings, b, z, None, of_g)
             return posed.operator().apply(w, self.transpose) - b
 
-        return Condition(residual, Derivative())
+        return Condition(residual, Derivative(), changed_since=self.base.changed_since)
 
     def _posed(self, tensors: Sequence[Tensor]) -> Posed:
         b, *rest = tensors

@@ -5,7 +5,9 @@ and was not given becomes an explicit tensor here: it is evaluated once under a 
 and where in each an unknown tensor stands; later evaluations put explicit tensors back *by position in that sequence*. By
 identity would be wrong: after ``functional_call`` returns, the module holds other parameters.
 
-What cannot be captured raises :class:`CaptureError`; a gradient is never silently dropped.
+What cannot be captured raises :class:`CaptureError`; a gradient is never silently dropped. A tensor that is changed in place before
+the backward is noticed when the saved ones are read (:func:`torchimplicit.adjoints.function.saved_tensors`), and named here
+(:meth:`Captured.changed_since`).
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.autocast import Autocast
 from torchimplicit.capture.calls import Call, CaptureError
 from torchimplicit.capture.mode import innermost, paused
-from torchimplicit.capture.names import name, name_of, scripted_in
+from torchimplicit.capture.names import argument_of, name, name_of, scripted_in
 from torchimplicit.capture.parametrised import State, buffers_kept, states_of
 from torchimplicit.capture.replay import Replay
 from torchimplicit.capture.sharding import sharded_modules_refused
 from torchimplicit.capture.tape import Tape
 from torchimplicit.condition import Flat
 from torchimplicit.private import dynamo_is_loaded, functorch, pytree
+from torchimplicit.private.autograd import version
 from torchimplicit.private.parametrize import cache_as_it_was, cache_now
 
 KEPT = (
@@ -48,15 +51,19 @@ class Captured:
     fn: Callable[..., Any]
     args: Arguments
     tensors: list[Tensor]
+    versions: list[int]  # of these, when fn was recorded
     calls: list[Call]
     autocast: Autocast
     states: Sequence[State]  # what its parametrisations change at every evaluation,
     changing: frozenset[int]  # the slots of these, of which every evaluation gets a copy
     cache: dict[Any, Any] | None  # weights that were cached when fn was recorded
+    inside: bool  # whether that was inside a transform, where torch does not see that a tensor that it has wrapped was changed
     _searching: bool = False
 
     def __call__(self, z: Any, tensors: Sequence[Tensor]) -> Any:
         """fn at z with ``tensors`` in the places of the recorded ones."""
+        if self.inside and not self._searching and self._changed():
+            raise self.changed_since()
         args = self.args.rebuilt(tensors)
         replay = Replay(self.fn, self.calls, tensors, renew=self._searching, changing=self.changing)
         with (
@@ -76,6 +83,23 @@ class Captured:
             yield
         finally:
             self._searching = False
+
+    def _changed(self) -> list[int]:
+        """The slots of what was changed in place since fn was recorded."""
+        pairs = zip(self.tensors, self.versions, strict=True)
+        return [i for i, (tensor, before) in enumerate(pairs) if version(tensor) != before]
+
+    def changed_since(self) -> RuntimeError:
+        """The error that names what was changed in place since fn was recorded."""
+        names = [
+            self.args.name(i, self.fn) if i < len(self.args.places) else name_of(self.tensors[i], self.fn)
+            for i in self._changed()
+        ]
+        what = f"{name(self.fn)} uses {', '.join(names)}, which" if names else f"the solution for {name(self.fn)}"
+        return RuntimeError(
+            f"{what} has been modified by an inplace operation since the solve, so the derivative there cannot be computed any more. "
+            "Change a copy (w = w + 1 instead of w += 1), or call backward before the change."
+        )
 
     def check_nothing_hidden(self, g: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor]) -> None:
         """Evaluate g, made from this function, at z on fresh copies; raise CaptureError if it depends on any other tensor."""
@@ -173,7 +197,18 @@ def capture(
             tape, out, linearised = recorded(harmless)
     autocast = Autocast.now(z.device.type)
     changing = frozenset(tape.changing)
-    captured = Captured(fn, arguments, tape.tensors, tape.calls, autocast, states, changing, cache_now())
+    captured = Captured(
+        fn,
+        arguments,
+        tape.tensors,
+        tape.versions,
+        tape.calls,
+        autocast,
+        states,
+        changing,
+        cache_now(),
+        inside_transform(),
+    )
     return captured, out, linearised
 
 
@@ -200,6 +235,14 @@ class Arguments:
         """The tensors of args, in order."""
         leaves = args if self.tree is None else pytree.tree_leaves(tuple(args))
         return [leaves[i] for i in self.places]
+
+    def name(self, slot: int, fn: Any) -> str:
+        """What ``fn`` calls the argument that a tensor is, or is in."""
+        places = (
+            pytree.tree_unflatten(list(range(len(self.leaves))), self.tree) if self.tree else range(len(self.leaves))
+        )
+        (i,) = (i for i, part in enumerate(places) if self.places[slot] in pytree.tree_leaves(part))
+        return argument_of(fn, i)
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """args with the first of ``tensors`` in place of theirs."""

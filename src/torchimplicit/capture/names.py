@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterator
 from functools import partial
@@ -56,6 +57,16 @@ def name_of(tensor: Tensor, fn: Any) -> str:
                 if owned is tensor:
                     return f"{variable}.{inner}"
     return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+def argument_of(fn: Any, i: int) -> str:
+    """What ``fn(z, *args)`` calls args[i]."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):  # of a builtin
+        parameters = []
+    named = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    return f"{named[i + 1]!r}" if i + 1 < len(named) else f"args[{i}]"
 
 
 _eager: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -23,6 +23,7 @@ class Tape(Mode):
     """Notes the calls of a function and gives every tensor that it did not make itself a slot.
 
     tensors : the explicit tensors; first those given, then the others in the order met.
+    versions : of these, when each was met.
     explicit : what stands in their place during this evaluation: fresh copies (``copy=True``) or themselves.
     """
 
@@ -48,7 +49,7 @@ class Tape(Mode):
         self.foreign = (
             False  # whether a call was given numbers in the memory of another library, which may change unseen
         )
-        self._versions: list[int] = []
+        self.versions: list[int] = []
         self._slots: dict[int, int] = {}
         self._made: dict[int, Tensor] = {}  # kept alive, so that no identity is used twice
         self._kept: list[Tensor] = []
@@ -71,7 +72,7 @@ class Tape(Mode):
 
     def modified(self) -> list[Tensor]:
         """The explicit tensors that the function changed in place."""
-        return [t for t, before in zip(self.tensors, self._versions, strict=True) if version(t) != before]
+        return [t for t, before in zip(self.tensors, self.versions, strict=True) if version(t) != before]
 
     def hidden(self, out: Tensor) -> Tensor | None:
         """A tensor that needs a gradient and that ``out`` depends on beside z and the explicit ones; None if there is none."""
@@ -130,7 +131,7 @@ class Tape(Mode):
                     explicit = tensor.detach().requires_grad_(tensor.requires_grad)
         self.tensors.append(tensor)
         self.explicit.append(explicit)
-        self._versions.append(version(tensor))
+        self.versions.append(version(tensor))
         self._slots.setdefault(identity, slot)
         self._slots.setdefault(id(tensor), slot)
         if self.copy:

@@ -59,6 +59,11 @@ def changes_a_leaf(error: RuntimeError) -> bool:
     return "view of a leaf Variable that requires grad is being used in an in-place" in str(error)
 
 
+def changed_in_place(error: RuntimeError) -> bool:
+    """Whether an error says that a saved tensor was changed in place since; torch has no class for it."""
+    return "has been modified by an inplace operation" in str(error)
+
+
 def forbids_random_numbers(error: RuntimeError) -> bool:
     """Whether an error says that a vmap allows no random numbers; torch has no class for it."""
     return "vmap: " in str(error) and "random operation" in str(error)
