@@ -10,19 +10,25 @@ import pytest
 import torch
 
 import torchimplicit as ti
+from torchimplicit.layout import same_as_z
+from torchimplicit.problems.pose import pose_and_solve
 
 D = torch.float64
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def added() -> dict[str, Any]:
+def examples() -> dict[str, Any]:
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.S):
         own: dict[str, Any] = {}  # each block is a file of its own
         exec(block, own)
         names |= own
     return names
+
+
+@pytest.fixture(scope="module")
+def added() -> dict[str, Any]:
+    return examples()
 
 
 def test_a_solver(added: dict[str, Any]) -> None:
@@ -76,3 +82,10 @@ def test_a_kind_of_problem(added: dict[str, Any]) -> None:
     (grad,) = torch.autograd.grad(z[0], a)
     (expected,) = torch.autograd.grad(closed[0], a)
     torch.testing.assert_close(grad, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_what_is_no_entry_point_is_not_silently_left_uncompiled(added: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"balance: compile=True has no effect.*entry_point"):
+        pose_and_solve(added["Balance"](), torch.cos, torch.zeros(3), (), same_as_z, compile=True)
+    with pytest.raises(TypeError, match=r"root: compile=1 has no effect.*True or False"):
+        ti.root(torch.cos, torch.zeros(()), compile=1)

@@ -14,6 +14,7 @@ import torchimplicit as ti
 from torchimplicit.private.autograd import is_compiled
 from torchimplicit.private.dynamo import AVAILABLE
 
+from ..test_contributing import examples
 from .layers import N, assert_same, batch, gradients, layer
 
 in_graph = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
@@ -169,6 +170,15 @@ def test_a_graph_is_made_once_for_a_function_and_serves_what_it_captures() -> No
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     z = solve(shift, 2.0)  # a plain number that has changed is seen
     torch.testing.assert_close(z**3 + 2 * z, shift)
+
+
+@pytest.mark.slow
+@in_graph
+def test_a_kind_of_problem_of_ones_own_compiles() -> None:
+    a = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    z, info = examples()["balance"](lambda z: a * z, torch.zeros(3, dtype=torch.float64), compile=True)
+    assert info.converged
+    torch.testing.assert_close(z, (1 / a) / (1 / a).sum(), rtol=1e-8, atol=0)
 
 
 @in_graph

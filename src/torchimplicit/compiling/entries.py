@@ -7,20 +7,21 @@ from typing import Any, TypeVar
 
 from torchimplicit.solution import Solution
 
-ENTRIES: dict[str, Callable[..., Solution]] = {}
-
-LIKE_Z = ("root", "fixed_point", "linear_solve", "implicit")  # whose function returns what z is
+ENTRY_POINTS: dict[str, Callable[..., Solution]] = {}
+LIKE_Z: list[str] = []  # those whose function returns what z is
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def solves(entry: str) -> Callable[[F], F]:
+def solves(entry: str, like_z: bool = False) -> Callable[[F], F]:
     """Decorator: what solves in a graph, given a :class:`~torchimplicit.graph.explicit.Explicit`, the start and all tensors, for the
-    entry point of that name.
+    entry point of that name. ``like_z`` : whether its function returns what z is.
     """
 
     def register(fn: F) -> F:
-        ENTRIES[entry] = fn
+        ENTRY_POINTS[entry] = fn
+        if like_z:
+            LIKE_Z.append(entry)
         return fn
 
     return register

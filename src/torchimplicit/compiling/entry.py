@@ -53,6 +53,7 @@ def entry_point(fn: F) -> F:
                 return read(name, *args, **kwargs)
             if AVAILABLE:  # or the break comes by itself, below: an older torch takes no message
                 graph_break(f"torchimplicit.{name} cannot be part of a graph: {reason}")
+            kwargs.pop("compile", None)  # nor can the search
         elif tracing() and args and not isinstance(args[0], Explicit):
             from torchimplicit.compiling.region import read, refusal
             from torchimplicit.private.dynamo import read_by_dynamo

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from torchimplicit import linear, solvers
 from torchimplicit.adjoints import Implicit
-from torchimplicit.compiling.entries import ENTRIES, LIKE_Z
+from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
 from torchimplicit.graph.explicit import FACTS, Call, Explicit, with_bounds
 from torchimplicit.private import pytree
 from torchimplicit.private.dynamo import BaseHOP, after_autograd
@@ -81,7 +81,7 @@ def solve_plainly(function: Callable[..., Any], leaves: Sequence[Tensor], spec: 
         out = list(values) if spec["entry"] in LIKE_Z and not isinstance(z, Tensor) else values[0]
         return (out, aux) if options.get("has_aux", False) else out
 
-    z, info = ENTRIES[spec["entry"]](fn, z0, **options)
+    z, info = ENTRY_POINTS[spec["entry"]](fn, z0, **options)
     return (*pytree.tree_leaves(z), *_facts(info)), info.aux
 
 
@@ -97,5 +97,5 @@ def solve(call: Call, spec: dict[str, Any]) -> tuple[Any, ...]:
     leaves, tensors = call.tensors[:unknowns], call.tensors[unknowns:]
     fn = Explicit(call, options.get("has_aux", False), entry in LIKE_Z, options.get("bounds") is not None)
     z0: Any = leaves[0] if unknowns == 1 else leaves
-    z, info = ENTRIES[spec["entry"]](fn, z0, tuple(tensors), **options)
+    z, info = ENTRY_POINTS[spec["entry"]](fn, z0, tuple(tensors), **options)
     return (*pytree.tree_leaves(z), *_facts(info), *[None] * fn.values, *(info.aux or ()))

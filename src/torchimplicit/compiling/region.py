@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.bounds import limits
-from torchimplicit.compiling.entries import ENTRIES, LIKE_Z
+from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
 from torchimplicit.graph.explicit import FACTS
 from torchimplicit.linear import Dense, LinearOperator
 from torchimplicit.linear.iteration import EUCLIDEAN
@@ -22,6 +22,7 @@ from torchimplicit.solvers import NAMES
 NO_OPTIONS = ("z0", "args", "batched", "compile")  # of what may be given by name
 IN_GRAPH = ("auto", *(name for name, method in NAMES.items() if method.in_graph))
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
+ENTRY_NAMES = ", ".join(sorted(ENTRY_POINTS))
 LINEAR = ("lu", "qr", "cholesky", "gmres", "large", "backtracking")  # what they, and an adjoint, may hold
 
 
@@ -31,8 +32,8 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return LACKING
     if _inside_transform():
         return "it is inside a torch.func transform, whose levels a graph would lose"
-    if entry not in ENTRIES:
-        return "only root, fixed_point, minimize, least_squares, linear_solve and implicit can"
+    if entry not in ENTRY_POINTS:
+        return f"only {ENTRY_NAMES} can"
     if isinstance(first, Tensor) and first.layout != torch.strided:
         return "torch.compile has no sparse tensors"
     if options.get("constraints") is not None:

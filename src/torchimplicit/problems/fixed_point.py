@@ -30,7 +30,7 @@ class FixedPoint(Kind):
         return z - f(z)
 
 
-@solves("fixed_point")
+@solves("fixed_point", like_z=True)
 @entry_point
 @documented
 def fixed_point(

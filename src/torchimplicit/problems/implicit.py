@@ -158,7 +158,7 @@ def implicit(
     return decorate
 
 
-@solves("implicit")
+@solves("implicit", like_z=True)
 @entry_point
 def _implicit(
     condition: Callable[..., Any],

@@ -114,7 +114,7 @@ def linear_solve(
     return solution if unknowns == slice(None) else solution._replace(value=solution.value[..., unknowns])
 
 
-@solves("linear_solve")
+@solves("linear_solve", like_z=True)
 def linear_system(
     residual: Callable[..., Tensor],
     z0: Tensor,

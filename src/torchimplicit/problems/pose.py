@@ -60,7 +60,11 @@ def pose_and_solve(
     compile: bool | Solution = False,
     sparsity: Any = None,
 ) -> Solution:
-    """Check what was passed, choose the solver, and hand the problem to its adjoint."""
+    """Check what was passed, choose the solver, and hand the problem to its adjoint.
+
+    compile : the solution that a compiled graph has found (:func:`torchimplicit.compiling.compiled_search.compiled_search`), or False.
+        Raises TypeError for True: an entry point makes the one of the other.
+    """
     if not callable(fn):
         raise TypeError(f"{kind.name}: the first argument must be a function of (z, *args); got {type(fn).__name__}.")
     check_args(args)
@@ -69,6 +73,7 @@ def pose_and_solve(
     check_policy(on_failure)
     check_steps(max_steps)
     check_adjoint(adjoint)
+    check_compiled(kind, compile)
     if adjoint is None:
         adjoint = EXACT
     refuse_sharded_tensors(fn, z0, args)
@@ -133,6 +138,15 @@ def check_adjoint(adjoint: Adjoint | None) -> None:
     """Raise TypeError unless ``adjoint`` is None or an adjoint."""
     if adjoint is not None and (isinstance(adjoint, type) or not hasattr(adjoint, "run")):
         raise TypeError(f"adjoint must be an object such as Implicit(), Unrolled() or OneStep(); got {adjoint!r}.")
+
+
+def check_compiled(kind: Kind, compile: Any) -> None:
+    """Raise TypeError where ``compile`` is true, and no solution: then nobody has compiled anything."""
+    if compile and not isinstance(compile, Solution):
+        raise TypeError(
+            f"{kind.name}: compile={compile!r} has no effect here. It is True or False, for a function that is decorated with "
+            "torchimplicit.compiling.entry.entry_point, which finds the solution by a compiled graph."
+        )
 
 
 def check_batched(batched: Any, args: tuple[Any, ...], layout: Layout) -> tuple[bool, ...] | None:

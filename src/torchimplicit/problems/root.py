@@ -31,7 +31,7 @@ NOT_SQUARE = (
 as_many_as_unknowns = partial(same_as_z, hint=NOT_SQUARE)
 
 
-@solves("root")
+@solves("root", like_z=True)
 @entry_point
 @documented
 def root(
