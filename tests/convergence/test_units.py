@@ -84,7 +84,10 @@ def contraction(z: Tensor, x: Tensor) -> Tensor:
 def polished_by_hand(jacobian_of: Callable[..., Tensor], z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The root in float64 and the gradient of its sum in x, by dense linear algebra."""
     for _ in range(100):
-        z = z - torch.linalg.solve(torch.func.jacrev(jacobian_of)(z, x), jacobian_of(z, x))
+        step = torch.linalg.solve(torch.func.jacrev(jacobian_of)(z, x), jacobian_of(z, x))
+        z = z - step
+        if step.abs().max() <= 1e-13 * z.abs().max():
+            break
     J, K = torch.func.jacrev(jacobian_of, argnums=(0, 1))(z, x)
     return z, -K.mT @ torch.linalg.solve(J.mT, torch.ones_like(z))
 
