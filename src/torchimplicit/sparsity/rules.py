@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.private.operators import argument, name, parameters, writes
 from torchimplicit.sparsity.dependencies import MOST, Layers, Unknown, gathered, slots_of, together, union
-from torchimplicit.sparsity.windows import backward_slots, forward_slots
+from torchimplicit.sparsity.windows import Convolution
 
 
 class Call:
@@ -264,13 +264,10 @@ def _combined(matrix: Tensor, varies: bool, layers: Layers, shape: torch.Size) -
 
 def convolution(call: Call) -> Layers:
     """Windows over the input, seen through what is not zero of the weights."""
-    x, weight = call["input"], call["weight"]
-    if call.layers(weight):
+    x = call["input"]
+    if call.layers(call["weight"]):
         raise Unknown("the weights depend on the unknowns")
-    slots = forward_slots(
-        x.shape, weight, call["stride"], call["padding"], call["dilation"], call["groups"], call["transposed"]
-    )
-    parts = [gathered(call.layers(x), slots.view(-1, *call.shape))]
+    parts = [gathered(call.layers(x), _windows(call, x).forward_slots().view(-1, *call.shape))]
     bias = call["bias"]
     if call.layers(bias):
         parts.append([layer.view(-1, *(1,) * (x.ndim - 2)) for layer in call.layers(bias)])
@@ -279,13 +276,16 @@ def convolution(call: Call) -> Layers:
 
 def convolution_backward(call: Call) -> Layers:
     """That of the input; those of weights add up too much."""
-    grad, x, weight = call["grad_output"], call["input"], call["weight"]
-    if not call["output_mask"][0] or any(call["output_mask"][1:]) or call.layers(weight) or call["transposed"]:
+    x = call["input"]
+    if not call["output_mask"][0] or any(call["output_mask"][1:]) or call.layers(call["weight"]):
         raise Unknown("adds up too many entries")
-    slots = backward_slots(
-        x.shape, weight, call["stride"], call["padding"], call["dilation"], call["groups"], grad.shape
-    )
-    return gathered(call.layers(grad), slots.view(-1, *x.shape))
+    return gathered(call.layers(call["grad_output"]), _windows(call, x).backward_slots().view(-1, *x.shape))
+
+
+def _windows(call: Call, x: Tensor) -> Convolution:
+    if call["transposed"]:
+        raise Unknown("a transposed convolution")
+    return Convolution(x.shape, *(call[name] for name in ("weight", "stride", "padding", "dilation", "groups")))
 
 
 def slice_backward(call: Call) -> Layers:
