@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.adjoints import solving
+from torchimplicit.adjoints import linearised_solver
 from torchimplicit.condition import Kind
 from torchimplicit.layout import Layout
 from torchimplicit.linear import Auto, jacobian
@@ -91,7 +91,7 @@ def test_the_forward_factors_refined_or_given_up(
     refinements: int, rtol: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chord's factors are those of the start, so few refinements of them are not enough and fresh factors serve."""
-    monkeypatch.setattr(solving, "REFINEMENTS", refinements)
+    monkeypatch.setattr(linearised_solver, "REFINEMENTS", refinements)
     adjoint = ti.Implicit(rtol=1e-10)
     z, *grads, _ = gradients(solver="chord", rtol=rtol, adjoint=adjoint)
     refined = gradients(solver="chord", rtol=rtol, adjoint=ti.Implicit(ti.linear.LU(), rtol=1e-10))

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.gauge import solve_singular, unseen
-from torchimplicit.adjoints.solving import Found, LinearisedSolver, Posed, Sweep
+from torchimplicit.adjoints.linearised_solver import LinearisedSolver
+from torchimplicit.adjoints.posed import Found, Posed
+from torchimplicit.adjoints.sweep import Sweep
 from torchimplicit.adjoints.well_posed import Diagnosis
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs

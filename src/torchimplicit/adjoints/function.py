@@ -7,7 +7,18 @@ For z*(x) with g(z*, x) = 0 the implicit function theorem gives
 
 Both linear systems are root problems themselves, in u or w. Where a derivative of the derivative may be asked for, the same Function
 solves them: z* is its saved output and u comes from it, so every order is exact, recursively, with no further code. In a backward that
-ends there, in plain code, the system is solved directly (:meth:`LinearSystem.vjp`, written in :mod:`torchimplicit.adjoints.systems`).
+ends there, in plain code, the system is solved directly. The calls of such a backward, in their order:
+
+    ImplicitFunction.backward, over_batched_cotangents, _pullback    here; saved_tensors reads what was saved, and its versions
+    ConditionSystem.linear                                           systems.py: (∂g/∂z)ᵀ u = v as a JacobianSystem
+    JacobianSystem.vjp, _solved                                      systems.py
+    solve_by_values                                                  by_values.py, in plain code; in_graph.py while a graph is made
+    LinearisedSolver.solve                                           linearised_solver.py: by what
+    Bound.iterate                                                    linear/: the solver's steps
+    Jacobian.rmatvec, Linearisation.pull                             linear/jacobian.py, autograd/products.py: one product each
+    LinearisedSolver.look, well_posed.look                           whether z* is near enough, and the derivative exists
+    JacobianSystem._reported                                         systems.py: failures, as on_failure says
+    Sweep.gradients                                                  sweep.py: −uᵀ ∂g/∂x, if the solve has not made it
 """
 
 from __future__ import annotations
@@ -49,7 +60,7 @@ class Solved(NamedTuple):
         return Solved(flat[0], SolveStats(*flat[1 : 1 + STATS]), tuple(flat[1 + STATS :]))
 
 
-class Root(NamedTuple):
+class Saved(NamedTuple):
     """A solution z*, how its search ended, the tensors of an approximate inverse there, and those of the condition: what is saved."""
 
     z: Tensor
@@ -63,10 +74,10 @@ class Root(NamedTuple):
         return (self.z, self.status, *self.inverse, *self.tensors)
 
     @staticmethod
-    def of(flat: Sequence[Tensor], inverses: int) -> Root:
+    def of(flat: Sequence[Tensor], inverses: int) -> Saved:
         """From a row in which so many tensors make up the inverse."""
         z, status, *rest = flat
-        return Root(z, status, tuple(rest[:inverses]), tuple(rest[inverses:]))
+        return Saved(z, status, tuple(rest[:inverses]), tuple(rest[inverses:]))
 
 
 class System(Protocol):
@@ -96,7 +107,7 @@ class System(Protocol):
         """The system of ``size`` times as many equations, with its start and tensors."""
         ...
 
-    def linear(self, transpose: bool, at: Root, wanted: Sequence[int] = ()) -> tuple[LinearSystem, tuple[Tensor, ...]]:
+    def linear(self, transpose: bool, at: Saved, wanted: Sequence[int] = ()) -> tuple[LinearSystem, tuple[Tensor, ...]]:
         """The linear system in this system's operator at its solution, or in the transpose, and the tensors that it takes
         after its right-hand side. ``wanted``: those of the condition's tensors whose gradients its solution is for."""
         ...
@@ -129,7 +140,7 @@ class ImplicitFunction(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         solved = Solved.of(output)
         ctx.inverses = len(solved.inverse)
-        saved = Root(solved.z, solved.stats.status, solved.inverse, tuple(tensors)).flat
+        saved = Saved(solved.z, solved.stats.status, solved.inverse, tuple(tensors)).flat
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -148,7 +159,7 @@ class ImplicitFunction(torch.autograd.Function):
         # switched on again, for tensors without the tangents of this level.
         with forward_mode_on():
             saved = [_primal(tensor) for tensor in saved_tensors(ctx)]
-            w = _pushforward(ctx.system, Root.of(saved, ctx.inverses), dx)
+            w = _pushforward(ctx.system, Saved.of(saved, ctx.inverses), dx)
         return (w, *(None,) * (STATS + ctx.inverses))
 
     @staticmethod
@@ -183,7 +194,7 @@ def saved_tensors(ctx: Any) -> list[Tensor]:
 def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None, ...]:
     """−uᵀ ∂g/∂x for the wanted inputs x of the Function, with (∂g/∂z)ᵀ u = v."""
     system: System = ctx.system
-    at = Root.of(saved_tensors(ctx), ctx.inverses)
+    at = Saved.of(saved_tensors(ctx), ctx.inverses)
     which = [i - 2 for i in wanted]
     if not system.own_operator or torch.is_grad_enabled() or values_hidden():
         at = at._replace(z=replace_failed(at.z, at.status))
@@ -207,7 +218,7 @@ def _pullback(ctx: Any, v: Tensor, wanted: Sequence[int]) -> tuple[Tensor | None
         return tuple(transposed.vjp((v, *tensors), linearised))
 
 
-def _pushforward(system: System, at: Root, dx: Sequence[Tensor | None]) -> Tensor:
+def _pushforward(system: System, at: Saved, dx: Sequence[Tensor | None]) -> Tensor:
     """w with (∂g/∂z) w = −(∂g/∂x) dx."""
     at = at._replace(z=replace_failed(at.z, at.status))
     moving = [i for i, t in enumerate(dx) if t is not None]

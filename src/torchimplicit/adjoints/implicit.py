@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.function import Solved, solve_system
-from torchimplicit.adjoints.solving import LinearSettings
+from torchimplicit.adjoints.posed import LinearSettings
 from torchimplicit.adjoints.systems import ConditionSystem, Find
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_transform

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints.by_values import solve_by_values
-from torchimplicit.adjoints.function import Root, Solved
+from torchimplicit.adjoints.function import Saved, Solved
 from torchimplicit.adjoints.in_graph import solve_in_graph
-from torchimplicit.adjoints.solving import Derivative, Found, LinearSettings, Posed, Sweep, Tiled
+from torchimplicit.adjoints.posed import Derivative, Found, LinearSettings, Posed, Tiled
+from torchimplicit.adjoints.sweep import Sweep
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs, tracing
 from torchimplicit.condition import Condition
@@ -52,7 +53,7 @@ class ConditionSystem:
         return larger, z0.flatten(0, 1), list(tensors)
 
     def linear(
-        self, transpose: bool, at: Root, wanted: Sequence[int] = ()
+        self, transpose: bool, at: Saved, wanted: Sequence[int] = ()
     ) -> tuple[JacobianSystem, tuple[Tensor, ...]]:
         record, inverses = self.record if transpose else None, len(at.inverse)
         settings, shape = self.settings, self.batch_shape
@@ -81,7 +82,7 @@ class JacobianSystem:
         """A(z*, x) w − b as a function of everything, so that the derivative of the derivative is exact."""
 
         def residual(w: Tensor, b: Tensor, *rest: Tensor) -> Tensor:
-            z, _, _, of_g = Root.of(rest, self.inverses)
+            z, _, _, of_g = Saved.of(rest, self.inverses)
             posed = Posed(self.base, self.transpose, self.settings, b, z, None, of_g)
             return posed.operator().apply(w, self.transpose) - b
 
@@ -89,7 +90,7 @@ class JacobianSystem:
 
     def _posed(self, tensors: Sequence[Tensor]) -> Posed:
         b, *rest = tensors
-        z, _, inverse, of_g = Root.of(rest, self.inverses)
+        z, _, inverse, of_g = Saved.of(rest, self.inverses)
         tiled = Tiled(self.settings.inverse(inverse), inverse[0].shape[0], z.shape[0]) if inverse else None
         return Posed(self.base, self.transpose, self.settings, b, z, tiled, of_g)
 
@@ -114,7 +115,7 @@ class JacobianSystem:
         return larger, w0.flatten(0, 1), [*at, *inverse, *tensors[last:]]
 
     def linear(
-        self, transpose: bool, at: Root, wanted: Sequence[int] = ()
+        self, transpose: bool, at: Saved, wanted: Sequence[int] = ()
     ) -> tuple[JacobianSystem, tuple[Tensor, ...]]:
         """The same operator again: this system's own solution plays no part in it."""
         return replace(self, transpose=self.transpose != transpose, record=None, wanted=()), at.tensors[1:]

@@ -1,20 +1,17 @@
-"""How the linear system of a derivative is solved, and what its solution says of the Jacobian and of z*."""
+"""By what the linear system of a derivative is solved, where values decide, and what its solution says of the Jacobian and of z*."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.posed import Posed, Tiled
+from torchimplicit.adjoints.sweep import Sweep
 from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Diagnosis, LinearSolution, look
-from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs
-from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Neumann, Richardson
 from torchimplicit.linear.auto import better_of
 from torchimplicit.linear.binding import bind
@@ -22,131 +19,13 @@ from torchimplicit.linear.diagonal import Division
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import ordinary, tolerance
-from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.rounding import solved_by_matrix, solved_to_rounding
-from torchimplicit.linear.rows import RowsOfFactors
-from torchimplicit.linear.solver import Bound, Left, LinearSolver, Preconditioner, Refusing
-from torchimplicit.status import OnFailure, Status
-from torchimplicit.tolerance import Tolerance
+from torchimplicit.linear.solver import Bound, Preconditioner
 
 REFINEMENTS = 4  # steps in which the inverse of a Jacobian near z* brings the residual down to tolerance
 KRYLOV = 32  # steps of GMRES with an inverse that needs more: it is of a Jacobian farther away
 ROUGHLY = 0.1  # relative residual of a solution that need only be known roughly
 TINY = 64  # entries of all Jacobians of the batch up to which the backward forms them anew: they cost little more than one product
-
-
-class Derivative(Kind):
-    """The condition of a derivative: A w − b."""
-
-    name = "derivative"
-
-
-@dataclass(frozen=True)
-class LinearSettings:
-    """How the linear systems of a derivative are solved, and what is done when that fails.
-
-    forgiving : whether a system that only rounding keeps from its tolerance counts as solved.
-    inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
-    inverse_is_earlier : whether that is of the Jacobian at a z that was farther from the root.
-    near_identity : whether ∂g/∂z may be the identity less a contraction.
-    tolerance : of the forward solve: the error that z may have.
-    memory : what is known of the Jacobians of the condition: of the forward solve, say, the factors.
-    """
-
-    solver: LinearSolver | None
-    rtol: float
-    atol: float
-    max_steps: int | None
-    forgiving: bool
-    on_failure: OnFailure
-    inverse: Callable[[Sequence[Tensor]], Left]
-    inverse_is_earlier: bool
-    near_identity: bool
-    tolerance: Tolerance
-    memory: Memory | None = None
-
-    def limit(self, b: Tensor) -> Tensor:
-        """The residual norms (B,) with which A w = b counts as solved."""
-        return tolerance(torch.linalg.vector_norm(b, dim=-1), self.rtol, self.atol)
-
-
-@dataclass(frozen=True)
-class Posed:
-    """A w = b with A = ∂g/∂z at z, or its ``transpose``.
-
-    base : the condition g; ``tensors`` are those that it takes after z.
-    b, z : (B, n).
-    inverse : the forward solver's, if it left one.
-    """
-
-    base: Condition
-    transpose: bool
-    settings: LinearSettings
-    b: Tensor
-    z: Tensor
-    inverse: Tiled | None
-    tensors: tuple[Tensor, ...]
-
-    def operator(self, linearisation: Linearisation | None = None) -> Jacobian:
-        """A, or what A is the transpose of; from a linearisation of g in z, or from one evaluation of g."""
-        kind, tensors = self.base.kind, self.tensors
-        return Jacobian(
-            lambda z: self.base(z, *tensors),
-            self.z,
-            symmetric=kind.symmetric,
-            positive_definite=kind.positive_definite,
-            linearisation=linearisation,
-            memory=None if self.settings.memory is None else self.settings.memory.fork(),
-        )
-
-    def solution(self, operator: Jacobian, w: Tensor) -> LinearSolution:
-        """A solution w, as it is looked at."""
-        permitted = partial(self.base.permitted, tensors=self.tensors)
-        earlier = self.inverse if self.settings.inverse_is_earlier else None
-        tolerance, near_identity = self.settings.tolerance, self.base.kind.near_identity
-        return LinearSolution(operator, self.b, w, self.transpose, tolerance, permitted, near_identity, earlier)
-
-
-class Found(NamedTuple):
-    """What was found of A w = b.
-
-    causes : for which systems (B,) what is the matter, the later the graver, beside what the result says of itself.
-    evaluations, products : of g, and with A.
-    expected : whether a solution is; not of a series that its user has cut off.
-    inaccurate : what is said of systems whose z is off.
-    """
-
-    result: LinearResult
-    causes: list[tuple[Tensor, Status]]
-    evaluations: int
-    products: int
-    expected: bool = True
-    inaccurate: str = ""
-
-
-class Sweep:
-    """−wᵀ ∂g/∂x for some tensors x, from g linearised in z and in them; with wᵀ ∂g/∂z from the same sweep, where that is asked for."""
-
-    def __init__(self, linearised: Linearisation) -> None:
-        self.linearised = linearised
-        self.w: Tensor | None = None
-        self.grads: Sequence[Tensor | None] = ()
-
-    @property
-    def in_z(self) -> Linearisation:
-        """g linearised in z alone."""
-        return self.linearised.restricted([0])
-
-    def product(self, w: Tensor) -> Tensor:
-        """−wᵀ ∂g/∂z, and the gradients beside it."""
-        self.w = w
-        product, *self.grads = self.linearised.pull(-w)
-        return torch.zeros_like(w) if product is None else product
-
-    def gradients(self, minus_w: Tensor) -> Sequence[Tensor | None]:
-        """Those alone."""
-        return self.linearised.restricted(range(1, self.linearised.variables)).pull(minus_w)
 
 
 class LinearisedSolver:
@@ -278,31 +157,3 @@ class LinearisedSolver:
 
     def _again(self, b: Tensor) -> Tensor:
         return self._chosen(b, ROUGHLY).x
-
-
-class Tiled:
-    """An inverse of k systems that serves a multiple of k right-hand sides, all rows of the flat batch."""
-
-    def __init__(self, inverse: Left, systems: int, rows: int) -> None:
-        self.inverse, self.systems, self.rows = inverse, systems, rows
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        if self.systems == b.shape[0]:
-            return self.inverse.solve(b, adjoint)
-        return self.inverse.solve(b.unflatten(0, (-1, self.systems)), adjoint).flatten(0, 1)
-
-    @property
-    def suspicious(self) -> Tensor:
-        return self.inverse.suspicious
-
-    @property
-    def singular(self) -> Tensor | None:
-        """Whether it is; None where the inverse may be of a matrix nearby, and cannot tell."""
-        return self.inverse.singular if isinstance(self.inverse, RowsOfFactors) else None
-
-    @property
-    def refused(self) -> Tensor | None:
-        """Statuses, of all rows, of derivatives that the forward solve has found not to exist; None where it has not looked."""
-        if not isinstance(self.inverse, Refusing):
-            return None
-        return self.inverse.refused.repeat(self.rows // self.systems)
