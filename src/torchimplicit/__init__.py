@@ -5,6 +5,7 @@ from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unro
 from torchimplicit.capture.calls import CaptureError
 from torchimplicit.constraints import Constraints
 from torchimplicit.problems.complementarity import complementarity
+from torchimplicit.problems.cone_program import cone_program
 from torchimplicit.problems.continuation import Branch, Continuation, continuation
 from torchimplicit.problems.fixed_point import fixed_point
 from torchimplicit.problems.implicit import implicit
@@ -14,12 +15,14 @@ from torchimplicit.problems.minimize import minimize
 from torchimplicit.problems.multi_start import multi_start
 from torchimplicit.problems.quadratic_program import quadratic_program
 from torchimplicit.problems.root import root
+from torchimplicit.programs.cones import Cones
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
 
 __all__ = [
     "Branch",
     "CaptureError",
+    "Cones",
     "Constraints",
     "Continuation",
     "ConvergenceError",
@@ -33,6 +36,7 @@ __all__ = [
     "Status",
     "Unrolled",
     "complementarity",
+    "cone_program",
     "continuation",
     "diagnostics",
     "fixed_point",

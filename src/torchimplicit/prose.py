@@ -253,6 +253,27 @@ OTHERS: dict[str, dict[str, str]] = {
         ),
         "NONFINITE": "NaN or Inf in the data (an infinite h, lower or upper means no constraint; -inf as h is none). Check them.",
     },
+    "solution of the cone program": {
+        "PRIMAL_INFEASIBLE": (
+            "no z has b - A z in the cones: info.certificate.dual is a y in the dual cones with A^T y = 0 and b^T y = -1. Likely "
+            "causes: (a) constraints that contradict each other; (b) a sign: A z + s = b with s in the cones is meant; (c) rows in "
+            "another order than ti.Cones has. Loosen the constraints that have a multiplier there."
+        ),
+        "DUAL_INFEASIBLE": (
+            "the objective falls without bound along a direction that the cones allow (info.certificate.z). Likely causes: (a) a "
+            "missing constraint; (b) a sign. Add constraints, or a small multiple of the identity to P."
+        ),
+        "NONCONVEX": "P has a negative eigenvalue, so a stationary point need be no minimum. Make it L @ L.mT.",
+        "CONVERGED": "the optimality conditions are met, and the estimated error of z is within the tolerance.",
+        "MAX_STEPS": "the solver reached its step limit, and z does not meet the optimality conditions. Try a larger max_steps.",
+        "STAGNATED": (
+            "the solver found neither a solution nor a proof that there is none, or z does not meet the optimality conditions to "
+            "1e-9. Likely causes: (a) a program that is nearly infeasible or unbounded, or attains its least value nowhere; (b) "
+            "numbers of very different sizes; (c) slacks that lie on the boundary between two faces of a cone. Try other units, or "
+            "settings of the solver (ti.interop.Clarabel(tol_feas=1e-10))."
+        ),
+        "NONFINITE": "NaN or Inf in the data. Check them.",
+    },
     "answer of the solver": {
         "CONVERGED": "the Newton correction of the condition at the answer is within the tolerance.",
         "STAGNATED": (

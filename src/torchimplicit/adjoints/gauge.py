@@ -23,9 +23,9 @@ def solve_singular(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     kept = S > NULL * eps * S[..., :1]
     parts = (U.mT @ (d * b).unsqueeze(-1)).squeeze(-1)
     terms = (U.mT.abs() @ (d * b).abs().unsqueeze(-1)).squeeze(-1)
-    consistent = (kept | (parts.abs() <= eps**0.5 * terms)).all(
-        -1
-    )  # whatever the units: what cancels is a sum of such terms
+    # whatever the units: what cancels is a sum of such terms, and singular vectors are known to rounding
+    nothing = parts.abs() <= (eps**0.5 * terms).maximum(NULL * eps * terms.amax(-1, keepdim=True))
+    consistent = (kept | nothing).all(-1)
     solution = torch.where(kept, parts / S, 0)
     null = torch.where(kept, 0, unpatterned(b))
     x, y = ((Vh.mT @ part.unsqueeze(-1)).squeeze(-1) for part in (solution, null))

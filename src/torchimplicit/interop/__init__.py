@@ -3,5 +3,6 @@
 from torchimplicit.interop.quadratic_solvers import qpsolvers
 from torchimplicit.interop.scipy_method import SciPy
 from torchimplicit.interop.torch_optimizer import TorchOptimizer
+from torchimplicit.programs.clarabel import Clarabel
 
-__all__ = ["SciPy", "TorchOptimizer", "qpsolvers"]
+__all__ = ["Clarabel", "SciPy", "TorchOptimizer", "qpsolvers"]

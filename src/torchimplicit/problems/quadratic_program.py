@@ -18,14 +18,14 @@ from torchimplicit.condition import Kind, Vmap
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
 from torchimplicit.linear.solver import Left
 from torchimplicit.linear.vectors import times
-from torchimplicit.loop.search import Inside, Search
+from torchimplicit.loop.search import Inside
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult
-from torchimplicit.norms import measured
 from torchimplicit.parameters import check_positive, check_steps
 from torchimplicit.problem import Problem
 from torchimplicit.problems.all_systems import of_all_systems
 from torchimplicit.problems.pose import check_adjoint
+from torchimplicit.problems.program_search import ProgramSearch
 from torchimplicit.problems.smoothed import smoothed
 from torchimplicit.programs.info import Certificate, Dual, ProgramInfo
 from torchimplicit.programs.kkt_inverse import KKTInverse
@@ -85,30 +85,17 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class ProgramSearch(Search):
+class QuadraticSearch(ProgramSearch):
     """The interior point and the active set (:mod:`torchimplicit.programs`), for data of all systems of all vmaps at once."""
 
     names: tuple[str, ...]
     data: tuple[Tensor, ...]
-    layout: Layout
-    tolerance: Tolerance
     max_steps: int
     outside: Outside | None
 
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         data = self._of_all(self.data, ()) if inside is None else self._of_all(inside.tensors, inside.vmaps)
-        found = solve(data, self.layout.real_dtype, self.max_steps, self.outside)
-        w = found.w.to(z0.dtype)
-        residual = measured(equations.residual(w)) if w.numel() else w.sum(-1)
-        n = data.sizes[0]
-        bound = self.tolerance.bound(w[:, :n])
-        error = found.correction.abs().amax(-1).to(w.dtype)
-        floor = self.tolerance.floor(w.dtype).bound(w[:, :n])
-        converged = found.status == Status.CONVERGED
-        status = torch.where(converged & (error > bound.maximum(floor)), Status.STAGNATED, found.status)
-        residual = torch.where(unanswered(status), torch.nan, residual)
-        error = torch.where(unanswered(status), torch.nan, error)
-        return SearchResult(w, status, found.steps, residual, error, bound, found.inverse)
+        return self.told(solve(data, self.layout.real_dtype, self.max_steps, self.outside), equations, z0)
 
     def _of_all(self, tensors: Sequence[Tensor], vmaps: Sequence[Vmap]) -> Data:
         """The data, (B, ...) each, of all samples of nested vmaps, outermost first, each with the systems of the layout."""
@@ -206,7 +193,7 @@ def quadratic_program(
     like = [data[1].detach().new_zeros(*batch_shape, size) for size in (n, m, k, n if "lower" in given else 0)]
     layout = Layout.of(tuple(like), len(batch_shape))
     tolerance = Tolerance.of(rtol, atol, layout.real_dtype)
-    search = ProgramSearch(names, data, layout, tolerance, MAX_STEPS if max_steps is None else max_steps, solver)
+    search = QuadraticSearch(layout, tolerance, names, data, MAX_STEPS if max_steps is None else max_steps, solver)
     problem = Problem(
         kind=Optimum(),
         fn=Conditions(names),

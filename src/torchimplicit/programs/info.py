@@ -43,19 +43,31 @@ class Certificate(NamedTuple):
     upper: Tensor
 
 
+class ConeCertificate(NamedTuple):
+    """The same of cone programs.
+
+    z : where the status is DUAL_INFEASIBLE, a direction (*batch, n) with Pz = 0, −Az ∈ K and qᵀz = −1.
+    dual : where it is PRIMAL_INFEASIBLE, y (*batch, m) in the dual cone K* with Aᵀy = 0 and bᵀy = −1.
+    """
+
+    z: Tensor
+    dual: Tensor
+
+
 @dataclass(repr=False)
 class ProgramInfo(SolveInfo):
     """The facts of the solve of a constrained program.
 
-    dual : the multipliers, differentiable like z.
-    active : which constraints hold z, with a multiplier that is not 0. In the backward, where some touch z without one, or depend on
-        each other, the system is reported as DEGENERATE: the derivative is one of several one-sided ones.
+    dual : the multipliers, differentiable like z; of a cone program y (*batch, m).
+    active : which constraints hold z, with a multiplier that is not 0; of a cone program the rows (*batch, m) of such cones. In the
+        backward, where some touch z without one, or depend on each other, the system is reported as DEGENERATE: the derivative is
+        one of several one-sided ones.
     certificate : where there is no solution, what proves it.
     """
 
-    dual: Dual | None = None
-    active: Dual | None = None
-    certificate: Certificate | None = None
+    dual: Any = None
+    active: Any = None
+    certificate: Certificate | ConeCertificate | None = None
 
 
 _CHILDREN = tuple(field.name for field in fields(ProgramInfo) if field.name not in ("record", "aux"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,26 @@ class Outside(Protocol):
 
     def programs(self, data: Data) -> Answers:
         """Its answers. What it gives for a program that it has not solved is not looked at."""
+        ...
+
+
+class ConeAnswers(NamedTuple):
+    """Of B cone programs: z (B, n) and multipliers y (B, m), how each search ended, (B,), and after how many steps.
+
+    With the status PRIMAL_INFEASIBLE, y is the proof, with DUAL_INFEASIBLE z is.
+    """
+
+    z: Tensor
+    y: Tensor
+    status: Tensor
+    steps: Tensor
+
+
+class ConeSolver(Protocol):
+    """A solver of cone programs (:class:`torchimplicit.programs.conic.ConePrograms`) for batches (B,)."""
+
+    def cone_programs(self, programs: Any, max_steps: int | None) -> ConeAnswers:
+        """Its answers, in at most so many steps each; None: as many as it likes."""
         ...
 
 

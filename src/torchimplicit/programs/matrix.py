@@ -1,0 +1,82 @@
+"""The matrices of programs: dense, or sparse with entries in the same places for all systems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.linear.bilinear import multiply
+from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.vectors import times
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Matrices (..., m, n), or their entries (..., e) in the places of a ``pattern``."""
+
+    values: Tensor
+    pattern: Pattern | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        if self.pattern is None:
+            return self.values.shape[-2], self.values.shape[-1]
+        return self.pattern.m, self.pattern.n
+
+    @property
+    def core(self) -> int:
+        """How many dimensions of the values follow those of the batch."""
+        return 2 if self.pattern is None else 1
+
+    def of(self, values: Tensor) -> Matrix:
+        """Others in the same places."""
+        return Matrix(values, self.pattern)
+
+    def times(self, x: Tensor) -> Tensor:
+        """The products with vectors (..., n)."""
+        return times(self.values, x) if self.pattern is None else multiply(self.pattern, self._expanded(x), x)
+
+    def transposed(self, y: Tensor) -> Tensor:
+        """The products of the transposed matrices with vectors (..., m)."""
+        if self.pattern is None:
+            return times(self.values.mT, y)
+        return multiply(self.pattern, self._expanded(y), y, adjoint=True)
+
+    def _expanded(self, x: Tensor) -> Tensor:
+        """The entries, for as many matrices as there are vectors, unless one matrix serves all."""
+        return self.values if self.values.ndim == 1 else self.values.expand(*x.shape[:-1], self.values.shape[-1])
+
+    def largest(self) -> Tensor:
+        """The largest entry of each, detached: (..., 1)."""
+        size = self.values.detach().abs()
+        size = size if self.pattern is not None else size.flatten(-2)
+        return size.amax(-1, keepdim=True) if size.shape[-1] else size.new_zeros(*size.shape[:-1], 1)
+
+    def array(self, system: int, upper: bool = False) -> Any:
+        """That of one system by columns, as SciPy has it; of its ``upper`` triangle."""
+        from scipy.sparse import csc_matrix, triu
+
+        entries: Any = self.values[system].cpu().numpy()
+        if self.pattern is not None:
+            entries = (entries, (self.pattern.rows.cpu().numpy(), self.pattern.columns.cpu().numpy()))
+        matrix = csc_matrix(entries, shape=self.shape)
+        return triu((matrix + matrix.T) / 2, format="csc") if upper else matrix
+
+
+def dense_or_sparse(value: Any, like: Tensor) -> Matrix | None:
+    """A matrix from a dense tensor, a sparse one of two dimensions, or a sparse array of SciPy; None where it is none of these."""
+    from torchimplicit.linear.sparse import Sparse
+
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        return Matrix(value)
+    if isinstance(value, Tensor):
+        sparse = Sparse(value)
+        return Matrix(sparse.values, sparse.pattern)
+    if hasattr(value, "tocoo"):
+        sparse = Sparse(value)
+        return Matrix(sparse.values.to(like), sparse.pattern)
+    return None
