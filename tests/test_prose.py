@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torchimplicit import Status
 from torchimplicit.adjoints.systems import Derivative
+from torchimplicit.problems.cone_program import ConeOptimum
 from torchimplicit.problems.fixed_point import FixedPoint
 from torchimplicit.problems.implicit import Answer
 from torchimplicit.problems.least_squares import LeastSquares
@@ -20,7 +21,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "concepts" / "exact.md"
 
 def test_every_status_has_a_text_and_every_text_a_status_of_a_kind_that_exists() -> None:
     assert set(ROOT) == set(Status.__members__)
-    kinds = (Derivative, FixedPoint, Answer, LeastSquares, Linear, Minimum, Optimum)
+    kinds = (Derivative, FixedPoint, Answer, ConeOptimum, LeastSquares, Linear, Minimum, Optimum)
     assert set(OTHERS) == {kind.name for kind in kinds}
     for texts in OTHERS.values():
         assert set(texts) <= set(ROOT)
