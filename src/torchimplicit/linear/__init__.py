@@ -1,74 +1,42 @@
 """Linear operators, and solvers for A x = b that serve A and its adjoint from one factorisation."""
 
-from torchimplicit.linear.auto import Auto
-from torchimplicit.linear.bands import Banded, tridiagonal
-from torchimplicit.linear.bicgstab import BiCGStab
-from torchimplicit.linear.block_diagonal import BlockDiagonal
-from torchimplicit.linear.block_tridiagonal import BlockTridiagonal
-from torchimplicit.linear.cg import CG
-from torchimplicit.linear.cholesky import Cholesky
-from torchimplicit.linear.contraction import Contraction
-from torchimplicit.linear.conversion import as_operator
-from torchimplicit.linear.dense import Dense
-from torchimplicit.linear.diagonal import Diagonal
-from torchimplicit.linear.gmres import GMRES
-from torchimplicit.linear.iteration import Geometry
-from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.kronecker import Kronecker
-from torchimplicit.linear.large import Large
-from torchimplicit.linear.low_rank import LowRankUpdate
-from torchimplicit.linear.lu import LU
-from torchimplicit.linear.matrix_free import MatrixFree
-from torchimplicit.linear.memory import Memory, PatternWarning
-from torchimplicit.linear.minres import MINRES
-from torchimplicit.linear.neumann import Neumann
-from torchimplicit.linear.operators import Inverse, LinearOperator, Product, Scaled, Sum
-from torchimplicit.linear.pattern import Pattern
-from torchimplicit.linear.qr import QR
-from torchimplicit.linear.richardson import Richardson
-from torchimplicit.linear.solver import LinearResult
-from torchimplicit.linear.sparse import Sparse
-from torchimplicit.linear.sparse_lu import SparseCholesky, SparseLU
-from torchimplicit.linear.svd import SVD
-from torchimplicit.linear.triangular import Triangular
+from torchimplicit.linear.auto import Auto as Auto
+from torchimplicit.linear.bands import Banded as Banded
+from torchimplicit.linear.bands import tridiagonal as tridiagonal
+from torchimplicit.linear.bicgstab import BiCGStab as BiCGStab
+from torchimplicit.linear.block_diagonal import BlockDiagonal as BlockDiagonal
+from torchimplicit.linear.block_tridiagonal import BlockTridiagonal as BlockTridiagonal
+from torchimplicit.linear.cg import CG as CG
+from torchimplicit.linear.cholesky import Cholesky as Cholesky
+from torchimplicit.linear.contraction import Contraction as Contraction
+from torchimplicit.linear.conversion import as_operator as as_operator
+from torchimplicit.linear.dense import Dense as Dense
+from torchimplicit.linear.diagonal import Diagonal as Diagonal
+from torchimplicit.linear.gmres import GMRES as GMRES
+from torchimplicit.linear.iteration import Geometry as Geometry
+from torchimplicit.linear.jacobian import Jacobian as Jacobian
+from torchimplicit.linear.kronecker import Kronecker as Kronecker
+from torchimplicit.linear.large import Large as Large
+from torchimplicit.linear.low_rank import LowRankUpdate as LowRankUpdate
+from torchimplicit.linear.lu import LU as LU
+from torchimplicit.linear.matrix_free import MatrixFree as MatrixFree
+from torchimplicit.linear.memory import Memory as Memory
+from torchimplicit.linear.memory import PatternWarning as PatternWarning
+from torchimplicit.linear.minres import MINRES as MINRES
+from torchimplicit.linear.neumann import Neumann as Neumann
+from torchimplicit.linear.operators import Inverse as Inverse
+from torchimplicit.linear.operators import LinearOperator as LinearOperator
+from torchimplicit.linear.operators import Product as Product
+from torchimplicit.linear.operators import Scaled as Scaled
+from torchimplicit.linear.operators import Sum as Sum
+from torchimplicit.linear.pattern import Pattern as Pattern
+from torchimplicit.linear.qr import QR as QR
+from torchimplicit.linear.richardson import Richardson as Richardson
+from torchimplicit.linear.solver import LinearResult as LinearResult
+from torchimplicit.linear.sparse import Sparse as Sparse
+from torchimplicit.linear.sparse_lu import SparseCholesky as SparseCholesky
+from torchimplicit.linear.sparse_lu import SparseLU as SparseLU
+from torchimplicit.linear.svd import SVD as SVD
+from torchimplicit.linear.triangular import Triangular as Triangular
 
-__all__ = [
-    "CG",
-    "GMRES",
-    "LU",
-    "MINRES",
-    "QR",
-    "SVD",
-    "Auto",
-    "Banded",
-    "BiCGStab",
-    "BlockDiagonal",
-    "BlockTridiagonal",
-    "Cholesky",
-    "Contraction",
-    "Dense",
-    "Diagonal",
-    "Geometry",
-    "Inverse",
-    "Jacobian",
-    "Kronecker",
-    "Large",
-    "LinearOperator",
-    "LinearResult",
-    "LowRankUpdate",
-    "MatrixFree",
-    "Memory",
-    "Neumann",
-    "Pattern",
-    "PatternWarning",
-    "Product",
-    "Richardson",
-    "Scaled",
-    "Sparse",
-    "SparseCholesky",
-    "SparseLU",
-    "Sum",
-    "Triangular",
-    "as_operator",
-    "tridiagonal",
-]
+__all__ = sorted(name for name, each in globals().items() if callable(each) and not name.startswith("_"))

@@ -70,6 +70,7 @@ class Anderson(Method):
     period: int = 3
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 100
+    in_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("Anderson: memory", self.memory)

@@ -104,7 +104,6 @@ class AugmentedLagrangian(Method):
     patience: ClassVar[int] = 200
     unrolls: ClassVar[bool] = False
     rowwise: ClassVar[bool] = True
-    in_graph: ClassVar[bool] = False
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, LagrangianState]:
         if not equations.kind.constrained:

@@ -184,6 +184,7 @@ class Bracketing(Method, ABC):
     upper: End = None
     max_steps: ClassVar[int] = 2 * DOUBLINGS + 200
     patience: ClassVar[int] = max_steps  # the bracket shows when there is no more progress
+    in_graph: ClassVar[bool] = True
     unrolls: ClassVar[bool] = False
     rowwise: ClassVar[bool] = True
 

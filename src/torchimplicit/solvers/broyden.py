@@ -59,6 +59,7 @@ class Broyden(Method):
     linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     patience: int = 60
     max_steps: ClassVar[int] = 300
+    in_graph: ClassVar[bool] = True
     inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ class Chord(Method):
     linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 20
+    in_graph: ClassVar[bool] = True
     inverse_is_earlier: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 

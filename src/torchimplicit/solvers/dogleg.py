@@ -52,6 +52,7 @@ class Dogleg(OnTangent[Plan]):
     factor: float = 100.0
     max_steps: ClassVar[int] = 1000
     patience: ClassVar[int] = 20
+    in_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive("Dogleg: factor", self.factor)

@@ -30,6 +30,7 @@ class GaussNewton(OnTangent[Tensor]):
 
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 30
+    in_graph: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, GaussNewtonState]:

@@ -58,6 +58,7 @@ class LevenbergMarquardt(OnTangent[Plan]):
     geodesic: bool = False
     max_steps: ClassVar[int] = 2000
     patience: ClassVar[int] = 30
+    in_graph: ClassVar[bool] = True
     rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -70,6 +70,7 @@ class LineSearch(Method, ABC):
     curvature: ClassVar[float] = 0.9
     max_steps: ClassVar[int] = 1000
     patience: ClassVar[int] = 60
+    in_graph: ClassVar[bool] = True
 
     @abstractmethod
     def forget(self, memory: Any, z: Tensor, rows: Tensor) -> Any:

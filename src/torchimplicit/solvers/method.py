@@ -28,8 +28,8 @@ class Method:
         unrolls: whether its steps have a derivative that tells how the result moves.
         rowwise: whether its state is a pytree of tensors with the systems in their first dimension: those that have ended are then
             put aside as they are.
-        in_graph: whether a solve by it may be part of a graph of torch.compile, if it is one of torchimplicit.solvers: its steps look
-            at no value.
+        in_graph: whether its steps look at no value: then a solve by it may be part of a graph of torch.compile, if it is one of
+            torchimplicit.solvers.
         inverse_is_earlier: whether ``inverse`` is that of the Jacobian at an iterate before the last.
         near_identity: whether it works only where the Jacobian is the identity less a contraction.
 
@@ -46,7 +46,7 @@ class Method:
 
     unrolls: ClassVar[bool] = True
     rowwise: ClassVar[bool] = False
-    in_graph: ClassVar[bool] = True
+    in_graph: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

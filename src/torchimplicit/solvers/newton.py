@@ -92,6 +92,7 @@ class Newton(Method):
     linear_solver: DirectSolver = None  # type: ignore[assignment]  # LU without scaling
     max_steps: ClassVar[int] = 50
     patience: ClassVar[int] = 10
+    in_graph: ClassVar[bool] = True
     inverse_is_earlier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

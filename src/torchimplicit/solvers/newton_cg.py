@@ -62,6 +62,7 @@ class NewtonCG(Downhill[Plan]):
     max_inner: int = 200
     max_steps: ClassVar[int] = 2000
     patience: ClassVar[int] = 30
+    in_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("NewtonCG: max_inner", self.max_inner)

@@ -57,6 +57,7 @@ class NewtonKrylov(Method):
     line_search: Backtracking | None = None
     max_steps: ClassVar[int] = 100
     patience: ClassVar[int] = 15
+    in_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.linear_solver:  # a default that torch.compile can read

@@ -22,6 +22,7 @@ class Picard(Method):
     damping: float = 1.0
     max_steps: ClassVar[int] = 1000
     patience: ClassVar[int] = 100
+    in_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive("Picard: damping", self.damping)

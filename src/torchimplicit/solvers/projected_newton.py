@@ -60,6 +60,7 @@ class ProjectedNewton(Downhill[Plan]):
     max_inner: int | None = None  # steps of conjugate gradients for a Newton step; None: dense Hessians, factorised
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 60
+    in_graph: ClassVar[bool] = True
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, ProjectedState]:
         check_objective(equations, "ProjectedNewton")

@@ -38,7 +38,6 @@ class PseudoTransient(TrialMethod[Tensor, Jacobian, Jacobian]):
     first: float = 10.0
     max_steps: ClassVar[int] = 200
     patience: ClassVar[int] = 100
-    in_graph: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive("PseudoTransient: |first|", abs(self.first))

@@ -81,6 +81,7 @@ class TrustNewton(Downhill[Plan]):
 
     max_steps: ClassVar[int] = 500
     patience: ClassVar[int] = 30
+    in_graph: ClassVar[bool] = True
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, TrustState]:
         check_minimised(equations, "TrustNewton")
