@@ -132,7 +132,7 @@ def test_blocks_give_what_the_whole_batch_gives(monkeypatch: pytest.MonkeyPatch,
         return z, info, torch.autograd.grad(z.sin().sum(), b_)[0]
 
     z, info, gradient = solve()
-    monkeypatch.setattr(blocks, "ENTRIES", 30)
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 30)
     same, its, theirs = solve(batched=(True, True))
     assert info.converged.all()
     assert its.converged.all()

@@ -26,14 +26,14 @@ from torchimplicit.status import Status
 from torchimplicit.tolerance import Tolerance
 
 DENSE = 256  # largest n up to which that of a root is factorised
-ENTRIES = 2**12  # of all Jacobians of the batch, up to which that of a fixed point is factorised too
+FACTORISED_ENTRIES = 2**12  # of all Jacobians of the batch, up to which that of a fixed point is factorised too
 
 
 def solve_in_graph(posed: Posed) -> Found:
     """The solution."""
     b, z, named, kind = posed.b, posed.z, posed.settings.solver, posed.base.kind
     n = z.shape[-1]
-    small = isinstance(z.shape[0], int) and z.numel() * n <= ENTRIES
+    small = isinstance(z.shape[0], int) and z.numel() * n <= FACTORISED_ENTRIES
     if named is None and kind.linear and posed.inverse is not None:
         found = _by_inverse(posed, posed.inverse)
     elif isinstance(named, DirectSolver) or (named is None and (small or (not kind.near_identity and n <= DENSE))):

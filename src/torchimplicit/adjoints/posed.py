@@ -17,7 +17,7 @@ from torchimplicit.linear import LinearResult
 from torchimplicit.linear.iteration import tolerance
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.memory import Memory
-from torchimplicit.linear.rows import RowsOfFactors
+from torchimplicit.linear.shared_inverse import SharedFactors
 from torchimplicit.linear.solver import Left, LinearSolver, Refusing
 from torchimplicit.status import OnFailure, Status
 from torchimplicit.tolerance import Tolerance
@@ -130,7 +130,7 @@ class Tiled:
     @property
     def singular(self) -> Tensor | None:
         """Whether it is; None where the inverse may be of a matrix nearby, and cannot tell."""
-        return self.inverse.singular if isinstance(self.inverse, RowsOfFactors) else None
+        return self.inverse.singular if isinstance(self.inverse, SharedFactors) else None
 
     @property
     def refused(self) -> Tensor | None:

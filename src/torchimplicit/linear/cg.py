@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
-from torchimplicit.linear.iteration import EUCLIDEAN, Cycle, IterativeSolver, Product
+from torchimplicit.linear.iteration import EUCLIDEAN, Apply, Cycle, IterativeSolver
 from torchimplicit.linear.masks import divide, single
 
 
@@ -21,7 +21,7 @@ class CG(IterativeSolver):
     Source: Saad, Iterative Methods for Sparse Linear Systems (2003), algorithm 9.1.
     """
 
-    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         if self.geometry is EUCLIDEAN and single(r):
             return _of_one_system(A, M, r, float(tol), budget)
         inner, norm = self.geometry.inner, self.norm
@@ -61,7 +61,7 @@ class CG(IterativeSolver):
         return Cycle(best, steps, broken, max(length, 1))
 
 
-def _of_one_system(A: Product, M: Product, r: Tensor, tol: float, budget: int) -> Cycle:
+def _of_one_system(A: Apply, M: Apply, r: Tensor, tol: float, budget: int) -> Cycle:
     """The same for one real system of which nothing is recorded: numbers in place of masks, and vectors that are overwritten."""
     shape = r.shape[:-1]
     d, r = torch.zeros_like(r), r.clone()

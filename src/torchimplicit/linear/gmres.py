@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, inside_functorch
-from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver
 from torchimplicit.linear.masks import divide
 from torchimplicit.parameters import check_count
 
@@ -33,7 +33,7 @@ class GMRES(IterativeSolver):
     def __post_init__(self) -> None:
         check_count("GMRES: restart", self.restart)
 
-    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         norm = self.norm
         length = min(self.restart, r.shape[-1], budget)
         eps = torch.finfo(r.dtype).eps

@@ -21,7 +21,7 @@ from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner, can_solve, is_linear_solver
 from torchimplicit.linear.vectors import fit
 
-Product = Callable[[Tensor], Tensor]
+Apply = Callable[[Tensor], Tensor]  # the product of a matrix with vectors
 
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
@@ -107,11 +107,17 @@ class IterativeSolver(ABC):
         return IterativeState(self, operator, prepare(self.preconditioner, operator))
 
     @abstractmethod
-    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         """Approximately solve A d = r (*lead, *batch_shape, n) from d = 0, in at most `budget` steps.
 
         M applies the preconditioner. Inactive systems have r = 0 and must stay at d = 0; a system may stop as soon as
-        it believes that its residual norm is at most tol. No system may disturb another.
+        it believes that its residual norm is at most tol. No system may disturb another. Where Aᴴ x = b is solved, A is
+        that product, and M its preconditioner's: a method that takes both products of one system, as BiCG and LSQR do,
+        is no cycle.
+
+        Returns:
+            The :class:`Cycle`: d; the steps that each system took, and whether it broke down; and the steps of the batch, of
+            which the budget of the next cycle is so much smaller. The loop evaluates b − A x itself.
         """
 
 
@@ -239,7 +245,7 @@ class IterativeState(Bound):
         return self._result(x, residual, steps, how, unit, products)
 
     def _in_graph(
-        self, A: Product, M: Product, b: Tensor, tol: Tensor, state: tuple[Tensor, ...], limit: int
+        self, A: Apply, M: Apply, b: Tensor, tol: Tensor, state: tuple[Tensor, ...], limit: int
     ) -> tuple[Tensor, ...]:
         """The same loop, of masked cycles, as one operator of a graph that is being made."""
         operands = Operands((b, tol), outer=self.operator.operands)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
-from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver
 from torchimplicit.linear.masks import divide
 
 
@@ -21,7 +21,7 @@ class MINRES(IterativeSolver):
     and Fast Iterative Solvers (2014), algorithm 4.1.
     """
 
-    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         inner, norm = self.geometry.inner, self.norm
         eps = torch.finfo(r.dtype).eps
         size = norm(r)

@@ -168,7 +168,7 @@ class LinearOperator(ABC):
         return Product(self, other, symmetric=self._original is other or other._original is self)
 
     def _adjoint(self) -> LinearOperator:
-        return Adjoint(self)
+        return ConjugateTranspose(self)
 
     def __repr__(self) -> str:
         facts = "".join(f", {name}" for name in self.structure.names)
@@ -206,7 +206,7 @@ class View(LinearOperator):
         self.explicit = operator.explicit
 
 
-class Adjoint(View):
+class ConjugateTranspose(View):
     """Aᴴ: the two products change places."""
 
     def __init__(self, operator: LinearOperator) -> None:

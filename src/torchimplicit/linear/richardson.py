@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.iteration import Cycle, IterativeSolver, Product
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class Richardson(IterativeSolver):
 
     cycles_in_graph: ClassVar[int | None] = 2  # a solution by factors, and its refinement
 
-    def cycle(self, A: Product, M: Product, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         return Cycle(M(r), active.long(), torch.zeros_like(active), 1)

@@ -8,7 +8,7 @@ from typing import Literal
 from torchimplicit.linear.direct import Direct, Flipped
 from torchimplicit.linear.entries import entries_of
 from torchimplicit.linear.factors import square
-from torchimplicit.linear.operators import Adjoint, LinearOperator
+from torchimplicit.linear.operators import ConjugateTranspose, LinearOperator
 from torchimplicit.linear.sparse_factors import SparseFactors
 from torchimplicit.linear.suitesparse import CHOLMOD, KLU, MISSING, UMFPACK, installed
 from torchimplicit.linear.superlu import SuperLU
@@ -65,7 +65,7 @@ def _factorised(solver: SparseLU | SparseCholesky, operator: LinearOperator, fac
     square(operator, name)
     if factors is not SuperLU and not installed():
         raise ImportError(f"{name}: {factors.title} {MISSING}")
-    if isinstance(operator, Adjoint):
+    if isinstance(operator, ConjugateTranspose):
         return Flipped(_factorised(solver, operator.operator, factors))
     matrix = entries_of(operator, name)
     return factors(matrix.values, matrix.pattern)

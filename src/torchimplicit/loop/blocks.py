@@ -10,13 +10,13 @@ from torchimplicit.loop.solve import SearchResult, solve
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.solvers.method import Method
 
-ENTRIES = 2**18  # of z, of a block
+BLOCK_ENTRIES = 2**18  # of z, of a block
 
 
 def solve_in_blocks(solver: Method, equations: Equations, z: Tensor, settings: LoopSettings) -> SearchResult:
     """:func:`solve` for the rows of each block in turn. A device other than the processor takes all rows at once."""
     batch, n = z.shape
-    rows = max(1, ENTRIES // max(1, n)) if z.device.type == "cpu" else batch
+    rows = max(1, BLOCK_ENTRIES // max(1, n)) if z.device.type == "cpu" else batch
     if batch <= rows:
         return solve(solver, equations, z, settings)
     found: list[SearchResult] = []

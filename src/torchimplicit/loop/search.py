@@ -106,9 +106,9 @@ class Iterate(Search):
 
         def advance(z: Tensor, r: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
             if solver.has("restart"):
-                memory = state.content if isinstance(state, _Memory) else solver.remembered(state)
+                memory = state.content if isinstance(state, _Remembered) else solver.remembered(state)
                 z, r, memory = recompute_later(restarted, z, memory, use_reentrant=False)
-                return z, r, _Memory(memory)
+                return z, r, _Remembered(memory)
             result: tuple[Tensor, Tensor, Any] = recompute_later(
                 solver.step, equations, z, r, state, use_reentrant=False
             )
@@ -135,7 +135,7 @@ def search_by(solver: Method | Polyalgorithm, trace: bool, watch: Watch | None) 
 
 
 @dataclass(frozen=True)
-class _Memory:
+class _Remembered:
     """What a solver remembers from one checkpointed step to the next, in place of its state."""
 
     content: Any

@@ -16,7 +16,7 @@ from torchimplicit.linear.binding import bind
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.iteration import IterativeSolver, IterativeState, error_of
-from torchimplicit.linear.rows import Rows, RowsOfFactors
+from torchimplicit.linear.shared_inverse import SharedFactors, SharedInverse
 from torchimplicit.linear.solver import Bound, Left, LinearResult, LinearSolver, linear_status
 from torchimplicit.loop.search import Inside, Search
 from torchimplicit.loop.settings import LoopSettings
@@ -27,7 +27,7 @@ from torchimplicit.status import Status
 from torchimplicit.tolerance import Tolerance
 
 
-class Posed(NamedTuple):
+class BatchedSystem(NamedTuple):
     """A b = x as a linear solver takes it: the dimensions that A does not have come first.
 
     order : of the dimensions of the batch of solutions, as they stand in those of b (*lead, *batch_shape, n).
@@ -64,15 +64,15 @@ class LinearSearch(Search):
     tolerance: Tolerance
     max_steps: int | None
     factors: Factors | None = field(default=None, init=False)
-    kept: list[RowsOfFactors] = field(
+    kept: list[SharedFactors] = field(
         default_factory=list, init=False
     )  # inverses that are no tensors, each by its number
-    preconditioner: Rows | None = field(default=None, init=False)
+    preconditioner: SharedInverse | None = field(default=None, init=False)
 
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         if self.operator is None or (inside is not None and not is_made_of_tensors(self.operator)):
             jacobian = equations.jacobian(z0)
-            rows = Posed(jacobian, -jacobian.value, (0,))
+            rows = BatchedSystem(jacobian, -jacobian.value, (0,))
             found = self._found(rows)[0]
         elif inside is not None:
             found, products = self._found(self._posed_inside(inside), as_tensors=False)
@@ -84,11 +84,11 @@ class LinearSearch(Search):
 
     def recorded(self, equations: Equations, z0: Tensor, settings: LoopSettings, checkpoint: bool) -> SearchResult:
         assert self.operator is not None
-        found, products = self._found(Posed(self.operator, self.b, tuple(range(self.b.ndim - 1))))
+        found, products = self._found(BatchedSystem(self.operator, self.b, tuple(range(self.b.ndim - 1))))
         equations.products += products
         return found
 
-    def _posed_inside(self, inside: Inside) -> Posed:
+    def _posed_inside(self, inside: Inside) -> BatchedSystem:
         """A and b from their tensors, which have a dimension in front for each vmap over them. The levels over b alone, like its
         own leading dimensions, are further right-hand sides."""
         assert self.operator is not None
@@ -111,9 +111,9 @@ class LinearSearch(Search):
         lead = len(batch) - len(self.operator.batch_shape)
         dims = range(len(levels), len(levels) + len(batch))
         order = (*(k for k in levels if k not in of_A), *dims[:lead], *of_A, *dims[lead:])
-        return Posed(pytree.tree_unflatten(tensors, tree), b.permute(*order, b.ndim - 1), order)
+        return BatchedSystem(pytree.tree_unflatten(tensors, tree), b.permute(*order, b.ndim - 1), order)
 
-    def _found(self, posed: Posed, as_tensors: bool = True) -> tuple[SearchResult, int]:
+    def _found(self, posed: BatchedSystem, as_tensors: bool = True) -> tuple[SearchResult, int]:
         """The solution, and the number of products with the operator. Its error is Newton's correction by the factors, where there
         are some; else relatively as large as the residual. Dense factors are left behind ``as_tensors``."""
         operator, b = posed.operator, posed.b
@@ -138,15 +138,15 @@ class LinearSearch(Search):
         z = torch.view_as_real(z.resolve_conj()).flatten(-2) if z.is_complex() else z
         return SearchResult(z, status, steps, residual, error, bound), products
 
-    def _keep(self, posed: Posed, state: Bound, as_tensors: bool) -> None:
+    def _keep(self, posed: BatchedSystem, state: Bound, as_tensors: bool) -> None:
         """What the backward will solve by."""
 
         direct, preconditioner = state.direct, state.preconditioner
         of_rows = posed.operator.batch_shape, posed.which, posed.b.is_complex()
         self.factors = direct if isinstance(direct, Factors) and (as_tensors or tracing()) else None
         if direct is not None and self.factors is None and not tracing():
-            self.kept.append(RowsOfFactors(direct, *of_rows))
-        self.preconditioner = None if preconditioner is None else Rows(preconditioner, *of_rows)
+            self.kept.append(SharedFactors(direct, *of_rows))
+        self.preconditioner = None if preconditioner is None else SharedInverse(preconditioner, *of_rows)
 
     def inverse(self, found: SearchResult) -> tuple[Tensor, ...]:
         """The tensors of factors; or for each row which of those that are no tensors, and which matrix of its batch."""

@@ -11,7 +11,7 @@ from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.solver import Preconditioner
 
 
-class Rows:
+class SharedInverse:
     """Factors, or an approximate inverse, for vectors (..., R, n) of which row r belongs to the matrix ``which[r]``.
 
     state : solves (*lead, *batch_shape, n). Complex vectors come as twice as many reals.
@@ -42,16 +42,16 @@ class Rows:
         return torch.empty_like(x).index_copy(-2, order, x)
 
 
-class RowsOfFactors(Rows):
+class SharedFactors(SharedInverse):
     """What a forward solve has left: factors of the very matrix, and not of one nearby."""
 
     def __init__(self, state: Direct, batch_shape: Sequence[int], which: Tensor, is_complex: bool) -> None:
         super().__init__(state, batch_shape, which, is_complex)
         self.factors = state
 
-    def at(self, which: Tensor) -> RowsOfFactors:
+    def at(self, which: Tensor) -> SharedFactors:
         """The same for other rows."""
-        return RowsOfFactors(self.factors, self.batch_shape, which, self.is_complex)
+        return SharedFactors(self.factors, self.batch_shape, which, self.is_complex)
 
     @property
     def suspicious(self) -> Tensor:
