@@ -56,7 +56,11 @@ class Preconditioner(Protocol):
 
 
 class LinearSolver(Protocol):
-    """Anything that makes of an operator something with ``solve(b, adjoint)``, and perhaps ``iterate``."""
+    """Anything that makes of an operator something with ``solve(b, adjoint)``.
+
+    A state that iterates to a tolerance is a :class:`Bound`, or has its ``iterate``; one that judges whether a matrix is singular is
+    a :class:`~torchimplicit.linear.direct.Direct`. Of others :mod:`torchimplicit.linear.binding` makes the one and the other.
+    """
 
     def factorize(self, operator: LinearOperator) -> Preconditioner: ...
 

@@ -48,7 +48,8 @@ class Search(ABC):
 
     @abstractmethod
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
-        """That inverse again."""
+        """That inverse again: with ``solve(b, adjoint)``, ``suspicious``, and for systems of which the search knows that they have no
+        derivative ``refused`` (:class:`torchimplicit.linear.solver.Left`, :class:`torchimplicit.linear.solver.Refusing`)."""
 
     @property
     def inverse_is_earlier(self) -> bool:
