@@ -35,7 +35,7 @@ def test_a_name_stands_for_the_object_with_its_defaults_and_is_that_of_its_class
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_point_says_what_each_name_is_for(name: str) -> None:
-    texts = [str(entry.__doc__) for entry in (ti.root, ti.minimize, ti.least_squares)]
+    texts = [str(entry.__doc__) for entry in (ti.root, ti.minimize, ti.least_squares, ti.complementarity)]
     assert any(f'"{name}"' in text.split("solver:")[1].split("adjoint:")[0] for text in texts)
 
 

@@ -91,9 +91,9 @@ def complementarity(
         {start}
         lower, upper: bounds, each a number, a tensor that broadcasts to z, a pytree like z, or None; infinite where there is none.
             Gradients flow to them.
-        solver: one for roots ("newton", "dogleg", "newton_krylov", "auto", ...) or an object of :mod:`torchimplicit.solvers`: it makes
-            Fischer's and Burmeister's function of z and F vanish. Its Newton steps are those of the semismooth Newton method. None is
-            "auto" (:func:`torchimplicit.solvers.choose`).
+        solver: one for roots ("newton", "dogleg", "newton_krylov", ...), which makes Fischer's and Burmeister's function of z and F
+            vanish, its Newton steps those of the semismooth Newton method; one that keeps to the bounds itself ("interior_point",
+            "active_set"); or an object of :mod:`torchimplicit.solvers`. None is "auto" (:func:`torchimplicit.solvers.choose`).
         {adjoint}
         {options}
 
