@@ -110,3 +110,15 @@ def test_so_do_factors_that_are_asked_for(solver: Any) -> None:
     assert seen.entries <= 150 * n
     # The solution is linear in b.
     torch.testing.assert_close((grads[1] * b).sum(), 2 * solution.value.square().sum(), rtol=1e-8, atol=0)
+
+
+def test_so_does_a_function_that_multiplies_by_a_sparse_tensor() -> None:
+    d = 1 + torch.rand(n).double()
+    A = ring().matrix(torch.stack([0.2 * d, -0.2 * d], -1).flatten())
+    x = torch.randn(n).double().requires_grad_()
+    with Largest() as seen:
+        solution = ti.fixed_point(lambda z: A @ z + x, torch.zeros(n).double(), rtol=1e-10)
+        (gradient,) = torch.autograd.grad(solution.value.sum(), x)
+    assert solution.info.adjoint.converged
+    assert seen.entries <= 150 * n
+    torch.testing.assert_close((gradient * x).sum(), solution.value.sum(), rtol=1e-7, atol=0)

@@ -187,6 +187,16 @@ def test_nodes_tell_where_a_graph_ends_and_when_they_were_made() -> None:
     assert autograd.sequence(first.grad_fn) < autograd.sequence(second.grad_fn)
 
 
+def test_nodes_tell_what_multiplies_with_a_matrix_by_rows() -> None:
+    A, z = torch.eye(3).to_sparse_csr(), torch.ones(3, requires_grad=True)
+    columns = z.unsqueeze(-1)
+    products = [A @ z, torch.mv(A, z), torch.mm(A, columns), torch.sparse.mm(A, columns)]
+    products += [torch.addmv(torch.zeros(3), A, z), torch.addmm(torch.zeros(3, 1), A, columns)]
+    assert all(autograd.multiplies_by_rows(product.grad_fn) for product in products)
+    others = [A.to_dense() @ z, A.to_sparse_coo() @ z, A.t() @ z, 2 * z]
+    assert not any(autograd.multiplies_by_rows(other.grad_fn) for other in others)
+
+
 def test_the_node_of_a_compiled_function_is_known_by_its_name() -> None:
     torch._dynamo.reset()
     out = torch.compile(lambda x: (x * 2).sin(), backend="aot_eager")(torch.ones(2, requires_grad=True))

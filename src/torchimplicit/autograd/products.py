@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.graph import compiled
 from torchimplicit.autograd.transforms import inside_functorch
+from torchimplicit.autograd.transposes import Transposes, multiplies_transposed
 from torchimplicit.private.autograd import grads
 from torchimplicit.private.functorch import over_rows
 
@@ -144,7 +145,15 @@ class Linearisation:
             return tuple(self._func_pullback(u))
         if not self._graph.requires_grad or not self._inputs:
             return (None,) * len(self._floats)
-        return grads(self._graph, self._inputs, u, create_graph)
+        if self._transposes is None:
+            return grads(self._graph, self._inputs, u, create_graph)
+        with self._transposes:
+            return grads(self._graph, self._inputs, u, create_graph)
+
+    @cached_property
+    def _transposes(self) -> Transposes | None:
+        """What keeps the transposes of sparse matrices that a pullback multiplies with; None where there are none."""
+        return Transposes() if self._graph is not None and multiplies_transposed(self._graph) else None
 
     def _with(self, floats: Sequence[Tensor]) -> list[Tensor]:
         full = list(self._x)

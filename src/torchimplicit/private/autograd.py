@@ -12,6 +12,7 @@ from torch import Tensor
 
 _AccumulateGrad: Any = vars(torch._C._functions)["AccumulateGrad"]
 _apply = vars(torch.autograd.Function)["apply"]
+_PRODUCTS = {"MvBackward0", "MmBackward0", "AddmvBackward0", "AddmmBackward0", "SparseAddmmBackward0"}
 
 
 def grads(output: Tensor, inputs: Sequence[Tensor], u: Tensor, create_graph: bool) -> tuple[Tensor | None, ...]:
@@ -32,6 +33,14 @@ def is_leaf(node: Any) -> bool:
 def is_compiled(node: Any) -> bool:
     """Whether a node stands for what torch.compile has made. Its class is made anew for each graph: only its name tells."""
     return type(node).__name__.startswith("CompiledFunction")
+
+
+def multiplies_by_rows(node: Any) -> bool:
+    """Whether a node is a product with a matrix of CSR layout: its pullback multiplies with the transpose."""
+    if type(node).__name__ not in _PRODUCTS:
+        return False
+    saved = (getattr(node, name, None) for name in ("_saved_self", "_saved_mat", "_saved_mat1"))
+    return any(isinstance(matrix, Tensor) and matrix.layout == torch.sparse_csr for matrix in saved)
 
 
 def sequence(node: Any) -> int:
