@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 import torchimplicit as ti
@@ -234,3 +235,31 @@ def test_where_the_function_raises_the_step_is_shortened(method: str) -> None:
 
     with pytest.warns(ti.ConvergenceWarning, match="raised ValueError: a wall before the minimum"):
         ti.minimize(wall, torch.zeros(3, 2, dtype=D), batch_ndim=1, solver=method)
+
+
+def test_unknowns_that_act_on_each_other_go_to_their_bounds_in_one_step() -> None:
+    """Torques of a pendulum that is to come upright, from a state where the first ones are at their limit. Newton's step cut off at
+    the limits leads uphill by 155 from a millionth beside them; 500 steps did not suffice."""
+    length, mass, dt = 0.7261, 0.7793, 0.1
+
+    def cost(u: Tensor) -> Tensor:
+        angle, speed = torch.tensor([-0.1120, -0.5598], dtype=u.dtype)
+        total = 0.01 * u.square().sum()
+        for torque in u:
+            speed = speed + dt * (9.81 / length * angle.sin() + torque / (mass * length**2))
+            angle = angle + dt * speed
+            total = total + angle**2 + 0.1 * speed**2
+        return total + 10 * angle**2
+
+    u, info = ti.minimize(cost, torch.zeros(15, dtype=torch.float64), bounds=(-2, 2), rtol=1e-10, on_failure="raise")
+    assert info.steps <= 20
+    theirs = minimize(
+        lambda u: (cost(torch.tensor(u)).item(), torch.func.grad(cost)(torch.tensor(u)).numpy()),
+        *([0.0] * 15,),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-2, 2)] * 15,
+        options={"ftol": 1e-15, "gtol": 1e-10},
+    )
+    assert abs(cost(u).item() - theirs.fun) < 1e-12
+    assert (u == 2).sum() == 2

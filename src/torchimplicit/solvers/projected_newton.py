@@ -8,10 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
+from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.condition import between
+from torchimplicit.graph.loop import settle
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.masked import Masked
+from torchimplicit.linear.vectors import times
 from torchimplicit.norms import measured, rounding
 from torchimplicit.solvers.descent import check_objective, dot
 from torchimplicit.solvers.equations import Equations, Estimate
@@ -22,6 +24,9 @@ SUFFICIENT = 1e-4  # the part of the decrease that the slope promises
 NEGLIGIBLE = 1e-3  # damping, over ‖∇φ‖ / ‖s‖, that is given up
 LOOSEST = 0.1  # what conjugate gradients leave of the gradient
 CLOSE = 1e-4  # the same, preconditioned by factors
+FACES = (
+    8  # of the box, at most, in one step: of the unknowns that go to their bounds, those that the last step took there
+)
 
 # A step, the scale of its damping, and the damping of one that comes nearer.
 Plan = tuple[Tensor, Tensor, Tensor]
@@ -46,10 +51,11 @@ class ProjectedNewton(Downhill[Plan]):
     """z ← P(z + d), P the projection on the bounds, d = −(H + λI)⁻¹∇φ in the free unknowns; one evaluation a step.
 
     An unknown is held when it lies at a bound, or nearer to it than a part of its own last step, and ∂φ/∂zᵢ presses it there: it
-    goes to the bound, and the Newton system of the others does not know it. A Hessian of those that is not positive definite takes
-    its eigenvalues' absolute values. A step that does not lower φ as promised, or leads to NaN or Inf, is refused, in its own system
-    only; then λ, 0 at first, grows: d turns to the gradient, and a short step along that descends whatever is projected, which one
-    along Newton's direction need not where H is ill-conditioned. λ falls with every step that is taken.
+    goes to the bound, as does what the step would take beyond, and the Newton system of the others knows where they go. A Hessian of
+    those that is not positive definite takes its eigenvalues' absolute values. A step that does not lower φ as promised, or leads to
+    NaN or Inf, is refused, in its own system only; then λ, 0 at first, grows: d turns to the gradient, and a short step along that
+    descends whatever is projected, which one along Newton's direction need not where H is ill-conditioned. λ falls with every step
+    that is taken.
     With ``max_inner`` nothing of size n² is formed: d comes from conjugate gradients, up to a tenth of the gradient, or, of a sparse H,
     with factors of the part of the free unknowns as their preconditioner.
     Source: Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM J. Control Optim. 20 (1982),
@@ -122,11 +128,36 @@ class ProjectedNewton(Downhill[Plan]):
         return state._replace(ahead=self._to(z, state, torch.zeros_like(state.damping)))
 
     def _to(self, z: Tensor, state: ProjectedState, damping: Tensor) -> Tensor:
-        """Where the step from z leads, projected on the bounds: what is held comes to lie exactly at its own."""
-        gradient, lower, upper, held = state.gradient, state.lower, state.upper, state.held
-        d = self._newton(state.hessian, gradient, held, z, damping)
-        projected = torch.minimum(torch.maximum(z + d, lower), upper)
-        return torch.where(held, torch.where(gradient > 0, lower, upper), projected)
+        """Where the step from z leads. What is held comes to lie exactly at its own bound; what the step of the others would take
+        beyond its bound goes there too, and the rest takes the step that follows: where unknowns act on each other, that of all of
+        them, cut off at the bounds, can lead uphill however near they are."""
+        start = torch.where(state.held, torch.where(state.gradient > 0, state.lower, state.upper), z)
+        nothing = torch.zeros_like(damping, dtype=torch.bool)
+        hessian = state.hessian
+        outer, dense = (None, [hessian]) if self.max_inner is None else (hessian.operands, [])
+        others = [state.gradient, state.lower, state.upper, z, damping, *dense]
+
+        def body(
+            to: tuple[Tensor, ...],
+            gradient: Tensor,
+            lower: Tensor,
+            upper: Tensor,
+            z: Tensor,
+            damping: Tensor,
+            *dense: Tensor,
+        ) -> tuple[Tensor, ...]:
+            at, held, _ = to
+            H = dense[0] if dense else hessian
+            rest = gradient
+            if occurs(held):
+                s = torch.where(held, at - z, 0)
+                rest = rest + (times(H, s) if dense else H.rmatvec(s))
+            free = z + self._newton(H, rest, held, z, damping)
+            inside = torch.minimum(torch.maximum(free, lower), upper)
+            crosses = ~held & (inside != free)
+            return torch.where(held, at, inside), held | crosses, ~crosses.any(-1)
+
+        return settle(body, (start, state.held, nothing), FACES, others, outer)[0]
 
     def _model(self, hessian: Jacobian) -> Any:
         return hessian.to_dense() if self.max_inner is None else hessian
