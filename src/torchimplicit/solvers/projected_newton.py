@@ -147,7 +147,7 @@ class ProjectedNewton(Downhill[Plan]):
             *dense: Tensor,
         ) -> tuple[Tensor, ...]:
             at, held, _ = to
-            H = dense[0] if dense else hessian
+            H: Any = dense[0] if dense else hessian
             rest = gradient
             if occurs(held):
                 s = torch.where(held, at - z, 0)
