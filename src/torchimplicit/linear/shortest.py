@@ -18,7 +18,7 @@ NOISE = 10  # and so is a small one that is no larger than so many times what it
 HOPELESS = 0.9  # of b, outside the range: then the shortest step does next to nothing
 
 
-class Inverse(NamedTuple):
+class ShortestInverse(NamedTuple):
     """Factors of A (B, n, n), and of the singular ones pseudo-inverses, in units in which A has entries of size one.
 
     What b has outside the range of A counts as if its singular value were one: it moves x a little along the gauge, and
@@ -42,7 +42,7 @@ class Inverse(NamedTuple):
         return torch.where(rows, x, solver.from_tensors(self.others).solve(torch.where(rows, 0, b)))
 
 
-def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tensor | None]) -> Inverse:
+def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tensor | None]) -> ShortestInverse:
     """Of A (B, n, n): its factors, and pseudo-inverses where it is singular to rounding. Where b (B, n) then lies outside its range
     all but wholly, no solution is any good, and x is NaN.
 
@@ -51,14 +51,14 @@ def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tenso
     """
     factors = solver.factorize(Dense(A))
     if A.shape[-1] == 1 or values_hidden() or not factors.some_suspicious:
-        return Inverse(factors.tensors)
+        return ShortestInverse(factors.tensors)
     with torch.no_grad():
         inverse, rows = _pseudo_inverses(A.detach(), b.detach(), factors.suspicious.nonzero().squeeze(-1), again)
         if not occurs(rows):
-            return Inverse(factors.tensors)
+            return ShortestInverse(factors.tensors)
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     others = solver.factorize(Dense(torch.where(rows[:, None, None], eye, A)))
-    return Inverse(factors.tensors, inverse, rows, others.tensors)
+    return ShortestInverse(factors.tensors, inverse, rows, others.tensors)
 
 
 def _pseudo_inverses(A: Tensor, b: Tensor, at: Tensor, again: Callable[[], Tensor | None]) -> tuple[Tensor, Tensor]:

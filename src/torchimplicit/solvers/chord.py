@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from torchimplicit.linear.factors import DirectSolver
-from torchimplicit.linear.shortest import Inverse
+from torchimplicit.linear.shortest import ShortestInverse
 from torchimplicit.linear.solver import Left
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
@@ -19,7 +19,7 @@ from torchimplicit.solvers.newton import PLAIN_LU, check_direct, inverse_at, kep
 class ChordState(NamedTuple):
     """The factors, and the next step but for its sign, (B, n)."""
 
-    factors: Inverse
+    factors: ShortestInverse
     correction: Tensor
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.linear import LU
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.shortest import Inverse, invert
+from torchimplicit.linear.shortest import ShortestInverse, invert
 from torchimplicit.linear.solver import Left
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.norms import rms
@@ -32,7 +32,7 @@ class NewtonState(NamedTuple):
     """
 
     jacobian: Jacobian | None
-    factors: Inverse | None
+    factors: ShortestInverse | None
     age: int
     search: SearchState | None
 
@@ -40,7 +40,7 @@ class NewtonState(NamedTuple):
 class NewtonMemory(NamedTuple):
     """The part of a state that is no graph."""
 
-    factors: Inverse | None
+    factors: ShortestInverse | None
     age: int
     search: SearchState | None
 
@@ -62,7 +62,7 @@ def kept(factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return factors if factors[0].shape[-1] > 1 else ()
 
 
-def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solver: DirectSolver) -> Inverse:
+def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solver: DirectSolver) -> ShortestInverse:
     """Of the Jacobian at z, with which Newton's step is the shortest where a whole line of z solves the equations."""
 
     def again() -> Tensor | None:
