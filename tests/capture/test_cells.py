@@ -133,6 +133,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.allclose(a[name], b[name], atol=1e-9), name
 
 
+@pytest.mark.sampled(3)
 @every_cell
 @pytest.mark.parametrize("solver", ["anderson", "newton"])
 def test_in_plain_code(name: str, solver: str) -> None:

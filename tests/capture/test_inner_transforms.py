@@ -41,6 +41,7 @@ def loss(step: Step, solver: str | None, W: Tensor, x: Tensor) -> Tensor:
     return (z.square() * WEIGHTS).sum()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("solver", ["anderson", "newton"])
 def test_plain_and_transformed_gradients_are_those_of_the_loop(name: str, solver: str) -> None:

@@ -61,6 +61,7 @@ def test_the_gradient_of_a_root_of_tiny_values(method: type) -> None:
     assert float(result.gradient * x) == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("method", METHODS)
@@ -112,7 +113,7 @@ JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("unit", "start"), [("one", 0.31), ("tiny", 1.5), *(pytest.param(f, -1.0, marks=slow) for f in ("one", "huge"))]
 )
@@ -129,6 +130,7 @@ def test_a_jump_or_a_pole_is_no_root_in_any_unit(method: type, dtype: torch.dtyp
         assert result.words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_steep_or_bent_is_a_root(method: type, dtype: torch.dtype) -> None:
@@ -159,6 +161,7 @@ def test_every_system_has_its_own_bracket_and_its_own_unit(method: type) -> None
     torch.testing.assert_close(result.gradient, torch.ones(7, dtype=D), rtol=1e-6, atol=0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bracket_as_wide_as_the_numbers(method: type, dtype: torch.dtype) -> None:

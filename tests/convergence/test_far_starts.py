@@ -86,7 +86,7 @@ def check(equation: Equation, result: Outcome, by_plain_steps: bool = False) -> 
     assert not silently_wrong(result, known & ~right(result.z, truth, rows=True), known & bad), report
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("name", EQUATIONS)
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ def test_no_start_makes_a_root_of_what_is_none(solver: str, name: str, dtype: to
     check(EQUATIONS[name], run(EQUATIONS[name], solver, dtype), solver in ("picard", "anderson", "broyden"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("name", FOUND_BY_DEFAULT)
 def test_the_default_finds_the_root_from_every_start(name: str, dtype: torch.dtype) -> None:

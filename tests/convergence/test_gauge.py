@@ -91,6 +91,7 @@ def test_what_the_gauge_does_not_change_is_right_or_it_is_said(
             assert error(result.gradient, gradient) <= allowed * gradient.abs().max(), (result.gradient, gradient)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("solver", SOLVERS)

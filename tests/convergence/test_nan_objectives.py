@@ -35,6 +35,7 @@ def test_a_constant_that_is_no_number_is_no_minimum(solver: str, value: float, d
     assert result.words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", HOLES)
 @pytest.mark.parametrize("solver", [*DESCENTS, *EQUATIONS])
 def test_only_the_systems_in_the_hole_fail(solver: str, value: float) -> None:

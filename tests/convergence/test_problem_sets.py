@@ -117,7 +117,7 @@ def check(result: Outcome, truth: Truth, bound: float, singular: bool) -> None:
 # Float64
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", fast_are(STANDARD, SYSTEMS))
 def test_systems_of_equations(name: str) -> None:
     system = SYSTEMS[name]
@@ -134,6 +134,7 @@ def gradient_of_half_the_squares(r: Callable[..., Tensor]) -> Callable[[Tensor, 
     return torch.func.grad(lambda z, x: r(z, x).square().sum() / 2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_sums_of_squares(name: str) -> None:
     problem = SQUARES[name]
@@ -148,6 +149,7 @@ def test_sums_of_squares(name: str) -> None:
         assert result.silent, result.words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_the_same_as_objectives(name: str) -> None:
     problem = SQUARES[name]
@@ -226,7 +228,7 @@ def check_single(
     assert near(result.gradient, truth.gradient, 1e-2 + min(changed, 0.1)), (result.gradient, truth.gradient, changed)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", fast_are(STANDARD, SYSTEMS))
 def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     system = SYSTEMS[name]
@@ -245,6 +247,7 @@ def test_systems_of_equations_in_single_precision(name: str, monkeypatch: pytest
         assert not result.info.converged
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("solve", [ti.least_squares, pytest.param(ti.minimize, marks=slow)])
 @pytest.mark.parametrize("name", fast_are(FEW, SQUARES))
 def test_sums_of_squares_in_single_precision(name: str, solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ def gradient_is_right(found: Tensor | None, truth: Tensor, bound: float = GRADIE
 SLOPES, TARGET = torch.tensor([1.0, 2.0, 3.0], dtype=D), torch.tensor([2.0, -1.0, 0.5], dtype=D)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("rate", [1e-4, pytest.param(1e-2, marks=slow), pytest.param(1e-6, marks=slow)])
 @pytest.mark.parametrize("solver", [*SOLVERS, *REST])
@@ -84,6 +85,7 @@ def test_the_minimiser_of_the_lasso_meets_the_conditions_of_optimality() -> None
     assert (slopes[~on].abs() < PENALTY * (1 - 1e-6)).all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_lasso_by_thresholded_gradient_steps(solver: str, dtype: torch.dtype) -> None:
@@ -100,6 +102,7 @@ def test_the_lasso_by_thresholded_gradient_steps(solver: str, dtype: torch.dtype
         assert gradient_is_right(result.gradient, gradient), (result.gradient, gradient)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("rate", [1e-2, pytest.param(1e-3, marks=slow)])
@@ -129,6 +132,7 @@ def test_the_inner_problems_of_meta_learning(rate: float, solver: str, dtype: to
         assert result.silent.all(), result.words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("discount", [0.9, 0.999])
@@ -155,6 +159,7 @@ def test_the_value_of_a_chain_of_rewards(discount: float, solver: str, dtype: to
         assert result.silent, result.words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "picard", "anderson"])
 def test_rates_from_fast_to_slow_in_one_batch(solver: str, dtype: torch.dtype) -> None:
@@ -187,6 +192,7 @@ def test_a_slow_part_whose_steps_are_smaller_than_the_tolerance_is_seen_by_the_d
     assert not result.silent or right(result.z, torch.ones(3))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "picard", "anderson"])
 def test_a_contraction_that_begins_slowly_and_one_that_ends_slowly(solver: str, dtype: torch.dtype) -> None:

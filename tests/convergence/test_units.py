@@ -149,6 +149,7 @@ def test_the_unit_of_g(dtype: str, examples: settings) -> None:
     check()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_the_extreme_units_of_g(name: str, dtype: str) -> None:
@@ -157,6 +158,7 @@ def test_the_extreme_units_of_g(name: str, dtype: str) -> None:
         alike(solve_root(EQUATIONS[name], kind), solve_root(EQUATIONS[name], kind, factor=factor), ROOT)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", [*BRACKETS, "auto"])
 def test_the_unit_of_g_of_one_unknown(solver: str, dtype: str) -> None:
@@ -257,6 +259,7 @@ def test_the_unit_of_an_objective(dtype: str, examples: settings) -> None:
     check()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_the_extreme_units_of_an_objective(solver: str, dtype: str) -> None:
@@ -265,6 +268,7 @@ def test_the_extreme_units_of_an_objective(solver: str, dtype: str) -> None:
         alike(solve_minimum(solver, kind), solve_minimum(solver, kind, factor=factor), LEAST)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_what_is_added_to_an_objective(solver: str, dtype: str) -> None:
@@ -303,6 +307,7 @@ def test_the_unit_of_residuals(dtype: str, examples: settings) -> None:
     check()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", fast_but(LONG, [*SQUARES, "bounded"]))
 def test_the_extreme_units_of_residuals(solver: str, dtype: str) -> None:
@@ -319,6 +324,7 @@ def units_of_z(dtype: str) -> list[float]:
     return [2.0**-100, 2.0**-20, 2.0**20, 2.0**100] if dtype == "double" else [2.0**-20, 2.0**-7, 2.0**7, 2.0**20]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_the_unit_of_the_unknowns_of_a_root(name: str, dtype: str) -> None:
@@ -328,6 +334,7 @@ def test_the_unit_of_the_unknowns_of_a_root(name: str, dtype: str) -> None:
         alike(base, solve_root(EQUATIONS[name], kind, unit=unit), ROOT, unit=unit)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["auto", *GENERAL])
 def test_the_unit_of_a_fixed_point(name: str, dtype: str) -> None:
@@ -343,6 +350,7 @@ def test_the_unit_of_a_fixed_point(name: str, dtype: str) -> None:
         alike(base, run(unit), FIXED, unit=unit)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", fast_but(LONG, [*MINIMISERS, "bounded"]))
 def test_the_unit_of_the_unknowns_of_a_minimum(solver: str, dtype: str) -> None:
@@ -352,6 +360,7 @@ def test_the_unit_of_the_unknowns_of_a_minimum(solver: str, dtype: str) -> None:
         alike(base, solve_minimum(solver, kind, unit=unit), LEAST, unit=unit)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", fast_but(LONG, [*SQUARES, "bounded"]))
 def test_the_unit_of_the_unknowns_of_a_fit(solver: str, dtype: str) -> None:
@@ -364,6 +373,7 @@ def test_the_unit_of_the_unknowns_of_a_fit(solver: str, dtype: str) -> None:
 # A right answer is not reported as a failure
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("factor", [1e-8, 1e-3, 1.0, 1e3, 1e8])
 @pytest.mark.parametrize(
     "solver", ["auto", "newton", "chord", "newton_krylov", "dogleg", "levenberg_marquardt", "gauss_newton"]
@@ -409,6 +419,7 @@ def test_a_right_answer_is_not_destroyed() -> None:
     assert right(z, exact)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", fast_but(LONG, SQUARES))
 def test_residuals_that_vanish_twice_are_a_solution(solver: str, dtype: torch.dtype) -> None:
@@ -424,6 +435,7 @@ def test_residuals_that_vanish_twice_are_a_solution(solver: str, dtype: torch.dt
         assert result.info.steps <= 60
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["levenberg_marquardt", "dogleg"])
 def test_a_start_near_nothing_is_a_start_at_nothing(solver: str, dtype: torch.dtype) -> None:
@@ -450,6 +462,7 @@ def test_a_start_near_nothing_is_a_start_at_nothing(solver: str, dtype: torch.dt
 # One number among others
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "picard", "anderson", "broyden", "newton", "newton_krylov"])
 def test_each_leaf_of_a_tree_is_judged_by_itself(solver: str, dtype: torch.dtype) -> None:
@@ -484,6 +497,7 @@ def test_each_leaf_of_a_minimum_is_judged_by_itself(solver: str, dtype: torch.dt
         assert result.silent, result.words
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "picard", "anderson", "broyden", "newton_krylov"])
 @pytest.mark.parametrize("slowness", [0.9, 0.99])
@@ -502,6 +516,7 @@ def test_one_slow_number_does_not_hide_among_many(solver: str, slowness: float, 
         assert root.silent
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "lbfgs", "nonlinear_cg", "newton_cg"])
 def test_one_flat_number_of_a_minimum_does_not_hide_among_many(solver: str, dtype: torch.dtype) -> None:

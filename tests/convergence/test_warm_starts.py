@@ -39,6 +39,7 @@ def check(first: ti.Solution, again: ti.Solution) -> None:
     assert right(again.value, first.value, factor=2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", units.DTYPES)
 @pytest.mark.parametrize("name", units.EQUATIONS)
 def test_a_root(name: str, dtype: str) -> None:
@@ -49,6 +50,7 @@ def test_a_root(name: str, dtype: str) -> None:
         check(*twice(lambda z, g=g: ti.root(g, z, solver=units.EQUATIONS[name]), units.START.to(kind)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", units.DTYPES)
 @pytest.mark.parametrize("solver", [*units.BRACKETS, "auto", Bisection(-10.0, 10.0), Chandrupatla(-10.0, 10.0)])
 def test_a_root_of_one_unknown(solver: Any, dtype: str) -> None:
@@ -65,6 +67,7 @@ def test_a_root_of_one_unknown(solver: Any, dtype: str) -> None:
             assert right(again.value, first.value, factor=2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", units.DTYPES)
 @pytest.mark.parametrize("name", ["auto", *GENERAL])
 def test_a_fixed_point(name: str, dtype: str) -> None:
@@ -75,6 +78,7 @@ def test_a_fixed_point(name: str, dtype: str) -> None:
         check(*twice(lambda z, f=f: ti.fixed_point(f, z, solver=name), unit * units.START.to(kind)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", units.DTYPES)
 @pytest.mark.parametrize("solver", some([*units.MINIMISERS, "bounded"]))
 def test_a_minimum(solver: str, dtype: str) -> None:
@@ -125,6 +129,7 @@ def newton_by_hand(g: Callable[[Tensor, Tensor], Tensor], old: Tensor) -> Tensor
     return new
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("n", [20, pytest.param(100, marks=slow), pytest.param(400, marks=slow)])
 @pytest.mark.parametrize("solver", ["auto", "newton", "newton_krylov", "broyden"])
@@ -141,6 +146,7 @@ def test_each_step_of_a_heat_equation_starts_from_the_last(solver: str, n: int, 
         assert evaluations <= 12 * 8
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "anderson", "newton", "newton_krylov"])
 def test_a_heat_equation_that_has_come_to_rest(solver: str, dtype: torch.dtype) -> None:
@@ -160,6 +166,7 @@ def test_a_heat_equation_that_has_come_to_rest(solver: str, dtype: torch.dtype) 
     assert right(now, rest), error(now, rest)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("solver", ["auto", "picard", "anderson"])
 def test_short_explicit_looking_steps_in_kelvin(solver: str, dtype: torch.dtype) -> None:

@@ -82,6 +82,7 @@ def test_every_linear_solver_gives_the_exact_gradient(problem: str, linear: str)
     assert same(solved(problem, adjoint=ti.Implicit(getattr(ti.linear, linear)())), exact())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_unrolling_until_convergence_gives_the_exact_gradient(solver: str, checkpoint: bool) -> None:

@@ -41,6 +41,7 @@ def held(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return (z == lower) | (z == upper)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_minima_are_those_of_scipy(seed: int) -> None:
     b, lower = 2 * random(20, 5, seed=seed), -random(20, 5, seed=seed + 9).abs()

@@ -84,6 +84,7 @@ def test_a_nested_layer_of_every_class_has_exact_first_derivatives(inner: Inner)
     assert gradcheck(nested(inner), inputs(), check_forward_ad=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("inner", INNER, ids=lambda f: f.__name__)
 def test_a_nested_layer_of_every_class_has_exact_second_derivatives(inner: Inner) -> None:
     W, x = inputs()
@@ -97,6 +98,7 @@ def test_a_nested_layer_of_every_class_has_exact_second_derivatives(inner: Inner
         assert torch.allclose(one, other, atol=1e-8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("inner", INNER, ids=lambda f: f.__name__)
 def test_a_nested_layer_of_every_class_is_the_same_in_one_transform(inner: Inner) -> None:
     layer = nested(inner)
@@ -108,7 +110,7 @@ def test_a_nested_layer_of_every_class_is_the_same_in_one_transform(inner: Inner
     assert torch.allclose(torch.vmap(layer, (None, 0))(W, xs), torch.stack([layer(W, y) for y in xs]), atol=1e-9)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("inner", INNER, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("direct", [False, True], ids=["", "the inner layer closes over x itself"])
 def test_a_nested_layer_of_every_class_is_the_same_in_nested_transforms(inner: Inner, direct: bool) -> None:

@@ -71,7 +71,7 @@ def test_gradients_equal_those_of_dense_linear_algebra(form: Callable, dtype: to
         assert torch.allclose(one, other, atol=1e-9)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @in_every_form
 def test_derivatives_of_both_orders_equal_finite_differences(form: Callable, dtype: torch.dtype) -> None:
     inputs = (entries(dtype), randn(N, seed=6, dtype=dtype).requires_grad_())

@@ -46,7 +46,7 @@ def expect_report(policy: str, run: Callable[[], tuple[Tensor, Callable[[], int]
         assert policy == "ignore" or bool(grad.isnan().all())
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("exactly", [True, False], ids=["exactly", "to rounding"])
 @pytest.mark.parametrize("n", [3, 20, 63, 64, 65, 66])
@@ -86,6 +86,7 @@ def test_a_singular_jacobian_at_a_root_that_is_only_approached_is_reported(n: in
         z[0].backward()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
 def test_a_double_root_is_reported(solver: str, start: float) -> None:

@@ -62,7 +62,7 @@ def test_values_and_gradients(
         close(found, expected)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @every_kind
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_derivatives_of_both_orders_equal_finite_differences(kind: str, dtype: torch.dtype) -> None:
