@@ -49,6 +49,7 @@ def test_info_survives_vmap_and_is_each_samples_own(adjoint: Any) -> None:
     assert {line.partition(":")[0] for line in info.message.splitlines()} == happened
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
 def test_info_is_an_auxiliary_output_of_every_transform(adjoint: Any) -> None:
     x = randn(N, seed=1)

@@ -81,7 +81,7 @@ def elimination(inner: Inner) -> Callable[[Tensor, Tensor], Tensor]:
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("inner", INNER, ids=lambda f: f.__name__)
 def test_a_nested_layer_of_every_class_has_exact_first_derivatives(inner: Inner) -> None:
-    assert gradcheck(nested(inner), inputs(), check_forward_ad=True)
+    assert gradcheck(nested(inner), inputs(), check_forward_ad=True, fast_mode=True)
 
 
 @pytest.mark.sampled(3)
@@ -146,8 +146,8 @@ def test_a_chain_of_layers() -> None:
         y = ti.fixed_point(lambda z: torch.tanh(W.T @ z / 3 + y), ZERO, solver="newton", **TIGHT).value
         return ti.minimize(lambda z: (z - y).square().sum() + (W @ z).square().sum(), ZERO, **TIGHT).value
 
-    assert gradcheck(chain, inputs(), check_forward_ad=True)
-    assert gradgradcheck(chain, inputs())
+    assert gradcheck(chain, inputs(), check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(chain, inputs(), fast_mode=True)
     W, x = (t.detach() for t in inputs())
     J = torch.autograd.functional.jacobian(lambda x: chain(W, x), x)
     assert torch.allclose(torch.vmap(torch.func.jacrev(chain, 1), (None, 0))(W, x.expand(2, N)), J, atol=1e-8)
@@ -168,8 +168,8 @@ def test_the_same_layer_twice_in_one_graph() -> None:
         both = torch.func.functional_call(layer, {"module.W": W}, (x,))
         return both + torch.func.functional_call(layer, {"module.W": W}, (both.sin(),)) * x
 
-    assert gradcheck(twice, inputs())
-    assert gradgradcheck(twice, inputs())
+    assert gradcheck(twice, inputs(), fast_mode=True)
+    assert gradgradcheck(twice, inputs(), fast_mode=True)
     x = inputs()[1]
     z = layer(x)
     ((z + layer(z.sin()) * x).sum()).backward()

@@ -27,6 +27,7 @@ def test_a_pullback_called_after_its_transform(f: F) -> None:
         assert torch.allclose(found[1], -2 * torch.tensordot(v, J, z.ndim), atol=1e-9)
 
 
+@pytest.mark.sampled(3)
 @every_problem
 def test_a_pullback_can_be_differentiated_in_plain_code_and_in_another_transform(f: F) -> None:
     W, x = (t.detach() for t in inputs())
@@ -48,6 +49,7 @@ def test_a_pullback_can_be_differentiated_in_plain_code_and_in_another_transform
     assert torch.allclose(torch.vmap(torch.func.grad(loss))(x.expand(2, -1))[1], expected, atol=1e-8)
 
 
+@pytest.mark.sampled(3)
 @every_problem
 def test_a_pullback_of_a_vmap_and_a_pullback_of_a_pullback(f: F) -> None:
     W, x = (t.detach() for t in inputs())

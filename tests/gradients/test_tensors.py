@@ -114,6 +114,7 @@ def test_plain_gradients(layer: Layer) -> None:
         assert torch.allclose(one, other, atol=1e-10)
 
 
+@pytest.mark.sampled(3)
 @in_every_way
 def test_gradients_inside_transforms_and_nested_vmaps(layer: Layer) -> None:
     W, x, v = well(N), randn(N, seed=5), randn(N, seed=6)

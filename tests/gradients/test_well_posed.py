@@ -44,7 +44,7 @@ MULTIPLE = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("name", MULTIPLE)
@@ -96,7 +96,7 @@ def test_a_double_root_in_one_direction_of_many_is_reported(n: int, dtype: torch
             assert said(run), f"{solver} from {start}"
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", ["auto", "trust_newton", "lbfgs", "newton_cg", "newton"])
 @pytest.mark.parametrize("start", [2.0, 0.0, 1.01])
@@ -113,6 +113,7 @@ def test_a_minimum_whose_hessian_vanishes_is_reported(solver: str, start: float,
         assert said(run)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", ["levenberg_marquardt", "gauss_newton", "dogleg"])
 def test_a_fit_whose_jacobian_vanishes_is_reported(solver: str, dtype: torch.dtype) -> None:

@@ -78,7 +78,7 @@ def test_a_small_scale_is_no_convergence(dtype: torch.dtype, scale: float) -> No
     torch.testing.assert_close(z**3 + z, X.to(dtype), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("method", [*GENERAL, None])
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_a_small_g_is_no_root(dtype: torch.dtype, method: str | None) -> None:
@@ -126,6 +126,7 @@ def test_a_fixed_point_whose_square_vanishes_or_overflows(method: str, scale: fl
     torch.testing.assert_close((z / scale).to(D), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("n", [1, 2, 9, 40])
 def test_at_the_rounding_floor_a_warm_start_has_converged(n: int, dtype: torch.dtype) -> None:
@@ -180,6 +181,7 @@ def test_a_callback_may_write_into_what_it_is_given() -> None:
     torch.testing.assert_close(z**3 + z, X)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("lucky", range(1, 8))
 @pytest.mark.parametrize("method", ["picard", "anderson", "broyden"])
 def test_noise_that_happens_to_pass_is_reported(lucky: int, method: str) -> None:

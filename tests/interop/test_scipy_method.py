@@ -27,6 +27,7 @@ def g(z: Tensor, b: Tensor) -> Tensor:
     return z + 0.3 * torch.sin(z.flip(-1)) - b
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", [m for m in MINIMUM if m not in ("COBYLA", "COBYQA")])
 def test_minima_and_their_gradients(method: str) -> None:
     b = data().requires_grad_()
@@ -38,6 +39,7 @@ def test_minima_and_their_gradients(method: str) -> None:
     torch.testing.assert_close(gradient, expected, rtol=10 * rtol, atol=10 * rtol)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", [m for m in ROOT if m not in ("linearmixing", "diagbroyden", "excitingmixing")])
 def test_roots_and_their_gradients(method: str) -> None:
     b = data().requires_grad_()

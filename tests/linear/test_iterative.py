@@ -62,7 +62,7 @@ def tight(state: Any, b: Tensor, adjoint: bool = False) -> Tensor:
     return result.x
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", EVERY, ids=repr)
 @pytest.mark.parametrize("batch", [(), (2, 3)])
