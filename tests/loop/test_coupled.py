@@ -72,6 +72,7 @@ def test_noise_in_a_batch_is_still_called_noise(noise: float) -> None:
     assert (info.status == Status.STOCHASTIC).all()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("strength", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("shape", [(3,), (100,), (3, 3), (40, 3), (3, 70)], ids=str)
 def test_the_gradient_is_that_of_the_whole_or_it_is_said(shape: tuple[int, ...], strength: float) -> None:

@@ -30,6 +30,7 @@ def g(z: Tensor, A: Tensor, b: Tensor) -> Tensor:
     return z + 0.1 * z**3 + (A @ z.unsqueeze(-1)).squeeze(-1) - b
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize(
     "solver", ["newton", ti.solvers.Newton(every=2), ti.solvers.Newton(line_search=ti.solvers.Backtracking()), "chord"]

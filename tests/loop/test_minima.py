@@ -84,6 +84,7 @@ def forced(n: int, dtype: torch.dtype, net: float, periodic: bool) -> tuple[Call
     return phi, b.double()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("periodic", [True, False])
 @pytest.mark.parametrize("n", [3, 5, 10, 20, 70, 120])
