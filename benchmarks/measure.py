@@ -93,7 +93,9 @@ class Worker:
         self.compiled.cleanup()
 
 
-def measure(workload: Workload, *, repetitions: int, budget: float, report: Callable[[str], None]) -> list[Measurement]:
+def measure(
+    workload: Workload, *, repetitions: int, budget: float, report: Callable[[str], None], memory: bool = True
+) -> list[Measurement]:
     """Measure every competitor: once at least, then until it has its repetitions or has used `budget` seconds."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reference"
@@ -105,7 +107,7 @@ def measure(workload: Workload, *, repetitions: int, budget: float, report: Call
         try:
             for measurement in measurements:
                 report(f"{workload.name}: {measurement.competitor.name}")
-                if not measurement.competitor.forward_only:
+                if not measurement.competitor.forward_only and (memory or workload.memory_only):
                     _memory(measurement, workload, path)
                 if measurement.missing is None and not workload.memory_only:
                     worker = Worker(workload, measurement.competitor, path, {})

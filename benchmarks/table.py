@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.measure import Measurement
-from benchmarks.workload import Workload
+from benchmarks.workload import Group, Workload
 
 HEADER = (
     "",
@@ -36,6 +36,25 @@ def section(workload: Workload, measurements: Sequence[Measurement]) -> str:
     if remarks:
         parts.append("\n".join(remarks))
     return "\n\n".join(parts) + "\n"
+
+
+def overview(group: Group, measured: Mapping[str, tuple[Workload, Sequence[Measurement]]]) -> str:
+    """Of a group whose workloads were measured: a row for each of them, a column for each competitor."""
+    names = list(dict.fromkeys(each.competitor.name for _, found in measured.values() for each in found))
+    rows = []
+    for workload, found in measured.values():
+        of = {each.competitor.name: each for each in found}
+        first, other = found[0].gradient, of[group.against].gradient
+        ratio = f"{first / other:.2f}" if first and other else "–"
+        rows.append((workload.title, *(_cell(of.get(name)) for name in names), ratio))
+    header = ("value + gradient", *names, f"{names[0]} / {group.against}")
+    return "\n\n".join([f"## {group.title}", group.description.strip(), _markdown([header, *rows])]) + "\n"
+
+
+def _cell(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return "–"
+    return _seconds(measurement.gradient) if measurement.missing is None else measurement.missing.split(":")[0]
 
 
 def circumstances(command: str, measurements: Sequence[Measurement]) -> str:

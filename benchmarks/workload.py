@@ -94,6 +94,17 @@ class Workload:
         return decorate
 
 
+@dataclass(frozen=True)
+class Group:
+    """Workloads with competitors of the same names, in one more table; the first row's time is also divided by that ``against``."""
+
+    name: str
+    title: str
+    description: str
+    workloads: tuple[str, ...]
+    against: str
+
+
 def errors(value: Any, gradients: Mapping[str, Any] | None, reference: Reference) -> tuple[float, float | None]:
     """Relative errors in the Euclidean norm: of the value, and the largest over the parameters' gradients."""
     value_error = _relative_error(value, reference.value)

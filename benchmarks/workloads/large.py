@@ -1,134 +1,22 @@
-"""Large sparse systems: discretised differential equations, against what SciPy does by hand with the Jacobian written out."""
+"""Large sparse systems: discretised differential equations, against SciPy by hand with the Jacobian written out, and others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from benchmarks.workload import Arrays, Reference, Workload
-
-RTOL = 1e-10
-WIND = 0.05
-
-
-def _laplacian(sides: tuple[int, ...]) -> Any:
-    from scipy import sparse
-
-    total = sparse.csr_array((1, 1))
-    for m in sides:
-        total = sparse.kronsum(total, sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(m, m)))
-    return total.tocsr()
-
-
-def _wind(sides: tuple[int, ...]) -> Any:
-    """Central differences along the last dimension."""
-    from scipy import sparse
-
-    m = sides[-1]
-    line = sparse.diags_array([-1.0, 1.0], offsets=[-1, 1], shape=(m, m))
-    return WIND * sparse.kron(sparse.eye_array(int(np.prod(sides[:-1]))), line).tocsr()
-
-
-class Mesh:
-    """−Δu + w u_x (1 + u) = λ eᵘ on a mesh with zeros around it, in units of the mesh's width; ``wind`` or none."""
-
-    def __init__(self, *sides: int, wind: bool = False) -> None:
-        self.sides, self.wind = sides, wind
-        self.unit = 1 / (sides[0] + 1) ** 2
-
-    def arrays(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"rate": 5 + rng.uniform(-1, 1, self.sides), "c": rng.standard_normal(self.sides)}
-
-    def residual(self, u: Any, rate: Any) -> Any:
-        """In torch."""
-        from torch.nn.functional import pad
-
-        ndim = len(self.sides)
-        p = pad(u, (1, 1) * ndim)
-        inner = (slice(1, -1),) * ndim
-
-        def shifted(dim: int, by: int) -> Any:
-            return p[(*inner[:dim], slice(1 + by, p.shape[dim] - 1 + by), *inner[dim + 1 :])]
-
-        out = 2 * ndim * u - rate * u.exp() * self.unit
-        for dim in range(ndim):
-            out = out - shifted(dim, 1) - shifted(dim, -1)
-        if self.wind:
-            out = out + WIND * (shifted(ndim - 1, 1) - shifted(ndim - 1, -1)) * (1 + u)
-        return out
-
-    def by_hand(self, rate: np.ndarray, solve: Callable[..., Any]) -> tuple[np.ndarray, Callable[..., Any]]:
-        """Newton's method with the Jacobian written out; u, and what solves with the transposed Jacobian there.
-
-        ``solve(J, progress)`` gives (b, transposed) -> J⁻¹ b; ``progress`` is the last ratio of two residuals.
-        """
-        from scipy import sparse
-
-        L, rate = _laplacian(self.sides), rate.reshape(-1) * self.unit
-        D = _wind(self.sides) if self.wind else None
-        u, before = np.zeros(rate.size), None
-        for _ in range(30):
-            F = L @ u - rate * np.exp(u)
-            J = L - sparse.diags_array(rate * np.exp(u))
-            if D is not None:
-                F, J = F + (D @ u) * (1 + u), J + sparse.diags_array(1 + u) @ D + sparse.diags_array(D @ u)
-            norm = np.linalg.norm(F)
-            inverse = solve(J, None if before is None else norm / before)
-            before = norm
-            step = inverse(F, False)
-            u = u - step
-            if np.abs(step).max() <= RTOL * np.sqrt(np.mean(u**2)):
-                return u, inverse
-        raise RuntimeError("Newton's method did not converge")
-
-    def pullback(self, u: np.ndarray, c: np.ndarray, inverse: Callable[..., Any]) -> np.ndarray:
-        gradient: np.ndarray = inverse(c.reshape(-1), True) * np.exp(u) * self.unit
-        return gradient.reshape(self.sides)
-
-    def reference(self, arrays: Arrays) -> Reference:
-        solve = _factors if len(self.sides) < 3 else _conjugate_gradients(1e-14)
-        u, inverse = self.by_hand(arrays["rate"], solve)
-        return Reference(u.reshape(self.sides), {"rate": self.pullback(u, arrays["c"], inverse)})
-
-
-def _factors(J: Any, progress: float | None) -> Callable[..., Any]:
-    from scipy.sparse.linalg import splu
-
-    factors = splu(J.tocsc())
-    return lambda b, transposed: factors.solve(b, "T" if transposed else "N")
-
-
-def _conjugate_gradients(rtol: float) -> Callable[..., Any]:
-    def solve(J: Any, progress: float | None) -> Callable[..., Any]:
-        J = J.tocsr()
-        loose = rtol if rtol < RTOL else 0.1 if progress is None else min(0.1, max(1e-4, 0.9 * progress**2))
-
-        def inverse(b: np.ndarray, transposed: bool) -> np.ndarray:
-            x, r = np.zeros_like(b), b.copy()
-            p, gamma = r.copy(), r @ r
-            bound = ((rtol if transposed else loose) ** 2) * gamma
-            while gamma > bound:
-                q = J @ p
-                alpha = gamma / (p @ q)
-                x += alpha * p
-                r -= alpha * q
-                gamma, before = r @ r, gamma
-                p = r + gamma / before * p
-            return x
-
-        return inverse
-
-    return solve
+from benchmarks.workload import Workload
+from benchmarks.workloads.mesh import RTOL, Mesh, bands, conjugate_gradients, factors
 
 
 def _workload(name: str, title: str, mesh: Mesh, by_hand: str, solve: Callable[..., Any]) -> Workload:
+    equation = "u − Δu" if mesh.kept else "−Δu" + (" + w uₓ(1 + u)" if mesh.windy else "")
     made = Workload(
         name=name,
         title=title,
         description=f"""
-−Δu{" + w uₓ(1 + u)" if mesh.wind else ""} = λ eᵘ on a mesh of {" × ".join(map(str, mesh.sides))} points, λ = 5 ± 1 at each of them, the
+{equation} = λ eᵘ on a mesh of {" × ".join(map(str, mesh.sides))} points, λ = {mesh.rate} ± 1 at each of them, the
 parameters; float64, from zero, one thread, to a relative error of {RTOL:.0e}. By hand, the Jacobian is written out.
 """,
         parameters=("rate",),
@@ -150,7 +38,7 @@ parameters; float64, from zero, one thread, to a relative error of {RTOL:.0e}. B
         return ours(p)
 
     @made.torch(
-        "torchimplicit, with a memory",
+        "torchimplicit, kept",
         packages=("scipy",),
         note="`linear.Memory` keeps pattern and factors between calls.",
     )
@@ -159,7 +47,7 @@ parameters; float64, from zero, one thread, to a relative error of {RTOL:.0e}. B
 
         return ours(p, sparsity=ti.linear.Memory())
 
-    @made.torch(by_hand, packages=("scipy",))
+    @made.torch("by hand", packages=("scipy",), note=f"NumPy and SciPy: {by_hand}")
     def hand(p: dict[str, Any]) -> Callable[[], Any]:
         import torch
 
@@ -177,16 +65,86 @@ parameters; float64, from zero, one thread, to a relative error of {RTOL:.0e}. B
 
         return lambda: Solved.apply(p["rate"])
 
+    @made.torch(
+        "torch-sla",
+        packages=("torch-sla", "scipy"),
+        note="`nonlinear_solve` with the Jacobian written out and SciPy's LU; "
+        "of a three-dimensional mesh CG, for factors would be large.",
+    )
+    def torch_sla(p: dict[str, Any]) -> Callable[[], Any]:
+        import torch
+        from torch_sla import nonlinear_solve  # type: ignore[import-not-found]
+
+        torch.set_num_threads(1)
+        start = torch.zeros(p["rate"].numel(), dtype=torch.float64)
+
+        def residual(u: Any, rate: Any) -> Any:
+            return mesh.residual(u.view(mesh.sides), rate).flatten()
+
+        def jacobian(u: Any, rate: Any) -> Any:
+            scaled = rate.detach().numpy().ravel() * mesh.unit
+            J = mesh.jacobian(u.detach().numpy(), scaled).tocoo()
+            return torch.from_numpy(J.data), torch.from_numpy(J.row).long(), torch.from_numpy(J.col).long(), J.shape
+
+        how = {"linear_solver": "scipy", "linear_method": "lu"}
+        if len(mesh.sides) == 3:
+            how = {"linear_solver": "pytorch", "linear_method": "cg"}
+        find = partial(nonlinear_solve, jacobian_fn=jacobian, tol=RTOL, atol=0.0, line_search=False, **how)
+        return lambda: find(residual, start, p["rate"]).view(mesh.sides)
+
+    if max(mesh.sides) <= 1000:
+
+        @made.jax(
+            "optimistix, lineax",
+            packages=("optimistix", "lineax"),
+            note="its `Newton` with "
+            + ("dense LU" if len(mesh.sides) == 1 else "lineax's BiCGStab" if mesh.windy else "lineax's CG")
+            + ", the adjoint likewise; compiled. It has no sparse factors.",
+        )
+        def optimistix() -> Callable[[Any], Any]:
+            import lineax
+            import optimistix
+
+            tags = frozenset() if len(mesh.sides) == 1 or mesh.windy else frozenset({lineax.positive_semidefinite_tag})
+            tight: dict[str, Any] = {
+                "rtol": RTOL,
+                "atol": 1e-14,
+                "max_steps": 10000,
+            }  # without the second some entries would have to vanish
+            linear: Any = lineax.LU()
+            if len(mesh.sides) > 1:
+                linear = lineax.BiCGStab(**tight) if mesh.windy else lineax.CG(**tight)
+            newton = optimistix.Newton(rtol=RTOL, atol=RTOL, linear_solver=linear)
+            adjoint = optimistix.ImplicitAdjoint(linear)
+
+            def solve(p: Any) -> Any:
+                start = p["rate"] * 0.0
+                options: dict[str, Any] = {"adjoint": adjoint, "tags": tags, "max_steps": 50}
+                return optimistix.root_find(mesh.jax_residual, newton, start, p["rate"], **options).value
+
+            return solve
+
     return made
 
 
-SPLU = "SciPy by hand, splu"
-bratu64 = _workload("bratu64", "Bratu's equation, 64 × 64", Mesh(64, 64), SPLU, _factors)
-bratu128 = _workload("bratu128", "Bratu's equation, 128 × 128", Mesh(128, 128), SPLU, _factors)
-bratu256 = _workload("bratu256", "Bratu's equation, 256 × 256", Mesh(256, 256), SPLU, _factors)
-convection = _workload("convection", "Convection, 256 × 256", Mesh(256, 256, wind=True), SPLU, _factors)
-chain = _workload("chain", "A chain of 100,000 unknowns", Mesh(100_000), SPLU, _factors)
-space = _workload(
-    "space", "Bratu's equation, 40 × 40 × 40", Mesh(40, 40, 40), "NumPy by hand, CG", _conjugate_gradients(RTOL)
+SPLU = "Newton's method with `splu` (COLAMD), whose last factors serve the backward"
+bratu64 = _workload("bratu64", "Bratu's equation, 64 × 64", Mesh(64, 64), SPLU, factors)
+bratu128 = _workload("bratu128", "Bratu's equation, 128 × 128", Mesh(128, 128), SPLU, factors)
+bratu256 = _workload("bratu256", "Bratu's equation, 256 × 256", Mesh(256, 256), SPLU, factors)
+convection = _workload("convection", "Convection, 256 × 256", Mesh(256, 256, wind=True), SPLU, factors)
+chain = _workload(
+    "chain",
+    "A step in time on a line of 100,000",
+    Mesh(100_000, step=0.1),
+    "Newton's method with `solve_banded`",
+    bands,
 )
-LARGE = (bratu64, bratu128, bratu256, convection, chain, space)
+chain400 = _workload("chain400", "Bratu's equation on a line of 400", Mesh(400), "`solve_banded`", bands)
+space = _workload(
+    "space",
+    "Bratu's equation, 40 × 40 × 40",
+    Mesh(40, 40, 40),
+    "inexact Newton with conjugate gradients",
+    conjugate_gradients(RTOL),
+)
+MESHES = (bratu64, bratu128, bratu256, convection, chain, space)

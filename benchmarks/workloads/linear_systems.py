@@ -158,7 +158,7 @@ right-hand side. float64.
 
         return solve
 
-    @workload.torch("torchimplicit, pattern kept", packages=("scipy",), note="the places of the entries are made once")
+    @workload.torch("torchimplicit, kept", packages=("scipy",), note="the places of the entries are made once")
     def ours_with_pattern(p: dict[str, Any]) -> Solve:
         import torch
 
@@ -168,7 +168,7 @@ right-hand side. float64.
         return lambda: ti.linear_solve(ti.linear.Sparse(p["values"], pattern), p["b"]).value
 
     @workload.torch(
-        "SciPy by hand", packages=("scipy",), note="`splu` (COLAMD), whose factors are kept for the backward"
+        "by hand", packages=("scipy",), note="SciPy's `splu` (COLAMD), whose factors are kept for the backward"
     )
     def by_hand(p: dict[str, Any]) -> Solve:
         import torch
@@ -188,6 +188,35 @@ right-hand side. float64.
                 return torch.from_numpy(-u[rows] * ctx.z[columns]), torch.from_numpy(u)
 
         return lambda: Solution.apply(p["values"], p["b"])
+
+    @workload.torch("torch-sla", packages=("torch-sla", "scipy"), note="`spsolve` with SciPy's LU")
+    def torch_sla(p: dict[str, Any]) -> Solve:
+        import torch
+        from torch_sla import spsolve  # type: ignore[import-not-found]
+
+        at = torch.from_numpy(rows), torch.from_numpy(columns)
+        return lambda: spsolve(p["values"], *at, (m * m, m * m), p["b"], backend="scipy", method="lu")
+
+    @workload.jax(
+        "optimistix, lineax",
+        packages=("lineax",),
+        note="lineax's CG, products by gathering and `segment_sum`; compiled",
+    )
+    def lineax_cg() -> Callable[[Any], Any]:
+        import jax
+        import lineax
+
+        solver = lineax.CG(rtol=1e-12, atol=1e-12, max_steps=20 * m)
+
+        def solve(p: Any) -> Any:
+            def product(x: Any) -> Any:
+                return jax.ops.segment_sum(p["values"] * x[columns], rows, m * m, indices_are_sorted=True)
+
+            structure = jax.eval_shape(lambda: p["b"])
+            operator = lineax.FunctionLinearOperator(product, structure, lineax.positive_semidefinite_tag)
+            return lineax.linear_solve(operator, p["b"], solver).value
+
+        return solve
 
     return workload
 
