@@ -20,7 +20,7 @@ from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, aft
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
 
-PATIENCE_WITH_BAND = 5  # steps that cost as much as other factors within a band
+PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a band
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torchimplicit.linear.pattern import Pattern
 PUSH_COST = 2  # of a Jacobian-vector product, in vector-Jacobian products: it is the derivative of one
 STENCIL = 64  # entries of a row of what may be a stencil
 MORE = 6  # colours more than the least number with which it is still well coloured
+FEW = 16  # colours for each of which a pass costs less than sorting
 AT_ONCE = 2**16  # entries of vectors up to which all products are taken in one batched sweep
 
 
@@ -66,8 +67,10 @@ class Assembly:
     def _by_colour(self) -> list[tuple[Tensor, Tensor]]:
         """For each product the entries that it gives, and their places in it."""
         which, place = self._places
-        order = which.argsort(stable=True)
-        parts = order.split(torch.bincount(which, minlength=self.colours).tolist())
+        if self.colours <= FEW:
+            parts = [(which == colour).nonzero().flatten() for colour in range(self.colours)]
+        else:
+            parts = [*which.argsort(stable=True).split(torch.bincount(which, minlength=self.colours).tolist())]
         return [(entries, place[entries]) for entries in parts]
 
     def values(self, jacobian: Products, like: Tensor) -> Tensor:
