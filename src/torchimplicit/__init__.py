@@ -1,7 +1,7 @@
 """Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
 
 from torchimplicit import diagnostics, interop, linear, nn, projections, solvers
-from torchimplicit.adjoints import GaussNewton, Implicit, OneStep, Phantom, Unrolled
+from torchimplicit.adjoints import SHINE, GaussNewton, Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.capture.calls import CaptureError
 from torchimplicit.constraints import Constraints
 from torchimplicit.problems.complementarity import complementarity
@@ -31,6 +31,7 @@ __all__ = [
     "Implicit",
     "OneStep",
     "Phantom",
+    "SHINE",
     "Solution",
     "SolveInfo",
     "Status",

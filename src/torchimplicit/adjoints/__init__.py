@@ -8,6 +8,7 @@ from torchimplicit.adjoints.gauss_newton import GaussNewton
 from torchimplicit.adjoints.implicit import Implicit
 from torchimplicit.adjoints.one_step import OneStep
 from torchimplicit.adjoints.phantom import Phantom
+from torchimplicit.adjoints.shine import SHINE
 from torchimplicit.adjoints.unrolled import Unrolled
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
@@ -21,4 +22,4 @@ class Adjoint(Protocol):
         ...
 
 
-__all__ = ["Adjoint", "GaussNewton", "Implicit", "OneStep", "Phantom", "Unrolled"]
+__all__ = ["SHINE", "Adjoint", "GaussNewton", "Implicit", "OneStep", "Phantom", "Unrolled"]
