@@ -20,6 +20,7 @@ from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
 
 __all__ = [
+    "SHINE",
     "Branch",
     "CaptureError",
     "Cones",
@@ -31,7 +32,6 @@ __all__ = [
     "Implicit",
     "OneStep",
     "Phantom",
-    "SHINE",
     "Solution",
     "SolveInfo",
     "Status",
