@@ -23,7 +23,9 @@ def main() -> None:
         metavar="workload",
         help=f"one of {', '.join(WORKLOADS)}, or a group: {', '.join(GROUPS)}; default: all",
     )
-    parser.add_argument("--quick", action="store_true", help="three repetitions, and memory is not measured")
+    parser.add_argument(
+        "--quick", action="store_true", help="three repetitions of value and gradient at most, and nothing else"
+    )
     parser.add_argument("--cores", type=int, help="use this many processor cores (Linux only); default: all")
     parser.add_argument("--output", type=Path, help="where to write; default: RESULTS.md here if all are run in full")
     options = parser.parse_args()
@@ -46,8 +48,8 @@ def main() -> None:
         measurements = measure(
             WORKLOADS[name],
             repetitions=3 if options.quick else 11,
-            memory=not options.quick,
-            budget=2.0 if options.quick else 8.0,
+            quick=options.quick,
+            budget=1.0 if options.quick else 8.0,
             report=lambda text: print(text, file=sys.stderr, flush=True),
         )
         found[name] = measurements

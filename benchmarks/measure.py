@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,18 @@ class Worker:
         )
 
     def ask(self, command: str) -> dict[str, Any]:
+        self.tell(command)
+        return self.hear()
+
+    def tell(self, command: str) -> None:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # whose process has ended: it is heard
             self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         if not line:
             self.process.wait()
             self.log.seek(0)
@@ -94,9 +99,10 @@ class Worker:
 
 
 def measure(
-    workload: Workload, *, repetitions: int, budget: float, report: Callable[[str], None], memory: bool = True
+    workload: Workload, *, repetitions: int, budget: float, report: Callable[[str], None], quick: bool = False
 ) -> list[Measurement]:
-    """Measure every competitor: once at least, then until it has its repetitions or has used `budget` seconds."""
+    """Measure every competitor: once at least, then until it has its repetitions or has used `budget` seconds. `quick`: neither its
+    memory, nor the time of the value alone where there is a gradient."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reference"
         report(f"{workload.name}: reference")
@@ -105,15 +111,20 @@ def measure(
         measurements = [Measurement(competitor) for competitor in workload.competitors.values()]
         active: list[tuple[Measurement, Worker]] = []
         try:
-            for measurement in measurements:
+            if not workload.memory_only:
+                active = [(each, Worker(workload, each.competitor, path, {})) for each in measurements]
+            for _, worker in active:  # all at the same time, before anything is measured
+                worker.tell("load")
+            for _, worker in active:
+                worker.hear()
+            for i, measurement in enumerate(measurements):
                 report(f"{workload.name}: {measurement.competitor.name}")
-                if not measurement.competitor.forward_only and (memory or workload.memory_only):
+                if not measurement.competitor.forward_only and (workload.memory_only or not quick):
                     _memory(measurement, workload, path)
-                if measurement.missing is None and not workload.memory_only:
-                    worker = Worker(workload, measurement.competitor, path, {})
-                    active.append((measurement, worker))
+                if measurement.missing is None and active:
+                    worker = active[i][1]
                     _prepare(measurement, worker)
-                    if measurement.missing is None and not measurement.competitor.forward_only:
+                    if measurement.missing is None and not measurement.competitor.forward_only and not quick:
                         worker.ask("value")  # what runs without gradients may be compiled anew
             if active:
                 report(f"{workload.name}: {repetitions} repetitions")
@@ -121,7 +132,7 @@ def measure(
                 for measurement, worker in active:
                     spent = sum(measurement.value_seconds) + sum(measurement.gradient_seconds)
                     if measurement.missing is None and spent < budget:
-                        _repeat(measurement, worker)
+                        _repeat(measurement, worker, quick)
         finally:
             for _, worker in active:
                 worker.close()
@@ -138,9 +149,10 @@ def _prepare(measurement: Measurement, worker: Worker) -> None:
         measurement.versions = answer["versions"]
 
 
-def _repeat(measurement: Measurement, worker: Worker) -> None:
+def _repeat(measurement: Measurement, worker: Worker, quick: bool) -> None:
     wanted = [("value", measurement.value_seconds), ("gradient", measurement.gradient_seconds)]
-    for command, seconds in wanted[:1] if measurement.competitor.forward_only else wanted:
+    wanted = wanted[:1] if measurement.competitor.forward_only else wanted[1:] if quick else wanted
+    for command, seconds in wanted:
         time.sleep(0.02)  # until the threads of whoever ran before have gone to sleep
         answer = worker.ask(command)
         measurement.missing = _missing(answer)

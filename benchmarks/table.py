@@ -87,7 +87,7 @@ def _row(measurement: Measurement, measurements: Sequence[Measurement], memory_o
         _error(measurement.gradient_error),
         _bytes(measurement.peak),
         _bytes(measurement.kept),
-        str(len(measurement.value_seconds)),
+        str(max(len(measurement.value_seconds), len(measurement.gradient_seconds))),
     )
 
 

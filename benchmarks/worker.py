@@ -1,5 +1,6 @@
 """One competitor in a process of its own. A line that arrives is a command, and the answer is one line of JSON.
 
+load      import the framework
 prepare   import, build, run once (compilation included), compare with the reference
 value     time the forward pass
 gradient  time the forward pass and the gradient
@@ -9,6 +10,7 @@ memory    peak and kept bytes of one run with gradient
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
 import json
 import os
@@ -42,7 +44,10 @@ def main(workload_name: str, competitor_name: str, reference_path: str) -> None:
         command = line.strip()
         answer: dict[str, Any]
         try:
-            if command == "prepare":
+            if command == "load":
+                importlib.import_module(competitor.framework)
+                answer = {}
+            elif command == "prepare":
                 run = competitor.prepare(workload, workload.inputs())
                 answer = _first(run, reference_path)
                 answer["versions"] = _versions(competitor)
