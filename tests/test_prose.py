@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchimplicit import Status
 from torchimplicit.adjoints.systems import Derivative
-from torchimplicit.problems.cone_program import ConeOptimum
+from torchimplicit.problems.cone_family import ConeOptimum
 from torchimplicit.problems.fixed_point import FixedPoint
 from torchimplicit.problems.implicit import Answer
 from torchimplicit.problems.least_squares import LeastSquares

@@ -65,7 +65,8 @@ def _beside_a_gauge(
 ) -> tuple[LinearResult, Tensor]:
     """Accept solutions beside a singular Jacobian where the gradients do not depend on the directions in which z* and u may move
     freely. Returns the result, and which systems are still without a derivative."""
-    if not (posed.transpose and wanted and occurs(singular)) or operator.shape[-1] > Auto.dense_limit:
+    limit = Auto.dense_limit if posed.inverse is None else Auto.fallback_limit
+    if not (posed.transpose and wanted and occurs(singular)) or operator.shape[-1] > limit:
         return result, singular
     u, *vectors, solvable = solve_singular(operator.to_dense().mT, posed.b)
     rows = singular & solvable

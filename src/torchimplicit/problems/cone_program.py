@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints import Adjoint, Implicit
-from torchimplicit.adjoints.unrolled import Unrolled
-from torchimplicit.capture.autocast import Autocast
+from torchimplicit.adjoints import Adjoint
 from torchimplicit.compiling.entry import entry_point
-from torchimplicit.condition import Kind
-from torchimplicit.layout import HALF, Layout, describe, same_as_z
-from torchimplicit.linear.solver import Left
-from torchimplicit.loop.search import Inside
-from torchimplicit.loop.settings import LoopSettings
-from torchimplicit.loop.solve import SearchResult
-from torchimplicit.parameters import check_steps
-from torchimplicit.problem import Problem
-from torchimplicit.problems.all_systems import of_all_systems
-from torchimplicit.problems.pose import check_adjoint
-from torchimplicit.problems.program_search import ProgramSearch
-from torchimplicit.programs.clarabel import Clarabel
-from torchimplicit.programs.cone_solving import ConeInverse, solve
+from torchimplicit.layout import HALF, describe
+from torchimplicit.problems.cone_family import Family, pose_and_solve
 from torchimplicit.programs.cones import Cones
 from torchimplicit.programs.conic import ConePrograms
-from torchimplicit.programs.faces import WEAK
-from torchimplicit.programs.info import ConeCertificate, ProgramInfo
 from torchimplicit.programs.matrix import Matrix, dense_or_sparse
 from torchimplicit.programs.outside import ConeSolver
-from torchimplicit.solution import Record, Solution
-from torchimplicit.solvers.equations import Equations
-from torchimplicit.status import OnFailure, Status, check_policy, unanswered
-from torchimplicit.tolerance import Tolerance
-
-
-class ConeOptimum(Kind):
-    """The optimality conditions of a cone program, in w = (z, y): each cone's on the face on which its slack and its multiplier lie."""
-
-    name = "solution of the cone program"
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """The conditions as a function of w = (z, y) and the tensors of the data."""
-
-    programs: ConePrograms
-
-    def __call__(self, w: tuple[Tensor, Tensor], *data: Tensor) -> tuple[Tensor, Tensor]:
-        return self.programs.of(data).conditions(*w)
-
-
-@dataclass(frozen=True)
-class ConeSearch(ProgramSearch):
-    """A solver of somebody else's, and Newton's method on the conditions (:mod:`torchimplicit.programs.cone_solving`)."""
-
-    programs: ConePrograms
-    solver: ConeSolver
-    max_steps: int | None
-
-    def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
-        tensors, vmaps = (self.programs.tensors, ()) if inside is None else (inside.tensors, inside.vmaps)
-        data = of_all_systems(tensors, self.programs.core, vmaps, self.layout.batch_shape)
-        return self.told(solve(self.programs.of(tuple(data)), self.solver, self.max_steps), equations, z0)
-
-    def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
-        return ConeInverse(tensors)
+from torchimplicit.solution import Solution
+from torchimplicit.status import OnFailure
 
 
 @entry_point
@@ -127,39 +75,23 @@ def cone_program(
     Busseti, Moursi and Boyd, Solution refinement at regular points of conic problems, Comput. Optim. Appl. 74 (2019). Their conditions
     contain projections; those of :mod:`torchimplicit.programs.faces`, which have the same derivative, do not.
     """
-    check_policy(on_failure)
-    check_steps(max_steps)
-    check_adjoint(adjoint)
-    if isinstance(adjoint, Unrolled):
-        raise TypeError("the steps of the solver have no derivative. Use Implicit() (the default).")
-    if solver is None:
-        solver = Clarabel()
-    if not callable(getattr(solver, "cone_programs", None)):
-        raise TypeError(f"solver must be one for cone programs, such as ti.interop.Clarabel(); got {describe(solver)}.")
     programs, batch_shape = checked(P, q, A, b, cones)
     if batch_ndim is not None and batch_ndim != len(batch_shape):
         raise ValueError(
             f"batch_ndim={batch_ndim}, but the data have {len(batch_shape)} batch dimensions {tuple(batch_shape)}: q has shape "
             f"{tuple(q.shape)}, b {tuple(b.shape)}. All dimensions before those of a matrix or a vector index systems."
         )
-    layout = Layout.of(tuple(q.detach().new_zeros(*batch_shape, v.shape[-1]) for v in (q, b)), len(batch_shape))
-    tolerance = Tolerance.of(rtol, atol, layout.real_dtype)
-    problem = Problem(
-        kind=ConeOptimum(),
-        fn=Conditions(programs),
-        args=programs.tensors,
-        layout=layout,
-        flatten=lambda layout, _: same_as_z(layout, "the conditions"),
-        search=ConeSearch(layout, tolerance, programs, solver, max_steps),
-        tolerance=tolerance,
-        max_steps=0,
+    family = Family(programs.of, programs.tensors, programs.core)
+    return pose_and_solve(
+        family,
+        batch_shape,
+        solver=solver,
+        adjoint=adjoint,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
         on_failure=on_failure,
-        has_aux=False,
-        record=Record(ConeOptimum.name),
-        autocast=Autocast.now(layout.device.type),
     )
-    w0 = torch.zeros(layout.batch, layout.size, dtype=layout.real_dtype, device=layout.device)
-    return _told((adjoint or Implicit()).run(problem, w0), programs)
 
 
 def checked(P: Any, q: Any, A: Any, b: Any, cones: Any) -> tuple[ConePrograms, torch.Size]:
@@ -204,23 +136,3 @@ def checked(P: Any, q: Any, A: Any, b: Any, cones: Any) -> tuple[ConePrograms, t
             f"the batch dimensions of the data do not broadcast: {', '.join(str(tuple(f)) for f in fronts)}."
         ) from None
     return programs, torch.Size(batch_shape)
-
-
-def _told(found: Solution, programs: ConePrograms) -> Solution:
-    """z and the multipliers as the user sees them: NaN where there is no solution, and what proves it."""
-    (z, y), info = found
-    none = unanswered(info.status).unsqueeze(-1)
-    primal = (info.status == Status.PRIMAL_INFEASIBLE).unsqueeze(-1)
-    unbounded = (info.status == Status.DUAL_INFEASIBLE).unsqueeze(-1)
-    ray, proof = z.detach(), y.detach()
-    value = -(programs.b.detach() * proof).sum(-1, keepdim=True)
-    falls = -(programs.q.detach() * ray).sum(-1, keepdim=True)
-    certificate = ConeCertificate(
-        torch.where(unbounded, ray / falls, torch.nan), torch.where(primal, proof / value, torch.nan)
-    )
-    size = proof / programs.units(ray, proof)[1]
-    held = programs.in_cones(lambda kind, s, y: (y.abs() > WEAK).any(-1, keepdim=True).expand(y.shape), size, size)
-    active = torch.cat([proof[..., :0].bool(), *(part.flatten(-2) for part in held)], -1)
-    facts = {field.name: getattr(info, field.name) for field in fields(info)}
-    z, y = (torch.where(none, torch.nan, part) for part in (z, y))
-    return Solution(z, ProgramInfo(**facts, dual=y, active=active & ~none, certificate=certificate))

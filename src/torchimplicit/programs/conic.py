@@ -46,6 +46,11 @@ class ConePrograms:
         P = None if self.P is None else self.P.of(first[0])
         return ConePrograms(P, q, self.A.of(A), b, self.cones)
 
+    def expanded(self, systems: int) -> ConePrograms:
+        """For so many systems, (B,), where some data have no batch dimension."""
+        pairs = zip(self.tensors, self.core, strict=True)
+        return self.of(tuple(t.expand(systems, *t.shape[t.ndim - core :]) for t, core in pairs))
+
     def of_systems(self, which: Tensor | slice) -> ConePrograms:
         """Some systems of a batch (B,)."""
         return self.of(tuple(t[which] for t in self.tensors))
