@@ -94,7 +94,7 @@ def test_a_slope_that_nothing_bends_leads_to_no_minimum(n: int, periodic: bool, 
     assert info.status == Status.DIVERGED
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("solver", ["bfgs", "lbfgs", "nonlinear_cg", "newton_cg", "newton"])
 @pytest.mark.parametrize("n", [3, 20, 70, pytest.param(300, marks=pytest.mark.slow)])
 def test_nor_does_it_by_any_method(n: int, solver: str) -> None:

@@ -177,7 +177,7 @@ VANISHING: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("dtype", [D, torch.float32])
 @pytest.mark.parametrize("g", VANISHING)
 @pytest.mark.parametrize("solver", [None, "newton", "dogleg", "newton_krylov", "chandrupatla"])

@@ -80,6 +80,7 @@ def test_published_roots_are_roots(system: System) -> None:
         assert system.g(z, system.p).abs().max() == 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("system", ALL_SYSTEMS, ids=named)
 def test_the_jacobian_is_singular_where_it_is_said_to_be(system: System) -> None:
     for z in system.roots + system.singular_roots:
@@ -92,6 +93,7 @@ def test_the_jacobian_is_singular_where_it_is_said_to_be(system: System) -> None
 
 # The two that SciPy does not solve from their starts end in a local minimum of |g|; the two square roots of a matrix end in the
 # neighbourhood of the root, since in float64 the Jacobian (condition 10¹¹) is singular long before.
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("system", minpack.SYSTEMS, ids=named)
 def test_scipy_finds_a_root_from_the_start(system: System) -> None:
     method = "hybr" if system.g is minpack.hammarling else "lm"  # the other one takes a thousand steps
@@ -191,6 +193,7 @@ def test_the_mean_of_the_discrete_h_function_is_the_closed_form() -> None:
     assert mean == pytest.approx(2 / 0.9 * (1 - math.sqrt(1 - 0.9)), rel=1e-13)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("system", ALL_SYSTEMS, ids=named)
 def test_a_batch_of_systems_is_one_by_one(system: System) -> None:
     one_by_one_is_batched(lambda z: system.g(z, system.p), system.start)
@@ -200,6 +203,7 @@ def test_a_batch_of_systems_is_one_by_one(system: System) -> None:
     torch.testing.assert_close(system.g(z, p), one_by_one, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("system", ALL_SYSTEMS, ids=named)
 def test_the_derivatives_are_central_differences(system: System) -> None:
     """In z and in p, a little off the start, where nothing vanishes by symmetry."""
@@ -215,6 +219,7 @@ def test_the_derivatives_are_central_differences(system: System) -> None:
     assert in_p.abs().max() > 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("system", [s for s in ALL_SYSTEMS if s.roots], ids=named)
 def test_the_regular_roots_move_with_the_parameter(system: System) -> None:
     for z in system.roots:
@@ -237,7 +242,7 @@ def test_all_35_least_squares_problems_are_there() -> None:
     assert len(PROBLEM) == len(mgh.PROBLEMS)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("problem", mgh.PROBLEMS, ids=named)
 def test_published_minima(problem: LeastSquares) -> None:
     assert problem.residuals(problem.start).shape == (problem.m,)
@@ -265,6 +270,7 @@ def test_published_minima_that_the_standard_start_does_not_lead_to(name: str, st
     assert scipy_minimum(problem.residuals, start)[1] == pytest.approx(value, rel=4e-6, abs=1e-20)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("problem", mgh.PROBLEMS, ids=named)
 def test_a_batch_of_residuals_is_one_by_one(problem: LeastSquares) -> None:
     one_by_one_is_batched(problem.residuals, problem.start)
@@ -293,6 +299,7 @@ def test_certified_sums_of_squares_and_deviations(problem: Regression) -> None:
     torch.testing.assert_close(deviations, problem.deviations, rtol=2e-9, atol=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("problem", nist.PROBLEMS, ids=named)
 def test_scipy_fits_the_certified_parameters_from_the_second_start(problem: Regression) -> None:
     found, sum_of_squares = scipy_minimum(lambda b: problem.residuals(b, problem.y), problem.starts[1])
@@ -300,6 +307,7 @@ def test_scipy_fits_the_certified_parameters_from_the_second_start(problem: Regr
     assert sum_of_squares == pytest.approx(problem.sum_of_squares, rel=1e-8 if problem.name != "Lanczos1" else 1e-2)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("problem", nist.PROBLEMS, ids=named)
 def test_a_batch_of_fits_is_one_by_one(problem: Regression) -> None:
     one_by_one_is_batched(lambda b: problem.residuals(b, problem.y), problem.parameters)

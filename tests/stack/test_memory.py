@@ -136,7 +136,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize(
     "use", ["forward", "backward", "double backward", "failure", "func.grad", "checkpoint", "hooks"]
