@@ -94,15 +94,17 @@ def test_affine_problems_are_those_found_by_enumeration(high: float) -> None:
     assert 0 < held.sum() < z.numel()  # those at a bound are there exactly
 
 
-def test_standard_problems_from_their_standard_starts() -> None:
+@pytest.mark.parametrize(
+    "start", [(0, 0, 0, 0), (1, 0, 1, 0), pytest.param((100, 100, 100, 100), marks=pytest.mark.slow)], ids=str
+)
+def test_standard_problems_from_their_standard_starts(start: tuple[int, ...]) -> None:
     root = real(1.5**0.5, 0, 0, 0.5)
-    for start in (real(0, 0, 0, 0), real(1, 0, 1, 0), real(100, 100, 100, 100)):
-        z, info = ti.complementarity(josephy, start)
-        assert info.converged
-        torch.testing.assert_close(z, root, rtol=1e-8, atol=1e-9)
-        z, info = ti.complementarity(kojima_shindo, start)
-        assert info.converged
-        assert any(torch.allclose(z, known, atol=1e-7) for known in (root, real(1, 0, 3, 0)))
+    z, info = ti.complementarity(josephy, real(*start))
+    assert info.converged
+    torch.testing.assert_close(z, root, rtol=1e-8, atol=1e-9)
+    z, info = ti.complementarity(kojima_shindo, real(*start))
+    assert info.converged
+    assert any(torch.allclose(z, known, atol=1e-7) for known in (root, real(1, 0, 3, 0)))
 
 
 def test_without_bounds_it_is_a_root() -> None:
