@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear import GMRES, Jacobian, Memory, Sparse
-from torchimplicit.linear.amg import multigrid_of
+from torchimplicit.linear.multigrid import multigrid_of
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.sparsity.assembly import AT_ONCE, Assembly, colour
 from torchimplicit.sparsity.construction import given

@@ -1,5 +1,6 @@
 """Linear operators, and solvers for A x = b that serve A and its adjoint from one factorisation."""
 
+from torchimplicit.linear.amg import AMG as AMG
 from torchimplicit.linear.auto import Auto as Auto
 from torchimplicit.linear.bands import Banded as Banded
 from torchimplicit.linear.bands import tridiagonal as tridiagonal
@@ -13,9 +14,12 @@ from torchimplicit.linear.conversion import as_operator as as_operator
 from torchimplicit.linear.dense import Dense as Dense
 from torchimplicit.linear.diagonal import Diagonal as Diagonal
 from torchimplicit.linear.gmres import GMRES as GMRES
+from torchimplicit.linear.ilu import ILU as ILU
 from torchimplicit.linear.iteration import Geometry as Geometry
+from torchimplicit.linear.jacobi import Jacobi as Jacobi
 from torchimplicit.linear.jacobian import Jacobian as Jacobian
 from torchimplicit.linear.kronecker import Kronecker as Kronecker
+from torchimplicit.linear.lagged import Lagged as Lagged
 from torchimplicit.linear.large import Large as Large
 from torchimplicit.linear.low_rank import LowRankUpdate as LowRankUpdate
 from torchimplicit.linear.lu import LU as LU

@@ -1,53 +1,34 @@
-"""Algebraic multigrid, by PyAMG: an approximate inverse in time and memory that grow with the number of entries only."""
+"""Algebraic multigrid as a preconditioner that is asked for by name."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from torchimplicit.linear.external import applied
-from torchimplicit.linear.sparse import Sparse
-
-
-class Multigrid:
-    """One V-cycle of a PyAMG hierarchy of B matrices as the diagonal blocks of one, and of another for their adjoints."""
-
-    title = "algebraic multigrid"
-
-    def __init__(self, cycle: Any, transposed: Any, size: int) -> None:
-        self._cycle, self._transposed, self._size = cycle, transposed, size
-
-    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
-        """About the x with A x = b or Aᴴ x = b, (*lead, B, n). Differentiable in b."""
-        return applied(self._solve, b, adjoint)
-
-    def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
-        cycle = self._transposed if adjoint else self._cycle
-        rows = b.reshape(-1, self._size).cpu().numpy()
-        x = torch.stack([torch.from_numpy(cycle.matvec(row)) for row in rows])
-        return x.to(dtype=b.dtype, device=b.device).reshape(b.shape)
+from torchimplicit.linear.entries import entries_of
+from torchimplicit.linear.factors import square
+from torchimplicit.linear.multigrid import multigrid_of
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.solver import Preconditioner
 
 
-def multigrid_of(matrix: Sparse) -> Multigrid | None:
-    """The hierarchy for a batch of matrices; None where PyAMG is not installed (``pip install torchimplicit[amg]``).
+@dataclass(frozen=True)
+class AMG:
+    """Algebraic multigrid (Ruge and Stüben's) of a sparse matrix as a preconditioner: for meshes, and M-matrices altogether.
 
-    Source: Ruge and Stüben, Algebraic multigrid, in Multigrid Methods (SIAM, 1987); Bell, Olson and Schroder, PyAMG, J. Open Source
-    Softw. 7 (2022).
+    Needs PyAMG (``pip install torchimplicit[amg]``). Works in double precision, on real matrices.
     """
-    if find_spec("pyamg") is None:
-        return None
-    import pyamg
-    from scipy.sparse import csr_matrix
 
-    pattern, batch = matrix.pattern, matrix.batch_shape.numel()
-    starts, columns = (index.cpu().numpy() for index in pattern.blocks(batch))
-    size = batch * pattern.n
-    blocks = csr_matrix((matrix.values.cpu().double().numpy().reshape(-1), columns, starts), shape=(size, size))
-    cycle = pyamg.ruge_stuben_solver(blocks).aspreconditioner()
-    off = abs(blocks - blocks.T)
-    symmetric = off.max() <= 1e-8 * abs(blocks).max()
-    transposed = cycle if symmetric else pyamg.ruge_stuben_solver(blocks.T.tocsr()).aspreconditioner()
-    return Multigrid(cycle, transposed, size)
+    def factorize(self, operator: LinearOperator) -> Preconditioner:
+        """The hierarchy of a Sparse operator, or of a Jacobian whose pattern is known.
+
+        Raises:
+            ImportError: PyAMG is not installed.
+            TypeError: as :class:`SparseLU` does, and for complex matrices.
+            ValueError: the operator is not square.
+        """
+        if operator.dtype.is_complex:
+            raise TypeError("AMG is for real matrices; take linear.ILU() or linear.SparseLU() for this one.")
+        found = multigrid_of(entries_of(square(operator, "AMG"), "AMG"))
+        if found is None:
+            raise ImportError("AMG needs PyAMG: pip install torchimplicit[amg]")
+        return found

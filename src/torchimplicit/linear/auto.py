@@ -23,8 +23,9 @@ from torchimplicit.linear.large import Large
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.minres import MINRES
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.preconditioning import Preconditioning
 from torchimplicit.linear.richardson import Richardson
-from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner
+from torchimplicit.linear.solver import Bound, LinearResult
 
 NARROW = 64  # diagonals of a band within which elimination pays
 
@@ -58,7 +59,7 @@ class Auto:
     fallback_limit: int = 1024
     restart: int = 32
     max_steps: int | None = None
-    preconditioner: Preconditioner | LinearSolver | LinearOperator | None = None
+    preconditioner: Preconditioning = None
 
     def factorize(self, operator: LinearOperator) -> AutoState:
         """Choose, and factorise if the choice is a direct solver.

@@ -18,7 +18,8 @@ from torchimplicit.autograd.transforms import below, finished, inside_functorch,
 from torchimplicit.graph.loop import Operands, repeat
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner, can_solve, is_linear_solver
+from torchimplicit.linear.preconditioning import Preconditioning, prepare
+from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner
 from torchimplicit.linear.vectors import fit
 
 Apply = Callable[[Tensor], Tensor]  # the product of a matrix with vectors
@@ -74,13 +75,14 @@ class IterativeSolver(ABC):
 
     Attributes:
         preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`; or a solver, which is then
-            factorised on the operator; or an operator near A that has a direct solve, such as `Diagonal(d)`.
+            factorised on the operator; or an operator near A that has a direct solve, such as `Diagonal(d)`; or a callable
+            r -> M r with M about A⁻¹, for vectors (*batch_shape, n).
         max_steps: limit of steps, if the call gives none; None means 2 n + 20.
         geometry: inner product and norm.
     """
 
     cycles_in_graph: ClassVar[int | None] = None  # so few that they are written out; else a loop
-    preconditioner: Preconditioner | LinearSolver | LinearOperator | None = None
+    preconditioner: Preconditioning = None
     max_steps: int | None = None
     geometry: Geometry = field(default_factory=lambda: EUCLIDEAN, repr=False)
 
@@ -119,28 +121,6 @@ class IterativeSolver(ABC):
             The :class:`Cycle`: d; the steps that each system took, and whether it broke down; and the steps of the batch, of
             which the budget of the next cycle is so much smaller. The loop evaluates b − A x itself.
         """
-
-
-def prepare(
-    preconditioner: Preconditioner | LinearSolver | LinearOperator | None, operator: LinearOperator
-) -> Preconditioner | None:
-    """A solver is factorised on the operator, an operator is solved by its direct state; a state is taken as it is."""
-    if isinstance(preconditioner, LinearOperator):
-        state = preconditioner.direct()
-        if state is None:
-            raise TypeError(
-                f"preconditioner is {preconditioner!r}, near A, which has no direct solve. Pass an operator that has one, such as "
-                "a Diagonal, or where the products of this one approximate A⁻¹, its inverse"
-            )
-        return state
-    if preconditioner is None or can_solve(preconditioner):
-        return preconditioner
-    if is_linear_solver(preconditioner):
-        return preconditioner.factorize(operator)
-    raise TypeError(
-        f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
-        "as LU().factorize(nearby_operator), a solver such as LU(), or an operator such as Diagonal(d)"
-    )
 
 
 class IterativeState(Bound):

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.amg import multigrid_of
 from torchimplicit.linear.best_factors import best_factors
+from torchimplicit.linear.multigrid import multigrid_of
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.solver import Preconditioner
 from torchimplicit.linear.sparse import NARROW, Sparse

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.factors import square
-from torchimplicit.linear.iteration import euclidean_norm, prepare, tolerance
+from torchimplicit.linear.iteration import euclidean_norm, tolerance
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.solver import Bound, LinearResult, LinearSolver, Preconditioner
+from torchimplicit.linear.preconditioning import Preconditioning, prepare
+from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner
 from torchimplicit.linear.vectors import fit
 from torchimplicit.parameters import check_count
 
@@ -29,7 +30,7 @@ class Neumann:
     """
 
     terms: int
-    preconditioner: Preconditioner | LinearSolver | LinearOperator | None = None
+    preconditioner: Preconditioning = None
 
     def __post_init__(self) -> None:
         check_count("Neumann: terms", self.terms)

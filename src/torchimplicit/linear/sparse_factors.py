@@ -52,6 +52,19 @@ class SparseFactors(Estimated):
         Raises RuntimeError or ArithmeticError where one of them has no factors.
         """
 
+    def _by_columns(self, values: Tensor) -> Any:
+        """The blocks as a matrix of SciPy."""
+        from scipy.sparse import csc_array
+
+        k, pattern = len(values), self.pattern.transposed
+        starts, rows = (index.numpy() for index in pattern.blocks(k))
+        entries = values.index_select(-1, self.pattern.order).resolve_conj().flatten().numpy()
+        return csc_array((entries, rows, starts), shape=(k * pattern.n, k * pattern.m))
+
+    def _unsolved(self, b: Tensor) -> Tensor:
+        """What a system without factors solves to."""
+        return torch.full_like(b, torch.nan)
+
     def _scales(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The diagonals of D and C, (*batch, n)."""
         pattern = self.pattern
@@ -72,7 +85,7 @@ class SparseFactors(Estimated):
         before, after = self.units[::-1] if adjoint else self.units
         shape = b.shape
         b = (before * b).reshape(-1, self.batch_shape.numel(), self.pattern.n)
-        x = torch.full_like(b, torch.nan)
+        x = self._unsolved(b)
         for at, solve in self._factors:
             columns = b[:, at].flatten(1).resolve_conj().numpy().T
             x[:, at] = torch.from_numpy(solve(columns, adjoint).T).to(b.dtype).unflatten(1, (len(at), -1))

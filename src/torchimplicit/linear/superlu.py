@@ -42,13 +42,9 @@ class SuperLU(SparseFactors):
     title = "SuperLU"
 
     def _factorised(self, values: Tensor) -> Solve:
-        from scipy.sparse import csc_array
         from scipy.sparse.linalg import splu
 
-        k, pattern = len(values), self.pattern.transposed  # by columns
-        starts, rows = (index.numpy() for index in pattern.blocks(k))
-        entries = values.index_select(-1, self.pattern.order).resolve_conj().flatten().numpy()
-        matrix = csc_array((entries, rows, starts), shape=(k * pattern.n, k * pattern.m))
+        matrix = self._by_columns(values)
         if self.pattern.symmetric:
             factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=DIAGONAL)
         else:

@@ -1,0 +1,59 @@
+"""What may be given as a preconditioner, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from torchimplicit.linear.matrix_free import MatrixFree
+from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.solver import LinearSolver, Preconditioner, can_solve, is_linear_solver
+
+Preconditioning = Preconditioner | LinearSolver | LinearOperator | Callable[[Tensor], Tensor] | None
+
+
+def prepare(preconditioner: Preconditioning, operator: LinearOperator) -> Preconditioner | None:
+    """A solver is factorised on the operator, an operator is solved by its direct state; a state is taken as it is, and so is a
+    function."""
+    if isinstance(preconditioner, LinearOperator):
+        state = preconditioner.direct()
+        if state is None:
+            raise TypeError(
+                f"preconditioner is {preconditioner!r}, near A, which has no direct solve. Pass an operator that has one, such as "
+                "a Diagonal, or where the products of this one approximate A⁻¹, its inverse"
+            )
+        return state
+    if preconditioner is None or can_solve(preconditioner):
+        return preconditioner
+    if is_linear_solver(preconditioner):
+        return preconditioner.factorize(operator)
+    if callable(preconditioner) and not isinstance(preconditioner, type):
+        return GivenInverse(preconditioner, operator)
+    raise TypeError(
+        f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
+        "as LU().factorize(nearby_operator), a solver such as LU(), an operator such as Diagonal(d), or a callable r -> M r"
+    )
+
+
+class GivenInverse:
+    """r -> M r with M about A⁻¹, for vectors r (*batch_shape, n). Where A is not symmetric, Mᴴ is its vector-Jacobian product."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], operator: LinearOperator) -> None:
+        self._products = MatrixFree(
+            product,
+            n=operator.shape[-1],
+            batch_shape=operator.batch_shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            symmetric=operator.symmetric,  # then Mᴴ is no better than M
+        )
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """M b or Mᴴ b, (*lead, *batch_shape, n)."""
+        try:
+            return self._products.apply(b, adjoint)
+        except ValueError as error:
+            raise ValueError(
+                f"preconditioner: {error}. It is a callable r -> M r; or pass an object with solve(b, adjoint=False)."
+            ) from error
