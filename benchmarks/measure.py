@@ -33,6 +33,7 @@ class Measurement:
     first: float = float("nan")
     value_error: float = float("nan")
     gradient_error: float | None = None
+    cosine: float | None = None
     peak: int | None = None
     kept: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -146,6 +147,7 @@ def _prepare(measurement: Measurement, worker: Worker) -> None:
         measurement.first = answer["first"]
         measurement.value_error = answer["value_error"]
         measurement.gradient_error = answer["gradient_error"]
+        measurement.cosine = answer["cosine"]
         measurement.versions = answer["versions"]
 
 

@@ -25,14 +25,16 @@ HEADER = (
 
 
 def section(workload: Workload, measurements: Sequence[Measurement]) -> str:
-    rows = [_row(measurement, measurements, workload.memory_only) for measurement in measurements]
+    rows = [HEADER, *(_row(measurement, measurements, workload.memory_only) for measurement in measurements)]
+    if workload.approximate:
+        rows = [(*row, extra) for row, extra in zip(rows, ["cosine", *map(_cosine, measurements)])]
     remarks = [
         f"- {measurement.competitor.name}: {text}"
         for measurement in measurements
         for text in (measurement.missing, measurement.competitor.note)
         if text
     ]
-    parts = [f"## {workload.title}", workload.description.strip(), _markdown([HEADER, *rows])]
+    parts = [f"## {workload.title}", workload.description.strip(), _markdown(rows)]
     if remarks:
         parts.append("\n".join(remarks))
     return "\n\n".join(parts) + "\n"
@@ -96,6 +98,10 @@ def _ratio(measurement: Measurement, measurements: Sequence[Measurement], memory
     base = next(other for other in measurements if other.competitor.name == against)
     mine, other = (each.peak if memory_only else each.gradient for each in (measurement, base))
     return f"{mine / other:.2f}" if mine and other else "–"
+
+
+def _cosine(measurement: Measurement) -> str:
+    return "–" if measurement.cosine is None else f"{measurement.cosine:.5f}"
 
 
 def _error(error: float | None) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import kept_bytes, peak_bytes
-from benchmarks.workload import Competitor, Reference, Run, errors
+from benchmarks.workload import Competitor, Reference, Run, cosine, errors
 from benchmarks.workloads import WORKLOADS
 
 SHORTEST = 0.01  # seconds: what takes less is repeated until that has passed
@@ -78,7 +78,8 @@ def _first(run: Run, reference_path: str) -> dict[str, Any]:
     first = time.perf_counter() - start
     reference: Reference = pickle.loads(Path(reference_path).read_bytes())
     value_error, gradient_error = errors(value, gradients, reference)
-    return {"first": first, "value_error": value_error, "gradient_error": gradient_error}
+    found = {"first": first, "value_error": value_error, "gradient_error": gradient_error}
+    return {**found, "cosine": cosine(gradients, reference)}
 
 
 def _kept(run: Run) -> int | None:

@@ -52,7 +52,8 @@ class Competitor:
 class Workload:
     """`arrays(rng)` makes the inputs, among them the cotangent "c"; gradients are taken in `parameters`.
 
-    Where `memory_only` is set nothing is timed, and the ratios are those of the peaks.
+    Where `memory_only` is set nothing is timed, and the ratios are those of the peaks. Where `approximate` is, gradients are not
+    expected to be exact, and the table has their directions too.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Workload:
     arrays: Callable[[np.random.Generator], dict[str, np.ndarray]]
     reference: Callable[[Arrays], Reference]
     memory_only: bool = False
+    approximate: bool = False
     competitors: dict[str, Competitor] = field(default_factory=dict)
 
     def inputs(self) -> dict[str, np.ndarray]:
@@ -112,6 +114,17 @@ def errors(value: Any, gradients: Mapping[str, Any] | None, reference: Reference
         return value_error, None
     gradient_errors = [_relative_error(gradients[name], wanted) for name, wanted in reference.gradients.items()]
     return value_error, max(gradient_errors)
+
+
+def cosine(gradients: Mapping[str, Any] | None, reference: Reference) -> float | None:
+    """Of the angle between the gradients and the true ones, the smallest over the parameters."""
+    if gradients is None:
+        return None
+    found = []
+    for name, wanted in reference.gradients.items():
+        g = np.asarray(gradients[name], dtype=np.float64)
+        found.append(float((g * wanted).sum() / (np.linalg.norm(g) * np.linalg.norm(wanted))))
+    return min(found)
 
 
 def _relative_error(found: Any, wanted: np.ndarray) -> float:

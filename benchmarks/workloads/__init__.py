@@ -2,6 +2,7 @@
 
 from benchmarks.workload import Group, Workload
 from benchmarks.workloads import (
+    adjoints,
     cell,
     fits,
     graph_equilibrium,
@@ -22,6 +23,7 @@ WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
         implicit_explicit.workload,
+        adjoints.workload,
         cell.workload,
         slow_cell.workload,
         small_cell.workload,
