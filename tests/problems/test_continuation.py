@@ -70,6 +70,7 @@ def test_two_folds_of_a_cubic_are_passed() -> None:
     assert (branch.z.diff() < 0).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("strength", [1.0, 3.0])
 def test_both_solutions_of_bratus_problem(strength: float) -> None:
     L = chebyshev_laplacian(32)  # enough for the sharp peak of the upper solution
@@ -176,7 +177,7 @@ def rightmost(s: float, e: float) -> float:
     return low
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [1.0, 10.0])
 @pytest.mark.parametrize("e", [1e-1, 1e-2, 1e-3, -1e-3, 1e-4, 1e-5, 1e-6, -1e-6])
@@ -190,6 +191,7 @@ def test_an_imperfect_pitchfork_is_followed_to_its_own_side(e: float, size: floa
     assert not len(branch.crossings)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("e", [1e-2, 1e-4, 1e-6])
 def test_an_imperfect_transcritical_point(e: float) -> None:
     """Of s z − z² ± e: two branches that do not cross, or two that turn back before they meet."""
@@ -211,7 +213,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_branches_close_to_each_other_are_not_confused(shape: str, dtype: torch.dtype) -> None:
@@ -241,6 +243,7 @@ def test_a_neighbour_of_the_same_orientation() -> None:
         assert complex(z) == pytest.approx(complex(middle(number(1.0)) + side), abs=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_branches_that_cross_are_followed_straight_on_and_it_is_said(dtype: torch.dtype) -> None:
     def g(z: Tensor, s: Tensor) -> Tensor:
@@ -261,7 +264,7 @@ def test_at_a_crossing_there_is_no_branch_to_begin_with() -> None:
         ti.continuation(lambda z, s: s * z - z**3, number(0.0), 0.0, 1.0)
 
 
-@pytest.mark.parametrize("e", [1e-2, -1e-3])
+@pytest.mark.parametrize("e", [1e-2, pytest.param(-1e-3, marks=pytest.mark.slow)])
 def test_an_imperfect_pitchfork_without_a_determinant(e: float) -> None:
     """n = 260, matrix-free. With s < 0 and far from 0 all is small; at the end u is near ± 1 everywhere."""
     x = torch.linspace(0, 1, 260, dtype=D)
@@ -276,6 +279,7 @@ def test_an_imperfect_pitchfork_without_a_determinant(e: float) -> None:
     assert float((u - math.copysign(1.0, e)).abs().max()) < 1e-2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("e", [1e-2, 1e-4, 1e-6])
 def test_what_stands_for_the_determinant_tells_neighbours_apart(e: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """On systems so small that the truth is known; s and z of another size than g."""
@@ -286,6 +290,7 @@ def test_what_stands_for_the_determinant_tells_neighbours_apart(e: float, monkey
     assert z.item() == pytest.approx(rightmost(1.0, e), rel=1e-8)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_the_unit_of_z_plays_no_part(unit: float) -> None:
     """Of one leaf, whatever that of the other is."""

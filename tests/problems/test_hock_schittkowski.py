@@ -72,7 +72,7 @@ def test_the_published_minimum_is_reached_or_the_failure_is_expected(program: Pr
     assert (bool(info.converged) and reached(program, z)) == (program.name not in FAILURES)
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_multipliers_and_gradients_are_those_of_differences_or_there_are_none(program: Program) -> None:
     theta = torch.zeros(3, dtype=D, requires_grad=True)

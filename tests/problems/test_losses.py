@@ -46,6 +46,7 @@ def test_half_the_square_of_what_replaces_a_residual_is_half_its_loss(loss: str)
     assert torch.autograd.gradgradcheck(LOSSES[loss], inside)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("f_scale", [0.1, 1.0])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_fit_is_that_of_scipy(loss: str, f_scale: float) -> None:

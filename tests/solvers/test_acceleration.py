@@ -144,6 +144,7 @@ def test_under_vmap_each_system_is_mixed_as_it_is_alone() -> None:
     torch.testing.assert_close(torch.vmap(solve)(x), torch.stack([solve(row) for row in x]), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_system_takes_the_steps_that_it_takes_alone(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -20,8 +20,8 @@ SOLVERS = {name: name for name in (*GENERAL, "auto")} | {
 BAD = [None, torch.nan, torch.inf, 1e200]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(
+FEW, MANY = (settings(max_examples=n, deadline=None, derandomize=True) for n in (25, 80))
+RANDOM = given(
     solver=st.sampled_from(sorted(SOLVERS)),
     batch=st.integers(1, 4),
     n=st.integers(1, 6),
@@ -30,9 +30,14 @@ BAD = [None, torch.nan, torch.inf, 1e200]
     bad=st.sampled_from(BAD),
     in_start=st.booleans(),
 )
-def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(
-    solver: str, batch: int, n: int, seed: int, start: float, bad: float | None, in_start: bool
-) -> None:
+
+
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_no_row_changes_another_row_nor_the_gradient_in_what_they_share(examples: settings) -> None:
+    examples(RANDOM(_check_rows))()
+
+
+def _check_rows(solver: str, batch: int, n: int, seed: int, start: float, bad: float | None, in_start: bool) -> None:
     draw = torch.Generator().manual_seed(seed)
     W, x, z0, v = (torch.randn(*s, n, dtype=D, generator=draw) for s in ((n,), (batch,), (batch,), (batch,)))
     W, z0 = W / (3 * n**0.5), start * z0

@@ -45,7 +45,7 @@ def test_the_gradient_of_a_minimum_is_that_of_its_closed_form(solver: str) -> No
     torch.testing.assert_close(second, torch.tensor(2.0, dtype=D), rtol=1e-6, atol=0)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("solver", METHODS)
 def test_a_batch_is_solved_as_its_systems_are_one_by_one(solver: str) -> None:
     """A start at the minimum, easy and hard ones, one without a value, and a function without a minimum."""

@@ -172,6 +172,7 @@ def test_single_precision(solver: object) -> None:
     assert torch.allclose(z.double(), exact, rtol=1e-3)
 
 
+@pytest.mark.sampled(3)
 def test_unrolled_steps_give_the_gradient_too(solver: object) -> None:
     y = series(1)[0].requires_grad_()
     start = torch.ones(3, dtype=D)
