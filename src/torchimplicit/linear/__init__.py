@@ -22,6 +22,7 @@ from torchimplicit.linear.kronecker import Kronecker as Kronecker
 from torchimplicit.linear.lagged import Lagged as Lagged
 from torchimplicit.linear.large import Large as Large
 from torchimplicit.linear.low_rank import LowRankUpdate as LowRankUpdate
+from torchimplicit.linear.lsmr import LSMR as LSMR
 from torchimplicit.linear.lu import LU as LU
 from torchimplicit.linear.matrix_free import MatrixFree as MatrixFree
 from torchimplicit.linear.memory import Memory as Memory

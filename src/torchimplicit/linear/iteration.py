@@ -60,6 +60,25 @@ CYCLE_IN_GRAPH = 10  # steps in one cycle: in a graph they are written out one a
 PROGRESS = 0.999  # a cycle that leaves more of the residual gains nothing
 
 
+class Products:
+    """The products with an operator, or with its adjoint.
+
+    count : how many there were.
+    """
+
+    def __init__(self, operator: LinearOperator, of_adjoint: bool) -> None:
+        self.operator, self._of_adjoint, self.count = operator, of_adjoint, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.operator.apply(x, self._of_adjoint)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """With the adjoint of what it multiplies with."""
+        self.count += 1
+        return self.operator.apply(y, not self._of_adjoint)
+
+
 class Cycle(NamedTuple):
     """What a method did in one cycle: the correction d, steps and breakdown per system, and steps of the batch."""
 
@@ -109,13 +128,12 @@ class IterativeSolver(ABC):
         return IterativeState(self, operator, prepare(self.preconditioner, operator))
 
     @abstractmethod
-    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         """Approximately solve A d = r (*lead, *batch_shape, n) from d = 0, in at most `budget` steps.
 
         M applies the preconditioner. Inactive systems have r = 0 and must stay at d = 0; a system may stop as soon as
         it believes that its residual norm is at most tol. No system may disturb another. Where Aᴴ x = b is solved, A is
-        that product, and M its preconditioner's: a method that takes both products of one system, as BiCG and LSQR do,
-        is no cycle.
+        that product, and M its preconditioner's. A method that takes both products has the other as `A.adjoint`.
 
         Returns:
             The :class:`Cycle`: d; the steps that each system took, and whether it broke down; and the steps of the batch, of
@@ -157,12 +175,7 @@ class IterativeState(Bound):
         b = fit(b, operator.batch_shape, n, operator.dtype, name="b")
         limit = max_steps if max_steps is not None else self.solver.max_steps
         limit = 2 * n + 20 if limit is None else limit
-        products = 0
-
-        def A(x: Tensor) -> Tensor:
-            nonlocal products
-            products += 1
-            return operator.apply(x, adjoint)
+        A = Products(operator, adjoint)
 
         def M(x: Tensor) -> Tensor:
             return x if self.preconditioner is None else self.preconditioner.solve(x, adjoint)
@@ -206,7 +219,7 @@ class IterativeState(Bound):
             used += length
             if everyone and finished(residual_new <= tol):  # the common case
                 no = torch.zeros_like(active)
-                return self._result(x_new, residual_new, steps + taken, (~no, no, no), unit, products)
+                return self._result(x_new, residual_new, steps + taken, (~no, no, no), unit, A.count)
             if everyone and finished(residual_new < PROGRESS * residual):  # nothing to mask
                 x, r, residual = x_new, r_new, residual_new
                 steps, broken_down = steps + taken, broken
@@ -222,10 +235,10 @@ class IterativeState(Bound):
             usable = residual.isfinite() if zero is None else residual.isfinite() | zero
             x = torch.where(usable.unsqueeze(-1), x, torch.nan)
         how = (converged, broken_down & ~converged, active & ~converged)
-        return self._result(x, residual, steps, how, unit, products)
+        return self._result(x, residual, steps, how, unit, A.count)
 
     def _in_graph(
-        self, A: Apply, M: Apply, b: Tensor, tol: Tensor, state: tuple[Tensor, ...], limit: int
+        self, A: Products, M: Apply, b: Tensor, tol: Tensor, state: tuple[Tensor, ...], limit: int
     ) -> tuple[Tensor, ...]:
         """The same loop, of masked cycles, as one operator of a graph that is being made."""
         operands = Operands((b, tol), outer=self.operator.operands)
