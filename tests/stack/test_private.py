@@ -387,6 +387,26 @@ def test_a_function_in_c_is_built() -> None:
     torch.testing.assert_close(x, torch.full((3,), 2.0))
 
 
+def test_masks_are_joined_by_what_is_fast_and_numbers_as_they_were() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from torchimplicit.private import dynamo
+
+    def f(p: Tensor, q: Tensor, i: Tensor) -> tuple[Tensor, ...]:
+        return p & q, p | q, torch.logical_and(p, ~q), torch.logical_or(p, q), i & 6, i | i.flip(0), (p & q) | (i > 2)
+
+    p, q, i = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False]), torch.arange(4) + 1
+    graph = make_fx(f)(p, q, i)
+    dynamo.cheap_masks(graph)
+    expected = f(p, q, i)
+    for found, wanted in zip(graph(p, q, i), expected, strict=True):
+        assert found.dtype == wanted.dtype
+        assert found.tolist() == wanted.tolist()
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum(name in ("aten.minimum.default", "aten.maximum.default") for name in called) == 6, called
+    assert sum("bitwise_and" in name or "bitwise_or" in name for name in called) == 2, called  # of numbers
+
+
 def test_a_dispatch_mode_sees_operators_and_what_they_write() -> None:
     seen = []
 

@@ -118,7 +118,7 @@ class Course:
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
         if reaches(norm, 0) or not below(norm, torch.inf):
-            exact = (r.detach() == 0).all(-1)
+            exact = largest(r) == 0
             done = exact if done is None else done | exact
             course.here = torch.where(exact, 0, course._error_here())
             course.end(course.running & ~norm.isfinite(), torch.full_like(none, Status.NONFINITE), 0)
@@ -208,7 +208,7 @@ class Course:
             self.size = _times(estimate.scale, mean) / self.unit
         error, longest = self._error(z, bound, gain, sizes <= 1 / strictness)
         if extreme:
-            error = torch.where((self.r.detach() == 0).all(-1), 0, error)
+            error = torch.where(largest(self.r) == 0, 0, error)
             error = torch.where(self.unit < torch.inf, error, torch.nan)
         done = (error if strictness == 1 else error * strictness) <= self.unit
         if ended:
@@ -236,7 +236,7 @@ class Course:
         if self.vanishes is None or self.z0 is None or isinstance(self.before, float) or values_hidden():
             return done
         exact = done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0))
-        if not occurs(exact) or not occurs(exact := exact & (self.r.detach() == 0).all(-1)):
+        if not occurs(exact) or not occurs(exact := exact & (largest(self.r) == 0)):
             return done
         self.vanished = exact & self.vanishes(z, self.z0)
         return done & ~self.vanished

@@ -51,9 +51,27 @@ def graph_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     if get_proxy_mode() is None:
         return None
     graph = materialize_as_graph(fn, args)
+    cheap_masks(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+# Inductor's kernels for processors hold a mask as wide as the numbers it came from. For "and" and "or" they make 32-bit integers of
+# both, which for masks of 64-bit numbers is a loop over the lanes in memory, for torch's headers have no instructions for that; a step
+# of Newton's method for a million numbers then takes twice as long. For a minimum and a maximum they make 32-bit floats: those have.
+_OF_MASKS = {"and": torch.ops.aten.minimum.default, "or": torch.ops.aten.maximum.default}
+
+
+def cheap_masks(graph: Any) -> None:
+    """Masks on a processor are joined by their minimum and maximum, which are the same as "and" and "or"."""
+    for node in graph.graph.nodes:
+        kind, _, name = str(getattr(node.target, "__name__", "")).split(".")[0].partition("_")
+        if kind not in ("bitwise", "logical") or name not in _OF_MASKS or len(node.args) != 2:
+            continue
+        values = [part.meta.get("val") if hasattr(part, "meta") else None for part in node.args]
+        if all(isinstance(v, Tensor) and v.dtype == torch.bool and v.device.type == "cpu" for v in values):
+            node.target = _OF_MASKS[name]
 
 
 def after_autograd(fn: Callable[..., Any], operands: Sequence[Any]) -> Any:
