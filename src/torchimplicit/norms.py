@@ -27,9 +27,9 @@ def largest(v: Tensor) -> Tensor:
 def measured(v: Tensor) -> Tensor:
     """The same, also of numbers whose squares vanish or overflow: (B, n) -> (B,)."""
     if tracing() and v.shape[-1] > 1:
-        unit = v.abs().amax(-1, keepdim=True)
+        unit = v.abs().amax(-1)
         unit = torch.where((unit > 0) & (unit < torch.inf), unit, 1)
-        return rms(v / unit) * unit.squeeze(-1)
+        return rms(v / unit.unsqueeze(-1)) * unit
     norm, about = rms(v), torch.finfo(v.dtype)
     if v.shape[-1] <= 1 or (below(norm, torch.inf) and not reaches(norm, about.tiny**0.5 / about.eps)):
         return norm

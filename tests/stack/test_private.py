@@ -407,6 +407,27 @@ def test_masks_are_joined_by_what_is_fast_and_numbers_as_they_were() -> None:
     assert sum("bitwise_and" in name or "bitwise_or" in name for name in called) == 2, called  # of numbers
 
 
+def test_equal_operations_become_one_and_copies_stay_two() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from torchimplicit.private import dynamo
+
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        return x.sin() * x.detach().sin(), x + 1, x + 1.0, x.clone(), x.clone()
+
+    def changes(x: Tensor) -> Tensor:
+        return x.new_zeros(3).add_(x) + x.new_zeros(3)
+
+    for function, x, expected in ((f, torch.arange(3), 6), (changes, torch.arange(3), 4)):
+        graph = make_fx(function)(x)
+        dynamo.merge_equal(graph)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+        assert len(calls) == expected, graph.code
+        torch.testing.assert_close(graph(x), function(x), rtol=0, atol=0)
+
+
 def test_a_dispatch_mode_sees_operators_and_what_they_write() -> None:
     seen = []
 

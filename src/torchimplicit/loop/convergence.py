@@ -15,6 +15,7 @@ from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.norms import largest, measured, rms, rounding
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.status import Status
+from torchimplicit.tolerance import Norm
 
 PROGRESS = 0.999  # a residual below so many times the last one that counted is progress
 SLOW = 0.9  # contraction from which a correction near the rounding of z may show nothing but that
@@ -114,7 +115,7 @@ class Course:
         course.z0 = z.detach()
         if lowest is not None:
             course.first = 1 + rms(z.detach())
-        done = course.arrived(estimate, settings.tolerance.bound(z))
+        done = course.arrived(estimate, settings.tolerance.bound(z, _usual()))
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
         if reaches(norm, 0) or not below(norm, torch.inf):
@@ -157,7 +158,7 @@ class Course:
         if not finished(moves):
             z, r, norm = where(moves, z, self.z), where(moves, r, self.r), torch.where(moves, norm, self.norm)
         self.z, self.r, self.norm = z, r, norm
-        arrived = self.arrived(estimate, self.settings.tolerance.bound(z.detach()), gain)
+        arrived = self.arrived(estimate, self.settings.tolerance.bound(z.detach(), _usual()), gain)
         done = torch.zeros_like(moves) if arrived is None else moves & arrived
         closer = norm < self.best
         progress = norm < PROGRESS * self.mark
@@ -190,7 +191,7 @@ class Course:
             return None
         tolerance, strictness, unit_before = self.settings.tolerance, self.settings.strictness, self.unit
         known = estimate.correction is self.r and not tolerance.leaves
-        mean, self.unit = (self.norm, bound) if known else tolerance.worst(estimate.correction, bound, rms)
+        mean, self.unit = (self.norm, bound) if known else tolerance.worst(estimate.correction, bound, _usual())
         size = _times(estimate.scale, mean) / self.unit
         # A step that was refused shows nothing.
         moved = all_moved or isinstance(self.size, float)
@@ -202,7 +203,7 @@ class Course:
             return None
         z = self.z.detach()
         extreme = reaches(sizes, 0 if z.shape[-1] > 1 else -torch.inf)  # squares may have vanished or overflowed
-        if extreme:
+        if extreme and _usual() is not measured:
             bound = tolerance.bound(z, measured)
             mean, self.unit = tolerance.worst(estimate.correction, bound, measured)
             self.size = _times(estimate.scale, mean) / self.unit
@@ -388,3 +389,8 @@ def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def _times(scale: Tensor | float, size: Tensor) -> Tensor:
     return size if isinstance(scale, float) and scale == 1 else scale * size
+
+
+def _usual() -> Norm:
+    """The norm that is taken first: where values are seen, the cheap one, for they tell where it does not do."""
+    return measured if values_hidden() else rms

@@ -47,14 +47,31 @@ def while_loop(
 
 
 def graph_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """The graph of a function, without what nothing needs; None where only the shapes of results are asked for."""
+    """The graph of a function, without what nothing needs, and what is computed twice computed once, which torch.compile does not do
+    inside a loop; None where only the shapes of results are asked for."""
     if get_proxy_mode() is None:
         return None
     graph = materialize_as_graph(fn, args)
     cheap_masks(graph)
+    merge_equal(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def merge_equal(graph: Any) -> None:
+    """Operations that are the same become one, but for copies, which are there so that two tensors are not the same memory."""
+    operations = [node for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    if any(node.target._schema.is_mutable for node in operations):
+        return
+    seen: dict[Any, Any] = {}
+    for node in operations:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target.namespace == "aten" and node.target is not torch.ops.aten.clone.default:
+            first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
 
 
 # Inductor's kernels for processors hold a mask as wide as the numbers it came from. For "and" and "or" they make 32-bit integers of
