@@ -367,6 +367,13 @@ def test_a_sparse_matrix_is_refused_by_name() -> None:
         compiled(lambda b: ti.linear_solve(A, b)[0])(torch.ones(3, dtype=D))
 
 
+def test_a_sparse_matrix_breaks_the_graph_where_it_may() -> None:
+    A = (4 * torch.eye(3, dtype=D)).to_sparse_coo()
+    torch._dynamo.reset()
+    found = torch.compile(lambda b: 2 * ti.linear_solve(A, b)[0], backend="aot_eager")(torch.ones(3, dtype=D))
+    torch.testing.assert_close(found, torch.full((3,), 0.5, dtype=D))
+
+
 def by_values(x: Tensor) -> Tensor:
     return cube(torch.tensor([float(number) for number in x.numpy()], dtype=D))
 

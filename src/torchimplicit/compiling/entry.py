@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from torchimplicit.autograd.transforms import tracing
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.private import dynamo_is_loaded
 
@@ -54,7 +53,8 @@ def entry_point(fn: F) -> F:
             if AVAILABLE:  # or the break comes by itself, below: an older torch takes no message
                 graph_break(f"torchimplicit.{name} cannot be part of a graph: {reason}")
             kwargs.pop("compile", None)  # nor can the search
-        elif tracing() and args and not isinstance(args[0], Explicit):
+        # Not by a function of ours: where Dynamo gives up on this one, for a sparse argument, say, it still reads what is called here.
+        elif torch.compiler.is_compiling() and args and not isinstance(args[0], Explicit):
             from torchimplicit.compiling.region import read, refusal
             from torchimplicit.private.dynamo import read_by_dynamo
 
