@@ -171,7 +171,7 @@ class Course:
         self.mark = torch.where(progress, norm, self.mark)
         self.stuck = torch.where(progress, 0, self.stuck + 1)
         stuck = self.running & (self.stuck >= self.patience)
-        grown = norm > self.start / torch.finfo(norm.dtype).eps
+        grown = norm * torch.finfo(norm.dtype).eps > self.start
         away = grown
         if self.first is not None:  # downhill from a plateau the gradient may grow as much
             away = rms(z.detach()) > self.first / torch.finfo(norm.dtype).eps ** FARTHEST
@@ -225,7 +225,7 @@ class Course:
             if self.first is not None and occurs(runs := self._runs_off(z)):
                 error, done = torch.where(runs, torch.inf, error), done & ~runs
             # As long as z, a correction that is small for atol alone has to be seen to become smaller.
-            if reaches(self.unit, tolerance.of_zero(z.dtype)) and occurs(alone := longest > measured(z) / 2):
+            if reaches(self.unit, tolerance.of_zero(z.dtype)) and occurs(alone := longest > 0.5 * measured(z)):
                 alone = alone & ~((self.size < self.before) & (self.before < torch.inf))
                 error, done = torch.where(alone, torch.inf, error), done & ~alone
         self.here = error
