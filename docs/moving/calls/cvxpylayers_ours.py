@@ -1,3 +1,4 @@
+import cvxpy as cp
 import torch
 
 import torchimplicit as ti
@@ -7,17 +8,18 @@ L = torch.tensor(
 ).double()
 x = torch.tensor([0.9, -0.4, 0.2]).double()
 
-Q, A, b = (
-    L.T @ L,
-    torch.ones(1, 3).double(),
-    torch.ones(1).double(),
+z, linear = cp.Variable(3), cp.Parameter(3)
+objective = cp.Minimize(
+    cp.sum_squares(L.numpy() @ z) / 2 + linear @ z
 )
-box = {
-    "lower": torch.full((3,), -0.6).double(),
-    "upper": torch.full((3,), 0.6).double(),
-}
+problem = cp.Problem(
+    objective, [z >= -0.6, z <= 0.6, cp.sum(z) == 1]
+)
+layer = ti.interop.cvxpy(
+    problem, parameters=[linear], variables=[z]
+)
 
 
 def loss(x):
-    z, info = ti.quadratic_program(Q, x, A=A, b=b, **box)
+    (z,) = layer(x)
     return z.square().sum()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear.dense import Dense
-from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.shortest import invert
 from torchimplicit.linear.solver import Refusing
@@ -109,8 +108,7 @@ def _polished(programs: ConePrograms, w: Tensor, last: Tensor | None = None, ste
     """The best points of Newton's method from w, to which steps of the ``last`` lengths (B,) have led; systems that come no nearer are
     left out."""
     n, about = programs.q.shape[-1], torch.finfo(w.dtype)
-    jacobian = Jacobian(lambda w: torch.cat(programs.conditions(w[:, :n], w[:, n:]), -1), w)
-    J, r = jacobian.to_dense(), jacobian.value
+    r, J = programs.jacobian(w[:, :n], w[:, n:])
     step = invert(LU(), J, r, lambda: None).solve(LU(), r)
     step = torch.where(step.isfinite().all(-1, keepdim=True), step, torch.inf)
     parts = [(step[:, i], w[:, i]) for i in (slice(n), slice(n, None))]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.programs.cones import Cones
 from torchimplicit.programs.faces import vanishing
 from torchimplicit.programs.matrix import Matrix
@@ -89,6 +90,29 @@ class ConePrograms:
         of_s, of_y = self.units(z, y)
         faces = [face.flatten(-2) for face in self.in_cones(vanishing, s / of_s, y / of_y)]
         return gradient, torch.cat([y[..., :0], *faces], -1)
+
+    def jacobian(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The conditions of systems (B,) as one vector (B, n + m), and their Jacobian (B, n + m, n + m), cone by cone."""
+        n, m = z.shape[-1], y.shape[-1]
+        gradient = self.curvature(z) + self.q + self.A.transposed(y)
+        (of_s, of_y), s, A = self.units(z, y), self.slack(z), self.A.dense()
+        J = z.new_zeros(len(z), n + m, n + m)
+        J[:, :n, n:] = A.mT
+        if self.P is not None:
+            P = self.P.dense()
+            J[:, :n, :n] = (P + P.mT) / 2
+        values = [gradient]
+        for block in self.cones.blocks:
+            pair = torch.cat([block.of(s / of_s), block.of(y / of_y)], -1).flatten(0, 1)
+            face = Jacobian(lambda pair, kind=block.kind: vanishing(kind, *pair.chunk(2, -1)), pair)  # type: ignore[misc]
+            values.append(face.value.reshape(len(z), -1))
+            in_s, in_y = face.to_dense().unflatten(0, (len(z), block.cones)).chunk(2, -1)
+            first, last = n + block.start, n + block.start + block.cones * block.size
+            rows = A[:, first - n : last - n].unflatten(-2, (block.cones, block.size))
+            J[:, first:last, :n] = -(in_s / of_s[..., None, None] @ rows).flatten(1, 2)
+            places = torch.arange(first, last, device=z.device).reshape(block.cones, block.size)
+            J[:, places.unsqueeze(-1), places.unsqueeze(-2)] = in_y / of_y[..., None, None]
+        return torch.cat(values, -1), J
 
 
 def _positive(size: Tensor) -> Tensor:

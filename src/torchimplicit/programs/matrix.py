@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.linear.bilinear import multiply
 from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import times
 
 
@@ -50,6 +51,10 @@ class Matrix:
         """The entries, for as many matrices as there are vectors, unless one matrix serves all."""
         return self.values if self.values.ndim == 1 else self.values.expand(*x.shape[:-1], self.values.shape[-1])
 
+    def dense(self) -> Tensor:
+        """(..., m, n)."""
+        return self.values if self.pattern is None else Sparse(self.values, self.pattern).to_dense()
+
     def largest(self) -> Tensor:
         """The largest entry of each, detached: (..., 1)."""
         size = self.values.detach().abs()
@@ -69,8 +74,6 @@ class Matrix:
 
 def dense_or_sparse(value: Any, like: Tensor) -> Matrix | None:
     """A matrix from a dense tensor, a sparse one of two dimensions, or a sparse array of SciPy; None where it is none of these."""
-    from torchimplicit.linear.sparse import Sparse
-
     if isinstance(value, Tensor) and value.layout == torch.strided:
         return Matrix(value)
     if isinstance(value, Tensor):
