@@ -136,8 +136,9 @@ class LargeState(Bound):
             if not finished(inner.converged):
                 memory.learn(entries)
         if inner is None or not finished(inner.converged):
-            inner = after(inner, self._krylov(matrix, closer, x0, task.limit, memory))
-            self._judge(memory, inner)
+            preconditioned = self._krylov(matrix, closer, x0, task.limit, memory)
+            self._judge(memory, preconditioned)  # without the steps that it was not there for
+            inner = after(inner, preconditioned)
         result = self._krylov(self.operator, task, inner.x.nan_to_num(), task.limit, memory)
         return after(inner._replace(products=0), result)
 
