@@ -74,7 +74,7 @@ def cases() -> list[object]:
     ]
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(("solver", "problem"), cases())
 def test_the_published_minimum_is_reached_or_the_failure_is_expected(solver: str, problem: LeastSquares) -> None:
     value, converged, _ = solved(problem, solver)

@@ -117,6 +117,7 @@ def test_auto_costs_little_more_than_the_best_single_method_where_newton_succeed
         assert costs["auto"] <= max(1.3 * min(costs.values()), 1 + min(costs.values())), (system.name, costs)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("system", REGULAR, ids=lambda system: system.name)
 def test_the_gradient_is_that_of_central_differences(system: System) -> None:
     weights = torch.cos(torch.arange(system.n, dtype=torch.float64))

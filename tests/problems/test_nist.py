@@ -46,7 +46,7 @@ def names(problem: Regression) -> str:
     return problem.name
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=names)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_certified_parameters_are_found_from_both_starts(method: str, problem: Regression) -> None:

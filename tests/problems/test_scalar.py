@@ -107,6 +107,7 @@ POLES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_root_beyond_poles_is_found(method: Method, dtype: torch.dtype) -> None:

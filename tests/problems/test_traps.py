@@ -46,6 +46,7 @@ def test_scalar_traps_in_one_batch() -> None:
     assert info.converged.all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("trap", SCALAR, ids=lambda trap: trap[0])
 def test_a_scalar_trap_alone_is_solved_as_in_the_batch(
     trap: tuple[str, Callable[[Tensor], Tensor], float, float],
