@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import torchimplicit as ti
+from torchimplicit.linear.jacobian import Jacobian
+from torchimplicit.linear.large import Large
+from torchimplicit.linear.masked import Masked
 
 D = torch.float64
 
@@ -127,3 +130,50 @@ def test_a_long_valley_is_followed_to_its_end() -> None:
         on_failure="raise",
     )
     torch.testing.assert_close(z, torch.ones(400, dtype=D))
+
+
+def test_second_derivatives_know_that_the_whole_jacobian_is_not_symmetric() -> None:
+    """That of the free unknowns, J_ff, is. The derivative in a stiffness on its diagonal, twice."""
+    n = 300
+    obstacle = 0.5 - 8 * (points(n) - 0.5) ** 2
+    k = torch.tensor(1e-4, dtype=D, requires_grad=True)
+    weight = torch.cos(11 * points(n))
+
+    def total(k: Tensor) -> Tensor:
+        z, _ = ti.complementarity(
+            lambda z, k: line(z) + k * z - 1e-4, torch.zeros(n, dtype=D), (k,), lower=obstacle, rtol=1e-11
+        )
+        return (z * weight).sum()
+
+    (first,) = torch.autograd.grad(total(k), k, create_graph=True)
+    (second,) = torch.autograd.grad(first, k)
+    z, _ = ti.complementarity(
+        lambda z: line(z) + k.detach() * z - 1e-4, torch.zeros(n, dtype=D), lower=obstacle, rtol=1e-11
+    )
+    free = (z > obstacle).nonzero().flatten()
+    J = (torch.func.jacrev(line)(z) + k.detach() * torch.eye(n, dtype=D))[free][:, free]
+    dz = -torch.linalg.solve(J, z[free])
+    torch.testing.assert_close(first.detach(), (weight[free] * dz).sum(), rtol=1e-8, atol=0)
+    torch.testing.assert_close(second, (weight[free] * -2 * torch.linalg.solve(J, dz)).sum(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_what_is_learnt_of_the_free_unknowns_is_not_believed_of_all(adjoint: bool) -> None:
+    """A matrix whose free part is symmetric, and which is not."""
+    n = 120
+    held = torch.arange(n).remainder(3).eq(0).unsqueeze(0)
+
+    def g(z: Tensor) -> Tensor:
+        return torch.where(
+            held, 0.3 * z, 1.5 * z.roll(1, -1) * held.roll(1, -1) + 4 * z + z.roll(1, -1) + z.roll(-1, -1)
+        )
+
+    J = Jacobian(g, torch.zeros(1, n, dtype=D), memory=ti.linear.Memory())
+    A = J.to_dense()[0]
+    assert not torch.equal(A, A.mT)
+    b = torch.cos(torch.arange(n, dtype=D)).unsqueeze(0)
+    free = Large().factorize(Masked(J, held, torch.ones(1, dtype=D))).iterate(b, rtol=1e-12)
+    assert free.converged.all()
+    found = Large().factorize(J).iterate(b, adjoint, rtol=1e-12)
+    assert found.converged.all()
+    torch.testing.assert_close(found.x[0], torch.linalg.solve(A.mT if adjoint else A, b[0]), rtol=1e-9, atol=1e-11)

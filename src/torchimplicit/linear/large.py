@@ -14,6 +14,7 @@ from torchimplicit.linear.cg import CG
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.jacobian import Jacobian, memory_of
+from torchimplicit.linear.masked import Masked
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, after
@@ -106,6 +107,7 @@ class LargeState(Bound):
                 return result
             memory.slow = True
             x0 = result.x.nan_to_num()
+        self._sign()  # which entries are checked by
         way = self._by_factors if memory.cheap else self._by_entries
         return after(result, way(memory, jacobian, task, x0))
 
@@ -182,8 +184,9 @@ class LargeState(Bound):
         operator, memory = self.operator, self.memory
         if memory is None or values_hidden():
             return int(operator.positive_definite)
-        if memory.sign is None:
-            memory.sign = probed(operator)
+        masked = isinstance(operator, Masked)
+        if memory.sign is None or memory.masked != masked:
+            memory.sign, memory.masked = probed(operator), masked
         return memory.sign
 
 

@@ -84,6 +84,7 @@ class Memory:
         self.slow = False  # products alone have not been enough
         self.refused = 0  # solutions in turn that were of no use, for the matrix was indefinite, say
         self.sign: int | None = None  # of definite matrices 1 or −1, of others 0; None: not known
+        self.masked = False  # whether that is the sign of those of free unknowns, of which the whole ones need not even be symmetric
 
     def fork(self) -> Memory:
         """The same inverse, and the same pattern and counts for both. What one learns of inverses from now on the other does not know:
