@@ -358,3 +358,25 @@ def test_the_settings_and_the_step_limit_reach_the_solver() -> None:
     tight = ti.cone_program(P, q, A, b, cones)
     assert loose.info.steps < tight.info.steps
     torch.testing.assert_close(loose.value, tight.value, rtol=1e-9, atol=1e-9)
+
+
+def test_moreau_finds_the_same_and_reports_the_same() -> None:
+    pytest.importorskip("moreau", reason="the extra moreau is not installed")
+    moreau = ti.interop.Moreau()
+    (P, q, A, b, z, _), cones = all_kinds()
+    (found, info), clarabel = ti.cone_program(P, q, A, b, cones, solver=moreau), ti.cone_program(P, q, A, b, cones)
+    assert info.converged
+    torch.testing.assert_close(found, z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(info.dual, clarabel.info.dual, rtol=1e-9, atol=1e-9)
+    sparse = ti.cone_program(P.to_sparse(), q, A.to_sparse(), b, cones, solver=moreau).value
+    torch.testing.assert_close(sparse, z, rtol=1e-9, atol=1e-9)
+    rows = torch.cat([tensor([1, 0, 0]), -torch.eye(3, dtype=D)])
+    right = tensor([2, 0, 0, 0], [-1, 0, 0, 0])
+    with pytest.warns(ConvergenceWarning, match="primal_infeasible"):
+        found, info = ti.cone_program(
+            None, tensor(1, 3, 4), rows, right, Cones(zero=1, second_order=[3]), solver=moreau
+        )
+    assert info.status_names == ["converged", "primal_infeasible"]
+    torch.testing.assert_close(found[0], tensor(2, -1.2, -1.6))
+    with pytest.raises(TypeError, match="Moreau has no setting 'tolerance'"):
+        ti.interop.Moreau(tolerance=1)

@@ -8,19 +8,10 @@ from typing import Any
 import torch
 
 from torchimplicit.programs.conic import ConePrograms
-from torchimplicit.programs.outside import ConeAnswers
+from torchimplicit.programs.outside import ENDED, ConeAnswers
 from torchimplicit.status import Status
 
 MISSING = "cone programs need Clarabel: pip install 'torchimplicit[cone]'."
-ENDED = {
-    "Solved": Status.CONVERGED,
-    "AlmostSolved": Status.CONVERGED,
-    "PrimalInfeasible": Status.PRIMAL_INFEASIBLE,
-    "AlmostPrimalInfeasible": Status.PRIMAL_INFEASIBLE,
-    "DualInfeasible": Status.DUAL_INFEASIBLE,
-    "AlmostDualInfeasible": Status.DUAL_INFEASIBLE,
-    "MaxIterations": Status.MAX_STEPS,
-}
 
 
 class Clarabel:

@@ -30,6 +30,17 @@ class Outside(Protocol):
         ...
 
 
+ENDED = {
+    "Solved": Status.CONVERGED,
+    "AlmostSolved": Status.CONVERGED,
+    "PrimalInfeasible": Status.PRIMAL_INFEASIBLE,
+    "AlmostPrimalInfeasible": Status.PRIMAL_INFEASIBLE,
+    "DualInfeasible": Status.DUAL_INFEASIBLE,
+    "AlmostDualInfeasible": Status.DUAL_INFEASIBLE,
+    "MaxIterations": Status.MAX_STEPS,
+}  # what Clarabel, and those that are made after it, call the ends of a search
+
+
 class ConeAnswers(NamedTuple):
     """Of B cone programs: z (B, n) and multipliers y (B, m), how each search ended, (B,), and after how many steps.
 
