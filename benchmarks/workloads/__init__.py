@@ -4,6 +4,7 @@ from benchmarks.workload import Group, Workload
 from benchmarks.workloads import (
     adjoints,
     cell,
+    cone_programs,
     fits,
     graph_equilibrium,
     hypergradient,
@@ -36,6 +37,7 @@ WORKLOADS: dict[str, Workload] = {
         fits.workload,
         quadratic_programs.fifty,
         quadratic_programs.ten,
+        cone_programs.workload,
         hypergradient.workload,
         linear_systems.tridiagonal,
         linear_systems.poisson64,
