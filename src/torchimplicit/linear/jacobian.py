@@ -134,3 +134,30 @@ class Jacobian(LinearOperator):
     def _pull(self, y: Tensor) -> Tensor:
         (x,) = self._linearisation.pull(y)
         return torch.zeros_like(self.z) if x is None else x
+
+
+class Damped(Jacobian):
+    """J + c I for numbers c, (*batch_shape): the Jacobian of g(z) + c z, from the same evaluation of g. What is known of matrices like
+    J is taken for known of it."""
+
+    def __init__(self, jacobian: Jacobian, c: Tensor) -> None:
+        self.of, self.c = jacobian, c.unsqueeze(-1)
+        super().__init__(
+            lambda z: jacobian.g(z) + self.c * z,
+            jacobian.z,
+            symmetric=jacobian.symmetric,
+            value=jacobian.value,
+            memory=jacobian.memory,
+        )
+
+    def count(self, products: int) -> None:
+        self.of.count(products)
+
+    def sweep(self, vectors: Tensor, adjoint: bool) -> Tensor:
+        return self.of.sweep(vectors, adjoint) + self.c * vectors
+
+    def _push(self, x: Tensor) -> Tensor:
+        return self.of._push(x) + self.c * x
+
+    def _pull(self, y: Tensor) -> Tensor:
+        return self.of._pull(y) + self.c * y

@@ -21,7 +21,7 @@ from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, aft
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
 
-PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a band
+PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a narrow band
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class LargeState(Bound):
         sparse = memory.pattern(jacobian) is not None
         if not sparse:
             return self._krylov(self.operator, task, x0, limit)
-        if not (memory.serves(b) or memory.slow or memory.banded):
+        if not (memory.serves(b) or memory.slow or memory.banded or memory.chain):
             result = self._krylov(self.operator, task, x0, min(self.solver.trial, limit))
             if finished(result.converged):
                 return result
@@ -114,9 +114,10 @@ class LargeState(Bound):
     def _by_factors(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         old: LinearResult | None = None
         if memory.serves(task.b):
-            old = self._krylov(self.operator, task, x0, min(self.solver.patience, task.limit), memory)
+            patience = self._patience(memory) if memory.chain else self.solver.patience
+            old = self._krylov(self.operator, task, x0, min(patience, task.limit), memory)
             self._judge(memory, old)
-            if finished(old.converged) or task.limit <= self.solver.patience:
+            if finished(old.converged) or task.limit <= patience:
                 return old
             x0 = old.x.nan_to_num()
         memory.learn(memory.entries(jacobian))
@@ -146,8 +147,13 @@ class LargeState(Bound):
 
     def _judge(self, memory: Memory, result: LinearResult) -> None:
         """Whether the inverse is worth keeping."""
-        patience = PATIENCE_WITH_BAND if memory.banded else self.solver.patience
-        memory.stale = bool((result.steps > patience).any()) or not finished(result.converged)
+        memory.stale = bool((result.steps > self._patience(memory)).any()) or not finished(result.converged)
+
+    def _patience(self, memory: Memory) -> int:
+        """Steps with an inverse of an earlier matrix that cost as much as to make another."""
+        if memory.chain:
+            return min(2 * memory.colours, self.solver.patience)
+        return PATIENCE_WITH_BAND if memory.banded else self.solver.patience
 
     def _krylov(
         self, operator: LinearOperator, task: _Task, x0: Tensor | None, limit: int, memory: Memory | None = None

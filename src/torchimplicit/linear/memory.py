@@ -193,6 +193,16 @@ class Memory:
         return self._shared.assembly is not None and sum(self._shared.assembly.pattern.bandwidths) < NARROW
 
     @property
+    def chain(self) -> bool:
+        """Whether they are in the blocks of a sequence along it, which are no narrow band."""
+        return self._shared.assembly is not None and not self.banded and self._shared.assembly.pattern.chain > 0
+
+    @property
+    def colours(self) -> int:
+        """How many products it takes to assemble one of these matrices; 0 where no pattern is known."""
+        return 0 if self._shared.assembly is None else self._shared.assembly.colours
+
+    @property
     def cheap(self) -> bool:
         """Whether factors of these matrices cost little: they have a narrow band, or are those of a mesh in the plane."""
         return self._shared.assembly is not None and (self.banded or self._shared.assembly.pattern.width <= WIDE)
@@ -224,7 +234,7 @@ class Memory:
 
     def _inverse_of(self, matrix: Sparse) -> Inverse | None:
         """None where there is none that pays."""
-        if self.banded:
+        if self.banded or self.chain:
             return matrix.direct()
         if self.cheap:
             return best_factors(matrix.values, matrix.pattern)

@@ -11,6 +11,9 @@ from torch import Tensor
 from torchimplicit.compressed import turned
 from torchimplicit.private.autograd import storage, version
 
+SHORTEST = 8  # blocks of what is called a chain
+FULL = 4  # times as many places as entries, which the blocks of a chain may have
+
 
 class Pattern:
     """The places (rows[e], columns[e]) of the entries of (m, n) matrices, ordered by rows.
@@ -38,6 +41,21 @@ class Pattern:
             return 0, 0
         below, above = (self.rows - self.columns).aminmax()
         return max(int(above), 0), max(-int(below), 0)
+
+    @cached_property
+    def chain(self) -> int:
+        """The size of the blocks in which the matrix is block tridiagonal, and for its most part full: that of the Jacobian of a
+        sequence, in which an element depends on those beside it. 0: it is none."""
+        n, reach = self.n, max(self.bandwidths)
+        if self.m != n:
+            return 0
+        for p in range((reach + 2) // 2, min(reach, n // SHORTEST) + 1):
+            room = (3 if min(self.bandwidths) >= p else 2) * n * p
+            if len(self.rows) * FULL < room:  # of larger blocks there is less
+                return 0
+            if n % p == 0 and bool(((self.rows // p - self.columns // p).abs() <= 1).all()):
+                return p
+        return 0
 
     @cached_property
     def order(self) -> Tensor:

@@ -11,6 +11,7 @@ from torchimplicit.autograd.transforms import tracing
 from torchimplicit.linear.bands import Banded
 from torchimplicit.linear.best_factors import best_factors
 from torchimplicit.linear.bilinear import multiply
+from torchimplicit.linear.block_tridiagonal import BlockTridiagonal
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.pattern import Pattern
@@ -30,8 +31,9 @@ class Sparse(LinearOperator):
     The gradient of a product reaches the stored entries alone, never a dense (m, n) matrix. The transposed places are found
     once, so that Aᴴ y takes as long as A x.
 
-    Square systems are solved within their band where that is narrow, else by SuperLU (SciPy; on the CPU), or CHOLMOD if they are
-    definite and kvxopt is installed, where the factors are known to stay small (:func:`torchimplicit.linear.superlu.factors_pay`).
+    Square systems are solved within their band where that is narrow, as a :class:`torchimplicit.linear.BlockTridiagonal` where the
+    pattern is that of a sequence, else by SuperLU (SciPy; on the CPU), or CHOLMOD if they are definite and kvxopt is installed, where
+    the factors are known to stay small (:func:`torchimplicit.linear.superlu.factors_pay`).
 
     Raises:
         ValueError: another layout, more than two dimensions, or an integer dtype.
@@ -90,6 +92,8 @@ class Sparse(LinearOperator):
             return None
         if sum(self.pattern.bandwidths) < min(NARROW, self.shape[-1] / 2):
             return self._banded().direct()
+        if self.pattern.chain:
+            return self._chain().direct()
         return best_factors(self.values, self.pattern) if usable(self.values, self.pattern) else None
 
     def _banded(self) -> Banded:
@@ -99,6 +103,20 @@ class Sparse(LinearOperator):
         zeros = torch.zeros((*self.batch_shape, (lower + upper + 1) * n), dtype=self.dtype, device=self.device)
         bands = zeros.index_add(-1, place, self.values).unflatten(-1, (-1, n))
         return Banded(bands, lower, upper)
+
+    def _chain(self) -> BlockTridiagonal:
+        """As blocks, those on the other side left out where all of them are on one."""
+        p = self.pattern.chain
+        row, column = self.rows // p, self.columns // p
+        N = self.shape[-1] // p
+        place = (self.rows % p) * p + self.columns % p + torch.minimum(row, column) * p * p
+        blocks = []
+        for side in (-1, 0, 1):
+            here = column - row == side
+            zeros = torch.zeros((*self.batch_shape, (N - abs(side)) * p * p), dtype=self.dtype, device=self.device)
+            filled = zeros.index_add(-1, place[here], self.values[..., here])
+            blocks.append(filled.unflatten(-1, (N - abs(side), p, p)))
+        return BlockTridiagonal(*blocks)
 
 
 def _read(A: Any) -> tuple[Tensor, Pattern]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchimplicit.condition import Kind
 from torchimplicit.layout import Layout
+from torchimplicit.linear.large import Large
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian
 from torchimplicit.solvers.backtracking import Backtracking
@@ -34,11 +35,11 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     solves what is not far from z − f(z). The systems of a root that are not solved are tried again (:class:`Polyalgorithm`): an
     equation in one unknown between two points where g has different signs (:class:`Chandrupatla`), if such are found; dense
     systems by the dogleg, then along the flow dz/dt = −g and its reverse (pseudo-transient continuation); matrix-free with a
-    line search. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill and past saddle
-    points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by Newton-CG; within
-    bounds (``bounded``) by projected Newton steps, under constraints (``constrained``) by the augmented Lagrangian. Without anything to
-    minimise bounds are part of the equations; from n = 64 an interior point method is tried first, and last for large minima within
-    bounds. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size.
+    line search, then along the flow. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill
+    and past saddle points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by
+    Newton-CG; within bounds (``bounded``) by projected Newton steps, under constraints (``constrained``) by the augmented Lagrangian.
+    Without anything to minimise bounds are part of the equations; from n = 64 an interior point method is tried first, and last for
+    large minima within bounds. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size.
     A failure of all is reported like any other.
     """
     batch, n = layout.batch, layout.size
@@ -67,7 +68,9 @@ NUMBERS = Polyalgorithm((Newton(), Chandrupatla(), Dogleg()))
 FITS = Polyalgorithm((LevenbergMarquardt(), TrustNewton()))
 SMALL = Polyalgorithm(_ROBUST)
 MIDDLING = Polyalgorithm((Broyden(patience=5), *_ROBUST))
-LARGE = Polyalgorithm((NewtonKrylov(), NewtonKrylov(line_search=Backtracking())))
+LARGE = Polyalgorithm(
+    (NewtonKrylov(), NewtonKrylov(line_search=Backtracking()), PseudoTransient(linear_solver=Large()))
+)
 LARGE_BOUNDED = Polyalgorithm((ProjectedNewton(max_inner=200), InteriorPoint(max_inner=200)))
 COMPLEMENTARY = Polyalgorithm((InteriorPoint(), *_ROBUST))
 LARGE_COMPLEMENTARY = Polyalgorithm((InteriorPoint(max_inner=200), *LARGE.stages))

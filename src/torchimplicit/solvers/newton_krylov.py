@@ -40,6 +40,14 @@ class NewtonKrylovMemory(NamedTuple):
     gain: Tensor | None
 
 
+def check_iterative(linear_solver: LinearSolver, name: str, hint: str = "") -> None:
+    """Raise TypeError unless the linear solver is one that goes by products."""
+    if not is_linear_solver(linear_solver) or hasattr(linear_solver, "from_tensors"):
+        raise TypeError(
+            f"{name} needs an iterative solver object of torchimplicit.linear, such as GMRES(); got {linear_solver!r}.{hint}"
+        )
+
+
 @dataclass(frozen=True)
 class NewtonKrylov(Method):
     """Inexact Newton: J(z) s = −g(z) is solved to a relative residual η that falls as the steps converge.
@@ -64,12 +72,7 @@ class NewtonKrylov(Method):
             object.__setattr__(self, "linear_solver", Large())
         check_count("NewtonKrylov: max_inner", self.max_inner)
         check_positive("NewtonKrylov: loosest", self.loosest)
-        solver = self.linear_solver
-        if not is_linear_solver(solver) or hasattr(solver, "from_tensors"):
-            raise TypeError(
-                f"NewtonKrylov needs an iterative solver object of torchimplicit.linear, such as GMRES(); got {solver!r}. "
-                f"For a direct one use Newton."
-            )
+        check_iterative(self.linear_solver, "NewtonKrylov", " For a direct one use Newton.")
 
     def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, NewtonKrylovState]:
         jacobian = equations.jacobian(z)
