@@ -89,13 +89,13 @@ torch.testing.assert_close(along, difference, rtol=1e-3, atol=1e-5)
 # Meta-training
 # -------------
 
-test_tasks = draw(30)
+test_tasks = draw(20)
 with torch.no_grad():
     before = outer_loss(test_tasks).item()
     untrained = {name: weight.clone() for name, weight in prior.items()}
 optimizer = torch.optim.Adam(prior.values(), lr=0.05)
 losses = []
-for _ in range(40):
+for _ in range(32):
     optimizer.zero_grad()
     loss = outer_loss(draw(8))
     loss.backward()
@@ -104,7 +104,7 @@ for _ in range(40):
 with torch.no_grad():
     after = outer_loss(test_tasks).item()
 print(
-    f"error on thirty new tasks after adaptation: {before:.3f} with the random prior, {after:.3f} with the learned one"
+    f"error on twenty new tasks after adaptation: {before:.3f} with the random prior, {after:.3f} with the learned one"
 )
 assert after < before / 2
 

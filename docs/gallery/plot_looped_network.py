@@ -88,7 +88,7 @@ def cosines(weights):
 # The same start, the same batches, the same optimiser.
 
 
-def train_with(adjoint, epochs=8):
+def train_with(adjoint, epochs=5):
     torch.manual_seed(0)
     model = Looped(adjoint)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1)

@@ -55,7 +55,7 @@ def test_auto_is_what_its_documentation_says() -> None:
         "PseudoTransient",
         "PseudoTransient",
     ]
-    assert [type(stage).__name__ for stage in stages(1, 257)] == ["NewtonKrylov", "NewtonKrylov"]
+    assert [type(stage).__name__ for stage in stages(1, 257)] == ["NewtonKrylov", "NewtonKrylov", "PseudoTransient"]
     assert stages(2**26 // 128**2 + 1, 128) == stages(1, 257)
     assert isinstance(choose(kind(minimised=True), sized(1, 256)), ti.solvers.TrustNewton)
     assert isinstance(choose(kind(minimised=True), sized(1, 257)), ti.solvers.NewtonCG)
