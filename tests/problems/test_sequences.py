@@ -85,17 +85,17 @@ def test_float32() -> None:
 
 
 def test_implicit_steps() -> None:
-    """Van der Pol's oscillator, driven, by implicit Euler's rule: each step of the loop is a root of its own."""
-    dt = 0.05
+    """A damped pendulum, driven, by implicit Euler's rule: each step of the loop is a root of its own."""
+    dt = 0.1
 
     def field(z: Tensor, x: Tensor) -> Tensor:
         a, b = z.unbind(-1)
-        return torch.stack([b, 2 * (1 - a**2) * b - a + x[..., 0]], -1)
+        return torch.stack([b, x[..., 0] - a.sin() - b], -1)
 
-    first, x = torch.tensor([1.0, 0.0], dtype=D), torch.randn(150, 1, dtype=D, requires_grad=True)
+    first, x = torch.tensor([1.0, 0.0], dtype=D), torch.randn(60, 1, dtype=D, requires_grad=True)
     z, info = ti.root(
         lambda z, x: z - before(z, first) - dt * field(z, x),
-        first.expand(150, 2).clone(),
+        first.expand(60, 2).clone(),
         (x,),
         rtol=1e-12,
         sparsity="detect",
@@ -110,7 +110,7 @@ def test_implicit_steps() -> None:
     (gradient,) = torch.autograd.grad((weights * z).sum(), x)
     (wanted,) = torch.autograd.grad((weights * expected).sum(), x)
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-9)
-    assert info.steps < 150 / 5
+    assert info.steps < 10
 
 
 def test_a_recurrence_on_which_newton_overflows() -> None:
