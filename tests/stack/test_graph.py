@@ -86,7 +86,7 @@ MATRIX = {
     bounded: (None,),
     bounded_fit: (None,),
     minima: (None,),
-    fit: (None, "gauss_newton", "levenberg_marquardt"),
+    fit: (None, "gauss_newton", "levenberg_marquardt", "trust_newton", "dogleg"),
 }
 FAST = {(root, None)}  # of fixed points the test after next is one
 CASES = [

@@ -60,9 +60,11 @@ def graph_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 def merge_equal(graph: Any) -> None:
-    """Operations that are the same become one, but for copies, which are there so that two tensors are not the same memory."""
+    """Operations that are the same become one, but for copies, which are there so that two tensors are not the same memory; nor are
+    those that a loop in the graph is given, and nothing is done where there is one, or where a tensor is written to."""
     operations = [node for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-    if any(node.target._schema.is_mutable for node in operations):
+    loops = [node for node in graph.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    if loops or any(node.target._schema.is_mutable for node in operations):
         return
     seen: dict[Any, Any] = {}
     for node in operations:
