@@ -30,7 +30,8 @@ class Measurement:
     missing: str | None = None
     value_seconds: list[float] = field(default_factory=list)
     gradient_seconds: list[float] = field(default_factory=list)
-    first: float = float("nan")
+    first: float | None = None
+    second: float | None = None  # of a process that finds what the first has compiled
     value_error: float = float("nan")
     gradient_error: float | None = None
     cosine: float | None = None
@@ -50,10 +51,16 @@ class Measurement:
 class Worker:
     """A competitor's process. Between two requests it waits for its input and takes no processor time."""
 
-    def __init__(self, workload: Workload, competitor: Competitor, reference: Path, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        workload: Workload,
+        competitor: Competitor,
+        reference: Path,
+        compiled: Path,
+        environment: Mapping[str, str],
+    ):
         command = [sys.executable, "-m", "benchmarks.worker", workload.name, competitor.name, str(reference)]
         self.log = tempfile.TemporaryFile("w+")
-        self.compiled = tempfile.TemporaryDirectory()  # of its own, so that the first call finds nothing compiled
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -61,7 +68,7 @@ class Worker:
             stderr=self.log,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": self.compiled.name, **environment},
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(compiled), **environment},
         )
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -96,7 +103,6 @@ class Worker:
             self.process.wait()
         self.process.stdout.close()
         self.log.close()
-        self.compiled.cleanup()
 
 
 def measure(
@@ -110,10 +116,15 @@ def measure(
         reference = workload.reference(workload.inputs())
         path.write_bytes(pickle.dumps(reference))
         measurements = [Measurement(competitor) for competitor in workload.competitors.values()]
+        # A directory each for what is compiled, so that nobody's first call finds anything.
+        compiled = [Path(directory) / f"compiled{i}" for i in range(len(measurements))]
         active: list[tuple[Measurement, Worker]] = []
         try:
             if not workload.memory_only:
-                active = [(each, Worker(workload, each.competitor, path, {})) for each in measurements]
+                active = [
+                    (each, Worker(workload, each.competitor, path, place, {}))
+                    for each, place in zip(measurements, compiled, strict=True)
+                ]
             for _, worker in active:  # all at the same time, before anything is measured
                 worker.tell("load")
             for _, worker in active:
@@ -121,7 +132,7 @@ def measure(
             for i, measurement in enumerate(measurements):
                 report(f"{workload.name}: {measurement.competitor.name}")
                 if not measurement.competitor.forward_only and (workload.memory_only or not quick):
-                    _memory(measurement, workload, path)
+                    _memory(measurement, workload, path, compiled[i])
                 if measurement.missing is None and active:
                     worker = active[i][1]
                     _prepare(measurement, worker)
@@ -144,7 +155,10 @@ def _prepare(measurement: Measurement, worker: Worker) -> None:
     answer = worker.ask("prepare")
     measurement.missing = _missing(answer)
     if measurement.missing is None:
-        measurement.first = answer["first"]
+        if measurement.first is None:
+            measurement.first = answer["first"]
+        else:
+            measurement.second = answer["first"]
         measurement.value_error = answer["value_error"]
         measurement.gradient_error = answer["gradient_error"]
         measurement.cosine = answer["cosine"]
@@ -163,8 +177,8 @@ def _repeat(measurement: Measurement, worker: Worker, quick: bool) -> None:
         seconds.append(answer["seconds"])
 
 
-def _memory(measurement: Measurement, workload: Workload, path: Path) -> None:
-    worker = Worker(workload, measurement.competitor, path, ENVIRONMENT)
+def _memory(measurement: Measurement, workload: Workload, path: Path, compiled: Path) -> None:
+    worker = Worker(workload, measurement.competitor, path, compiled, ENVIRONMENT)
     try:
         _prepare(measurement, worker)
         if measurement.missing is None:

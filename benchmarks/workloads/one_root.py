@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compiled import NOTE, in_graph
+from benchmarks.compiled import IN_CPP, NOTE, in_graph
 from benchmarks.workload import Workload
 from benchmarks.workloads.tanh_roots import TOLERANCE, analytic_jacobian, g_jax, newton_by_hand, reference
 
 
-def _torchimplicit(p: dict[str, Any], captures: bool, compile: bool) -> Callable[[], Any]:
+def _torchimplicit(p: dict[str, Any], captures: bool, compile: bool, **inductor: bool) -> Callable[[], Any]:
     import torch
 
     import torchimplicit as ti
@@ -25,7 +25,7 @@ def _torchimplicit(p: dict[str, Any], captures: bool, compile: bool) -> Callable
     options: dict[str, Any] = {"rtol": 0.0, "atol": TOLERANCE}
     if captures:
         return in_graph(lambda: ti.root(lambda z: z - torch.tanh(W @ z + b), z0, **options).value, compile)
-    return in_graph(lambda: ti.root(g, z0, (W, b), **options).value, compile)
+    return in_graph(lambda: ti.root(g, z0, (W, b), **options).value, compile, **inductor)
 
 
 def make(unknowns: int) -> Workload:
@@ -57,6 +57,10 @@ arithmetic takes no time; this is what a call costs.
     @workload.torch("torchimplicit, compiled", note=f"W and b in `args`, {NOTE}")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
         return _torchimplicit(p, captures=False, compile=True)
+
+    @workload.torch("torchimplicit, compiled in C++", note=IN_CPP)
+    def _(p: dict[str, Any]) -> Callable[[], Any]:
+        return _torchimplicit(p, captures=False, compile=True, cpp_wrapper=True)
 
     @workload.torch("torchimplicit, compiled, captures", note=f"W and b captured by a lambda, {NOTE}")
     def _(p: dict[str, Any]) -> Callable[[], Any]:
