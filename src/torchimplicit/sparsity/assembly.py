@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ PUSH_COST = 2  # of a Jacobian-vector product, in vector-Jacobian products: it i
 STENCIL = 64  # entries of a row of what may be a stencil
 MORE = 6  # colours more than the least number with which it is still well coloured
 FEW = 16  # colours for each of which a pass costs less than sorting
+APART = 64  # rows or columns at most that have products of their own
 AT_ONCE = 2**16  # entries of vectors up to which all products are taken in one batched sweep
 
 
@@ -27,41 +28,70 @@ class Products(Protocol):
     def sweep(self, vectors: Tensor, adjoint: bool) -> Tensor: ...
 
 
+class Plan(NamedTuple):
+    """Which products give the entries.
+
+    by_rows : whether those of the transpose, each with rows that have no column in common; else of the matrix, with columns that
+        have no row in common.
+    seeds : the colour of each row, or column; one product for all of one colour.
+    apart : columns, or rows, so full that they would part all others: each has one product of the other kind, which gives all of it.
+    """
+
+    by_rows: bool
+    seeds: Tensor
+    apart: Tensor
+
+
 class Assembly:
     """A pattern with colours: rows of one colour have no column in common, so that one product with the transpose gives all of them;
-    or columns, with no row in common.
+    or columns, with no row in common. Of a few full columns, or rows, that stand in the way each is found by itself.
 
-    Source: Curtis, Powell and Reid, On the estimation of sparse Jacobian matrices, J. Inst. Maths Applics 13 (1974).
+    Source: Curtis, Powell and Reid, On the estimation of sparse Jacobian matrices, J. Inst. Maths Applics 13 (1974); Coleman and
+    Verma, The efficient computation of sparse Jacobian matrices using automatic differentiation, SIAM J. Sci. Comput. 19 (1998), for
+    the two kinds of products together.
     """
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
 
     @cached_property
-    def _coloured(self) -> tuple[bool, Tensor]:
-        """Whether rows are coloured, and the colours. Rows, unless a column that is too full makes columns cheaper."""
+    def plan(self) -> Plan:
+        """That with the lowest cost. A line with k entries takes k colours at least."""
         pattern = self.pattern
-        of_columns = int(pattern.starts.diff().amax()) if pattern.m else 0  # at least so many colours
-        of_rows = int(torch.bincount(pattern.columns, minlength=1).amax())
-        by_rows = of_rows <= PUSH_COST * of_columns
-        return by_rows, colour(pattern, by_rows)
-
-    @property
-    def by_rows(self) -> bool:
-        return self._coloured[0]
+        in_columns, in_rows = torch.bincount(pattern.columns, minlength=pattern.n), pattern.starts.diff()
+        cost_by_rows, columns = _fullest(in_columns, 1, PUSH_COST)
+        cost_by_columns, rows = _fullest(in_rows, PUSH_COST, 1)
+        by_rows = cost_by_rows <= cost_by_columns
+        apart = columns if by_rows else rows
+        if not len(apart):
+            return Plan(by_rows, colour(pattern, by_rows), apart)
+        rest = ~torch.isin(pattern.columns if by_rows else pattern.rows, apart)
+        left = Pattern(pattern.rows[rest], pattern.columns[rest], pattern.m, pattern.n)
+        return Plan(by_rows, colour(left, by_rows), apart)
 
     @cached_property
     def colours(self) -> int:
         """How many products the entries take."""
-        seeds = self._coloured[1]
+        return self._shared + len(self.plan.apart)
+
+    @cached_property
+    def _shared(self) -> int:
+        """How many of them are not those of a single line."""
+        seeds = self.plan.seeds
         return int(seeds.amax()) + 1 if len(seeds) else 0
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
         """Where each entry is found: the product, and the place in it."""
-        by_rows, seeds = self._coloured
+        by_rows, seeds, apart = self.plan
         rows, columns = self.pattern.rows, self.pattern.columns
-        return (seeds[rows], columns) if by_rows else (seeds[columns], rows)
+        which, place, crossing = (seeds[rows], columns, rows) if by_rows else (seeds[columns], rows, columns)
+        if not len(apart):
+            return which, place
+        number = place.new_full((max(self.pattern.m, self.pattern.n),), -1)
+        number[apart] = torch.arange(self._shared, self.colours, device=apart.device)
+        alone = number[place]
+        return torch.where(alone < 0, which, alone), torch.where(alone < 0, place, crossing)
 
     @cached_property
     def _by_colour(self) -> list[tuple[Tensor, Tensor]]:
@@ -76,17 +106,36 @@ class Assembly:
     def values(self, jacobian: Products, like: Tensor) -> Tensor:
         """The entries (B, k) of the Jacobians of B systems, row by row; ``like`` (B, n) tells dtype and device."""
         batch, device = like.shape[0], like.device
-        seeds = self._coloured[1].to(device)
+        by_rows, seeds, apart = self.plan.by_rows, self.plan.seeds.to(device), self.plan.apart.to(device)
         if like.numel() * self.colours <= AT_ONCE:
             which, place = (part.to(device) for part in self._places)
-            vectors = (seeds == torch.arange(self.colours, device=device).unsqueeze(-1)).to(like.dtype)
-            return jacobian.sweep(vectors.unsqueeze(1).expand(-1, batch, -1), self.by_rows)[which, :, place].mT
-        product = jacobian.rmatvec if self.by_rows else jacobian.matvec
+            vectors = (seeds == torch.arange(self._shared, device=device).unsqueeze(-1)).to(like.dtype)
+            swept = jacobian.sweep(vectors.unsqueeze(1).expand(-1, batch, -1), by_rows)
+            if len(apart):
+                units = (torch.arange(like.shape[-1], device=device) == apart.unsqueeze(-1)).to(like.dtype)
+                swept = torch.cat([swept, jacobian.sweep(units.unsqueeze(1).expand(-1, batch, -1), not by_rows)])
+            return swept[which, :, place].mT
+        shared, alone = (jacobian.rmatvec, jacobian.matvec) if by_rows else (jacobian.matvec, jacobian.rmatvec)
         found = like.new_empty(batch, len(self.pattern.rows))
-        for colour, (entries, place) in enumerate(self._by_colour):
-            vector = (seeds == colour).to(like.dtype).expand(batch, -1)
-            found[:, entries.to(device)] = product(vector)[:, place.to(device)]
+        for number, (entries, place) in enumerate(self._by_colour):
+            if number < self._shared:
+                product = shared((seeds == number).to(like.dtype).expand(batch, -1))
+            else:
+                unit = torch.zeros_like(like)
+                unit[:, apart[number - self._shared]] = 1
+                product = alone(unit)
+            found[:, entries.to(device)] = product[:, place.to(device)]
         return found
+
+
+def _fullest(entries: Tensor, cost: int, cost_alone: int) -> tuple[int, Tensor]:
+    """The lines, with so many ``entries`` each, that are better found alone; and the least that all lines cost then."""
+    most = entries.topk(min(APART + 1, len(entries)))
+    if not len(most.values):
+        return 0, most.indices
+    total = cost * most.values + cost_alone * torch.arange(len(most.values), device=entries.device)
+    k = int(total.argmin())
+    return int(total[k]), most.indices[:k]
 
 
 def colour(pattern: Pattern, by_rows: bool) -> Tensor:
