@@ -24,7 +24,7 @@ def test_only_singular_systems_of_a_batch_have_a_shortest_solution_and_it_is_the
     A = drawn(3, 4, 4)
     A[1, 3] = A[1, 0] - 2 * A[1, 1] / 3
     b = (A @ drawn(3, 4, 1)).squeeze(-1)
-    found = invert(LU(), A, b, lambda: A)
+    found = invert(LU(), A, b, torch.zeros_like(b), lambda: A)
     assert found.rows is not None
     assert found.rows.tolist() == [False, True, False]
     x = found.solve(LU(), b)
@@ -35,7 +35,7 @@ def test_only_singular_systems_of_a_batch_have_a_shortest_solution_and_it_is_the
 
 def test_a_regular_matrix_in_bad_units_is_left_alone() -> None:
     A = torch.logspace(-12, 12, 5, dtype=D).unsqueeze(-1) * drawn(5, 5)
-    found = invert(LU(equilibrate=False), A.unsqueeze(0), A.sum(-1).unsqueeze(0), unasked)
+    found = invert(LU(equilibrate=False), A.unsqueeze(0), A.sum(-1).unsqueeze(0), torch.zeros(1, 5, dtype=D), unasked)
     assert found.shortest is None
     assert torch.allclose(found.solve(LU(equilibrate=False), A.sum(-1).unsqueeze(0)), torch.ones(1, 5, dtype=D))
 
@@ -43,7 +43,7 @@ def test_a_regular_matrix_in_bad_units_is_left_alone() -> None:
 def test_there_is_no_step_where_the_right_hand_side_is_outside_the_range() -> None:
     A = torch.tensor([[[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [0.1, 0.3, 0.7]]], dtype=D)
     outside = torch.tensor([[1.0, -1.0, 0.0]], dtype=D)
-    assert invert(LU(), A, outside, lambda: A).solve(LU(), outside).isnan().all()
+    assert invert(LU(), A, outside, outside, lambda: A).solve(LU(), outside).isnan().all()
 
 
 def test_newton_does_not_leave_its_start_along_a_line_of_roots() -> None:

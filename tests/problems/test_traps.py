@@ -141,3 +141,27 @@ def test_the_steady_state_of_the_brusselator(N: int) -> None:
             tol=1e-12,
         )
         np.testing.assert_allclose(z[1].numpy().ravel(), peer.x, rtol=1e-6)
+
+
+def enzyme(z: Tensor, v: float) -> Tensor:
+    """It takes in at most 2, of v > 2: its equations come down to v − 2 at infinity, and are 0 at most where z < 0."""
+    s, p = z.unbind(-1)
+    rate = 2 * s / (0.5 + s)
+    return torch.stack([v - rate, rate - 0.3 * p - 0.1 * p**2], -1)
+
+
+def chain(z: Tensor, v: float) -> Tensor:
+    """With a second enzyme behind the first."""
+    s, p, q = z.unbind(-1)
+    first, second = 2 * s / (0.5 + s), 3 * p / (1 + p)
+    return torch.stack([v - first, first - second, second - q - 0.1 * q**3], -1)
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton", "chord", "newton_krylov", "broyden"])
+@pytest.mark.parametrize(("g", "n"), [(enzyme, 2), (chain, 3)])
+def test_beside_a_huge_unknown_the_others_have_not_converged(g: Callable[..., Tensor], n: int, solver: str) -> None:
+    """The rest of z is small beside one that runs off, and J is singular there: neither makes z a root."""
+    for v, start in [(2.01, 5.0), (2.1, 0.01), (2.5, 0.5), (10.0, 0.1)]:
+        z0 = torch.full((n,), start, dtype=D)
+        z, info = ti.root(g, z0, (v,), solver=solver, on_failure="ignore")
+        assert not info.converged or g(z, v).abs().max() < 1e-5

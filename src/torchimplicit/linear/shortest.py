@@ -21,8 +21,9 @@ HOPELESS = 0.9  # of b, outside the range: then the shortest step does next to n
 class ShortestInverse(NamedTuple):
     """Factors of A (B, n, n), and of the singular ones pseudo-inverses, in units in which A has entries of size one.
 
-    What b has outside the range of A counts as if its singular value were one: it moves x a little along the gauge, and
-    keeps a correction from being small where b is not.
+    What b has outside the range of A counts as if its singular value were one, or, where x is far out along the gauge, as little as
+    makes x change by the part of itself that this is of the terms of A x: it moves x along the gauge, and keeps a correction from
+    being small, beside x, where b is not, beside those terms.
 
     factors : the tensors of those of every A, for the backward, which judges A for itself.
     shortest, rows : the pseudo-inverses, (B, n, n), and which systems have them, (B,); none where no system has.
@@ -42,9 +43,11 @@ class ShortestInverse(NamedTuple):
         return torch.where(rows, x, solver.from_tensors(self.others).solve(torch.where(rows, 0, b)))
 
 
-def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tensor | None]) -> ShortestInverse:
+def invert(
+    solver: DirectSolver, A: Tensor, b: Tensor, z: Tensor, again: Callable[[], Tensor | None]
+) -> ShortestInverse:
     """Of A (B, n, n): its factors, and pseudo-inverses where it is singular to rounding. Where b (B, n) then lies outside its range
-    all but wholly, no solution is any good, and x is NaN.
+    all but wholly, no solution is any good, and x is NaN. x is a correction of z (B, n).
 
     ``again`` : asked for only where A may be singular, gives A at a point beside this one, or None. A singular value that is not the
     same there is rounding: that of the function, which may be much more than eps.
@@ -53,7 +56,9 @@ def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tenso
     if A.shape[-1] == 1 or values_hidden() or not factors.some_suspicious:
         return ShortestInverse(factors.tensors)
     with torch.no_grad():
-        inverse, rows = _pseudo_inverses(A.detach(), b.detach(), factors.suspicious.nonzero().squeeze(-1), again)
+        inverse, rows = _pseudo_inverses(
+            A.detach(), b.detach(), z.detach(), factors.suspicious.nonzero().squeeze(-1), again
+        )
         if not occurs(rows):
             return ShortestInverse(factors.tensors)
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
@@ -61,7 +66,9 @@ def invert(solver: DirectSolver, A: Tensor, b: Tensor, again: Callable[[], Tenso
     return ShortestInverse(factors.tensors, inverse, rows, others.tensors)
 
 
-def _pseudo_inverses(A: Tensor, b: Tensor, at: Tensor, again: Callable[[], Tensor | None]) -> tuple[Tensor, Tensor]:
+def _pseudo_inverses(
+    A: Tensor, b: Tensor, z: Tensor, at: Tensor, again: Callable[[], Tensor | None]
+) -> tuple[Tensor, Tensor]:
     """Pseudo-inverses (B, n, n) of those of the systems ``at`` that have one, and which these are, (B,)."""
     inverses, rows = torch.zeros_like(A), torch.zeros(len(A), dtype=torch.bool, device=A.device)
     at = at[A[at].isfinite().flatten(1).all(1) & b[at].isfinite().all(-1)]
@@ -81,6 +88,16 @@ def _pseudo_inverses(A: Tensor, b: Tensor, at: Tensor, again: Callable[[], Tenso
     parts = (U.mT @ (d * b[at]).unsqueeze(-1)).squeeze(-1)
     outside = torch.linalg.vector_norm(torch.where(null, parts, 0), dim=-1)
     hopeless = outside > HOPELESS * torch.linalg.vector_norm(parts, dim=-1)
-    inverse = c.unsqueeze(-1) * (Vh.mT @ (torch.where(null, 1, 1 / S).unsqueeze(-1) * U.mT)) * d.unsqueeze(-2)
+    far = _far(d.unsqueeze(-1) * A[at], c.unsqueeze(-1) * Vh.mT, null, z[at])
+    inverse = c.unsqueeze(-1) * (Vh.mT @ (torch.where(null, far, 1 / S).unsqueeze(-1) * U.mT)) * d.unsqueeze(-2)
     inverse = torch.where(hopeless[:, None, None], torch.nan, inverse)
     return inverses.index_copy(0, at, inverse), rows.index_copy(0, at, scaled.suspicious & null.any(-1))
+
+
+def _far(A: Tensor, V: Tensor, null: Tensor, z: Tensor) -> Tensor:
+    """How much longer z is than the terms of A z (whose rows are scaled), in units of the directions of a gauge, which are some columns
+    of V; at least 1, (B, 1). At infinity all derivatives may vanish, and nothing but constants be left, beside which z is huge."""
+    terms = (A.abs() @ z.abs().unsqueeze(-1)).squeeze(-1).amax(-1)
+    unit = torch.where(null.unsqueeze(-2), V, 0).abs().flatten(1).amax(-1)
+    far = z.abs().amax(-1) / (terms * unit)
+    return torch.where(far.isfinite(), far.clamp(min=1), 1).unsqueeze(-1)

@@ -222,7 +222,7 @@ class Course:
             if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
                 leapt = (self.unit > LEAP * unit_before) & (unit_before > 2 * tolerance.atol)
                 error, done = torch.where(leapt, torch.inf, error), done & ~leapt
-            if self.first is not None and occurs(runs := self._runs_off(z)):
+            if occurs(runs := self._runs_off(z)):
                 error, done = torch.where(runs, torch.inf, error), done & ~runs
             # As long as z, a correction that is small for atol alone has to be seen to become smaller.
             if reaches(self.unit, tolerance.of_zero(z.dtype)) and occurs(alone := longest > 0.5 * measured(z)):
@@ -253,13 +253,17 @@ class Course:
         return done & ~(idle & self.jagged(z)) if occurs(idle) else done
 
     def _runs_off(self, z: Tensor) -> Tensor:
-        """The systems (B,) of a method that goes downhill whose z is far away, where anything is small beside it, and whose gradient
-        has not come down from what it was at the start: they have not arrived."""
-        eps = torch.finfo(z.dtype).eps
-        level = eps**FALLEN * self.start
-        if self.first is None or below(self.norm / level, 1):
-            return torch.zeros_like(self.running)
-        return (self.norm > level) & (rms(z) > self.first / eps**FAR)
+        """The systems (B,) whose z is far away, where anything is small beside it, and whose residual has not come down from what it
+        was at the start: they have not arrived. Where no value is seen, those of methods that go downhill only."""
+        eps, nowhere = torch.finfo(z.dtype).eps, torch.zeros_like(self.running)
+        level, first = eps**FALLEN * self.start, self.first
+        if below(self.norm / level, 1):
+            return nowhere
+        if first is None:
+            if self.z0 is None or values_hidden():
+                return nowhere
+            first = 1 + rms(self.z0)
+        return (self.norm > level) & (rms(z) > first / eps**FAR)
 
     def _error(
         self, z: Tensor, bound: Tensor, gain: Gain | None = None, near: Tensor | None = None

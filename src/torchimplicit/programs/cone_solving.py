@@ -109,7 +109,7 @@ def _polished(programs: ConePrograms, w: Tensor, last: Tensor | None = None, ste
     left out."""
     n, about = programs.q.shape[-1], torch.finfo(w.dtype)
     r, J = programs.jacobian(w[:, :n], w[:, n:])
-    step = invert(LU(), J, r, lambda: None).solve(LU(), r)
+    step = invert(LU(), J, r, w, lambda: None).solve(LU(), r)
     step = torch.where(step.isfinite().all(-1, keepdim=True), step, torch.inf)
     parts = [(step[:, i], w[:, i]) for i in (slice(n), slice(n, None))]
     length = torch.stack([_largest(d) / (_largest(of) + about.tiny) for d, of in parts]).amax(0)

@@ -71,7 +71,7 @@ def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solve
         there = equations.attempt(equations.jacobian, beside)
         return None if there is None else there.to_dense()
 
-    return invert(linear_solver, jacobian.to_dense(), jacobian.value, again)
+    return invert(linear_solver, jacobian.to_dense(), jacobian.value, z, again)
 
 
 @dataclass(frozen=True)
