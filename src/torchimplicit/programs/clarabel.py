@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -65,9 +66,9 @@ class Clarabel:
         z, y = torch.zeros_like(programs.q), torch.zeros_like(programs.b)
         status = torch.full((len(q),), int(Status.STAGNATED), device=z.device)
         steps = torch.zeros_like(status)
-        for i in range(len(q)):
-            P = _empty(q.shape[-1]) if programs.P is None else programs.P.array(i, upper=True)
-            found = package.DefaultSolver(P, q[i], programs.A.array(i), b[i], cones, settings).solve()
+        Ps = repeat(_empty(q.shape[-1])) if programs.P is None else programs.P.arrays(upper=True)
+        for i, (P, A) in enumerate(zip(Ps, programs.A.arrays())):
+            found = package.DefaultSolver(P, q[i], A, b[i], cones, settings).solve()
             z[i], y[i] = torch.tensor(found.x).to(z), torch.tensor(found.z).to(y)
             status[i], steps[i] = int(ENDED.get(str(found.status), Status.STAGNATED)), found.iterations
         return ConeAnswers(z, y, status, steps)

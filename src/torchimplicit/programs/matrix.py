@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +62,21 @@ class Matrix:
         size = size if self.pattern is not None else size.flatten(-2)
         return size.amax(-1, keepdim=True) if size.shape[-1] else size.new_zeros(*size.shape[:-1], 1)
 
-    def array(self, system: int, upper: bool = False) -> Any:
-        """That of one system by columns, as SciPy has it; of its ``upper`` triangle."""
+    def arrays(self, upper: bool = False) -> Iterator[Any]:
+        """Those of all systems (B,) by columns, as SciPy has them, of the ``upper`` triangle of the symmetric part alone; one that all
+        share is the same object."""
         from scipy.sparse import csc_matrix, triu
 
-        entries: Any = self.values[system].cpu().numpy()
-        if self.pattern is not None:
-            entries = (entries, (self.pattern.rows.cpu().numpy(), self.pattern.columns.cpu().numpy()))
-        matrix = csc_matrix(entries, shape=self.shape)
-        return triu((matrix + matrix.T) / 2, format="csc") if upper else matrix
+        shared = self.values.stride(0) == 0
+        matrix = None
+        for values in self.values.cpu().numpy():
+            if matrix is None or not shared:
+                entries: Any = values
+                if self.pattern is not None:
+                    entries = (values, (self.pattern.rows.cpu().numpy(), self.pattern.columns.cpu().numpy()))
+                matrix = csc_matrix(entries, shape=self.shape)
+                matrix = triu((matrix + matrix.T) / 2, format="csc") if upper else matrix
+            yield matrix
 
 
 def dense_or_sparse(value: Any, like: Tensor) -> Matrix | None:
