@@ -311,6 +311,7 @@ def test_float32_is_returned_as_it_came_and_data_broadcast() -> None:
     assert many.shape == (2, 3, 10)
     assert info.status.shape == (2, 3)
     torch.testing.assert_close(many[1, 2], z)
+    assert ti.cone_program(P, q.expand(0, -1), A, b, cones).value.shape == (0, 10)
 
 
 EYE = torch.eye(2, dtype=D)

@@ -105,7 +105,7 @@ class ConePrograms:
         for block in self.cones.blocks:
             pair = torch.cat([block.of(s / of_s), block.of(y / of_y)], -1).flatten(0, 1)
             face = Jacobian(lambda pair, kind=block.kind: vanishing(kind, *pair.chunk(2, -1)), pair)  # type: ignore[misc]
-            values.append(face.value.reshape(len(z), -1))
+            values.append(face.value.reshape(len(z), block.cones * block.size))
             in_s, in_y = face.to_dense().unflatten(0, (len(z), block.cones)).chunk(2, -1)
             first, last = n + block.start, n + block.start + block.cones * block.size
             rows = A[:, first - n : last - n].unflatten(-2, (block.cones, block.size))
