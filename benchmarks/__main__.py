@@ -49,7 +49,7 @@ def main() -> None:
             WORKLOADS[name],
             repetitions=3 if options.quick else 11,
             quick=options.quick,
-            budget=1.0 if options.quick else 8.0,
+            budget=0.5 if options.quick else 8.0,
             report=lambda text: print(text, file=sys.stderr, flush=True),
         )
         found[name] = measurements
