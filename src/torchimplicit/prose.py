@@ -295,4 +295,7 @@ OTHERS: dict[str, dict[str, str]] = {
 
 def prose(status: str, sought: str) -> str:
     """What is said of the status of that name, of a solve for what a kind of problem calls its solution (:class:`Kind`)."""
-    return OTHERS.get(sought.removesuffix(" within bounds"), {}).get(status) or ROOT[status]
+    return (
+        OTHERS.get(sought.removesuffix(" within bounds").removesuffix(" under constraints"), {}).get(status)
+        or ROOT[status]
+    )

@@ -166,12 +166,19 @@ def test_inequalities_and_bounds_that_contradict_each_other_are_infeasible() -> 
     assert info.status == Status.PRIMAL_INFEASIBLE
 
 
-def test_an_objective_that_falls_for_ever_is_no_solution() -> None:
-    with pytest.warns(ti.ConvergenceWarning):
-        _, info = ti.minimize(
-            lambda z: z[0], real(0.5, 0.5), constraints=Constraints(equal=lambda z: z[1] - 1), max_steps=100
-        )
-    assert not info.converged
+@pytest.mark.parametrize("falls", [lambda z: z[0], lambda z: -(z[0] ** 2), lambda z: -z[0].exp()])
+def test_an_objective_that_falls_for_ever_is_told(falls: Any) -> None:
+    with pytest.warns(ti.ConvergenceWarning, match="diverged.*without bound.*falls for ever"):
+        _, info = ti.minimize(falls, real(0.5, 0.5), constraints=Constraints(equal=lambda z: z[1] - 1))
+    assert info.status == Status.DIVERGED
+
+
+def test_a_minimum_far_away_is_not_taken_for_one_at_infinity() -> None:
+    z, info = ti.minimize(
+        lambda z: ((z - 1e6) ** 2).sum(), real(0.5, 0.5), constraints=Constraints(at_most=lambda z: z[1] - 1e5)
+    )
+    assert info.converged
+    torch.testing.assert_close(z, real(1e6, 1e5))
 
 
 def test_a_constraint_that_holds_without_force_is_reported_and_not_halved() -> None:
@@ -190,6 +197,27 @@ def test_constraints_that_depend_on_each_other_are_met() -> None:
     z, info = ti.minimize(lambda z: ((z - real(0.3, 0.2)) ** 2).sum(), real(1.0, 0.3), constraints=twice)
     assert info.converged
     torch.testing.assert_close(z, real(0.55, 0.45))
+
+
+def test_constraints_that_depend_on_each_other_leave_the_derivative_exact_where_there_is_one() -> None:
+    """Of ½ Σ dᵢzᵢ² + p·z on the plane Σz = s: projected along the plane. Constraints of the arguments that stay consistent count too;
+    those that would not have no derivative."""
+    d = real(1, 2, 3)
+
+    def solved(p: Tensor, s: Tensor, other: Tensor) -> tuple[Tensor, Any]:
+        plane = Constraints(equal=lambda z: torch.stack([z.sum() - s, 2 * z.sum() - s - other]))
+        return ti.minimize(lambda z: (d * z * z).sum() / 2 + (p * z).sum(), torch.zeros_like(p), constraints=plane)
+
+    p, s = real(1, 2, 3).requires_grad_(), torch.ones((), dtype=D, requires_grad=True)
+    z, info = solved(p, s, s)
+    of_p, of_s = torch.autograd.grad(z[0], (p, s))
+    inverse = 1 / d
+    torch.testing.assert_close(of_p, -(torch.eye(3, dtype=D)[0] - inverse / inverse.sum()) * inverse[0])
+    torch.testing.assert_close(of_s, inverse[0] / inverse.sum())
+    assert info.adjoint.converged
+    z, _ = solved(p.detach(), s, s.detach())
+    with pytest.warns(ti.ConvergenceWarning, match="singular"):
+        z[0].backward()
 
 
 @pytest.mark.slow

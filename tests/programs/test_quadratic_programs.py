@@ -279,10 +279,33 @@ def test_what_does_not_fit_is_named(arguments: dict[str, Any], message: str) -> 
         ti.quadratic_program(**{"Q": EYE, "p": tensor(1, 2), **arguments})
 
 
-def test_the_step_limit_holds_for_both_tries() -> None:
+def test_the_step_limit_holds_for_all_accuracies_together() -> None:
     torch.manual_seed(0)
     L, p, G = torch.randn(20, 20, dtype=D), torch.randn(20, dtype=D), torch.randn(60, 20, dtype=D)
     h = G @ torch.randn(20, dtype=D) + torch.rand(60, dtype=D)
     _, info = ti.quadratic_program(L @ L.T, p, G, h, max_steps=1, on_failure="ignore")
     assert info.status == Status.MAX_STEPS
-    assert info.steps == 2
+    assert info.steps == 1
+
+
+def test_many_bounds_and_equalities_leave_few_unknowns_free_and_small() -> None:
+    """Of 64 unknowns 24 are 0, with clear multipliers, 36 equalities hold all others but 4, and the least of those are near 0."""
+    torch.manual_seed(0)
+    batch, n, k, held = 100, 64, 36, 24
+    A = torch.rand(batch, k, n, dtype=D)
+    z = torch.where(torch.arange(n) < held, 0, 10 ** (-6 * torch.rand(batch, n, dtype=D)))
+    force = torch.where(torch.arange(n) < held, 0.03 + torch.rand(batch, n, dtype=D), 0)
+    p = force - 0.1 * z - times(A.mT, torch.randn(batch, k, dtype=D))
+    found, info = ti.quadratic_program(0.1 * torch.eye(n, dtype=D), p, A=A, b=times(A, z), lower=0.0)
+    assert info.converged.all()
+    torch.testing.assert_close(found, z, rtol=0, atol=1e-9)
+    torch.testing.assert_close(info.dual.bounds, -force, rtol=0, atol=1e-8)
+
+
+def test_the_error_of_a_point_that_is_no_solution_is_not_told_as_small() -> None:
+    torch.manual_seed(0)
+    L, p, G = torch.randn(20, 20, dtype=D), torch.randn(20, dtype=D), torch.randn(60, 20, dtype=D)
+    h = G @ torch.randn(20, dtype=D) + torch.rand(60, dtype=D)
+    _, info = ti.quadratic_program(L @ L.T, p, G, h, max_steps=1, on_failure="ignore")
+    assert not info.converged
+    assert float(info.error) == float("inf")

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import values_hidden
+from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import Programs
-from torchimplicit.programs.rows import Rows
+from torchimplicit.programs.rows import Rows, largest, times
 
 CHANGES = 10  # of the set of constraints that hold the solution
-REFINEMENTS = 2  # of every solution of a linear system
+SOLVES = 3, 6  # of a linear system, each of what the last has left: at least, and at most
+EXACT = 1e-12  # a change of the solution beside its size after which no other is needed
 WEAK = 1e-9  # of the size of the terms: a slack and a multiplier that are both smaller are 0
 ROUNDED = 1e-5  # terms that are so small beside others count as so large
-PROBES = 3  # refinements after which what is left of a residual no solution removes
-LEFT = 1e-3  # of it, at least
+LEFT = 1e-3  # of a residual, at least: what is left after the least number of solves no solution removes
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Settled:
     residual : the largest number that the conditions lack, beside their terms, (B,).
     correction : what a further step would change x by, (B, n, 1).
     weak : rows that touch their bound with a multiplier of 0, (B, M, 1).
+    loose : whether the solution may move freely, (B,).
+    tight : whether constraints that hold it depend on each other, inequalities among them, (B,).
     """
 
     x: Tensor
@@ -38,21 +40,22 @@ class Settled:
     residual: Tensor
     correction: Tensor
     weak: Tensor
+    loose: Tensor
+    tight: Tensor
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.x, self.y, self.held, self.residual, self.correction, self.weak
+        return self.x, self.y, self.held, self.residual, self.correction, self.weak, self.loose, self.tight
 
     def of_systems(self, which: Tensor) -> Settled:
         """Some systems of the batch."""
-        x, y, held, residual, correction, weak = (part[which] for part in self.tensors)
-        return Settled(x, y, held, self.K.of_systems(which), residual, correction, weak)
+        x, y, held, *others = (part[which] for part in self.tensors)
+        return Settled(x, y, held, self.K.of_systems(which), *others)
 
     def put(self, which: Tensor, other: Settled) -> Settled:
         """With those of ``other`` in the places ``which``."""
-        parts = (a.index_copy(0, which, b) for a, b in zip(self.tensors, other.tensors, strict=True))
-        x, y, held, residual, correction, weak = parts
-        return Settled(x, y, held, self.K.put(which, other.K), residual, correction, weak)
+        x, y, held, *others = (a.index_copy(0, which, b) for a, b in zip(self.tensors, other.tensors, strict=True))
+        return Settled(x, y, held, self.K.put(which, other.K), *others)
 
 
 def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK) -> Settled:
@@ -76,13 +79,20 @@ def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float
 
 
 def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float) -> Settled:
-    """The solution with given rows held, in two steps, of which the second tells how near the first has come."""
+    """The solution with given rows held. What it is changed by in the end tells how near it is; a second right-hand side, of no
+    pattern, is solved beside it, for what no solution removes of that tells whether there is one solution."""
     K = Condensed(programs.Q, programs.rows, torch.where(held, 0.0, torch.inf).to(x.dtype))
-    t = torch.where(_at_upper(programs, programs.rows.apply(x), y), programs.upper, programs.lower)
-    t, y = torch.where(held, t, 0), torch.where(held, y, 0)
-    for _ in range(2):
-        dx, dy = K.refined(*K.residual(x, y, -programs.q, t), REFINEMENTS)
+    x, y, target, side = _with_probe(programs, x, y, held)
+    least, most = SOLVES
+    dx = x
+    for k in range(most):
+        dx, dy = K.approximate(*K.residual(x, y, target, side))
         x, y = x + dx, y + dy
+        if k == least - 1:
+            loose, tight = _free(programs, K.residual(x, y, target, side), target, side)
+        if k >= least - 1 and finished(largest(dx[..., :1]) <= EXACT * largest(x[..., :1])):
+            break
+    x, y, dx = x[..., :1], y[..., :1], dx[..., :1]
     Rx = programs.rows.apply(x)
     of_gradient, of_rows = _sizes(programs, x, y)
     slack = (programs.upper - Rx).minimum(Rx - programs.lower)
@@ -91,14 +101,37 @@ def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float)
     up, down = y.clamp(min=0) / of_gradient, (-y).clamp(min=0) / of_gradient
     above, below = (programs.upper - Rx) / of_rows, (Rx - programs.lower) / of_rows
     residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
-    return Settled(x, y, held, K, residual, dx, small)
+    return Settled(x, y, held, K, residual, dx, small, loose, tight)
+
+
+def _with_probe(programs: Programs, x: Tensor, y: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A point x and multipliers y, and what Q x + Rᵀy and, in rows that are held, R x are to be; each with a second column, which
+    begins with 0 and has no pattern."""
+    side = torch.where(_at_upper(programs, programs.rows.apply(x), y), programs.upper, programs.lower)
+    pairs = (
+        (x, torch.zeros_like(x)),
+        (torch.where(held, y, 0), torch.zeros_like(y)),
+        (-programs.q, unpatterned(programs.q.mT).mT),
+        (torch.where(held, side, 0), torch.where(held, unpatterned(side.mT).mT, 0)),
+    )
+    x, y, target, side = (torch.cat(pair, -1) for pair in pairs)
+    return x, y, target, side
+
+
+def _free(programs: Programs, left: tuple[Tensor, Tensor], target: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """Of systems (B,): whether the solution may move freely, and whether constraints that hold it depend on each other, inequalities
+    among them; from what the solution of a second right-hand side leaves of it."""
+    of_x, of_rows, target, side = (part[..., 1:].abs() for part in (*left, target, side))
+    loose = largest(of_x) > LEFT * largest(target)
+    inequality = programs.lower < programs.upper
+    return loose.flatten(), ((of_rows > LEFT * largest(side)) & inequality).flatten(1).any(-1)
 
 
 def _lacking(programs: Programs, x: Tensor, y: Tensor, of_gradient: Tensor) -> Tensor:
     """What the gradient lacks, each number beside its own terms, (B, n, 1)."""
     rows = Rows(programs.rows.C.abs(), tuple(d.abs() for d in programs.rows.diagonals))
-    terms = programs.Q.abs() @ x.abs() + programs.q.abs() + rows.transposed(y.abs())
-    gradient = programs.Q @ x + programs.q + programs.rows.transposed(y)
+    terms = times(programs.Q.abs(), x.abs()) + programs.q.abs() + rows.transposed(y.abs())
+    gradient = times(programs.Q, x) + programs.q + programs.rows.transposed(y)
     return gradient.abs() / terms.maximum(ROUNDED * of_gradient)
 
 
@@ -127,23 +160,3 @@ def _sizes(programs: Programs, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     of_gradient = torch.cat([programs.q.abs(), y.abs(), curved], -2).amax(-2, keepdim=True)
     tiny = torch.finfo(x.dtype).tiny
     return of_gradient + tiny, torch.where(ends < torch.inf, ends, 0).amax(0) + largest + tiny
-
-
-@dataclass(frozen=True)
-class Regularity:
-    """Of systems (B,): whether the solution may move freely (``loose``), and whether constraints that hold it depend on each other,
-    inequalities among them (``tight``)."""
-
-    loose: Tensor
-    tight: Tensor
-
-
-def regularity(programs: Programs, K: Condensed) -> Regularity:
-    """From what a solution of K (x, y) = (r, t) for unpatterned r and t leaves of these."""
-    r, t = unpatterned(programs.q.mT).mT, unpatterned(programs.upper.mT).mT
-    t = torch.where(K.W < torch.inf, t, 0)
-    left_r, left_t = K.residual(*K.refined(r, t, PROBES), r, t)
-    inequality = programs.lower < programs.upper
-    loose = (left_r.abs() > LEFT * r.abs().amax(-2, keepdim=True)).flatten(1).any(-1)
-    size = t.abs().amax(-2, keepdim=True) if t.shape[-2] else t.new_ones(len(t), 1, 1)
-    return Regularity(loose, ((left_t.abs() > LEFT * size) & inequality).flatten(1).any(-1))

@@ -21,7 +21,7 @@ def infeasibility(program: OneSided) -> tuple[Tensor, Tensor]:
     """
     if not program.t.shape[-2]:
         return program.t, torch.zeros(len(program.t), dtype=torch.bool, device=program.t.device)
-    R = program.rows.apply(torch.eye(program.q.shape[-2], dtype=program.q.dtype, device=program.q.device))
+    R = program.rows.dense()
     y = _nearest(R.mT, program.t, torch.where(program.equal, -torch.inf, 0.0), torch.full_like(program.t, torch.inf))
     y = torch.where(program.equal, y, y.clamp(min=0))  # which rounding may have left below 0
     Ry, ty = program.rows.transposed(y), (program.t * y).sum(-2, keepdim=True)
@@ -33,7 +33,7 @@ def unboundedness(program: OneSided) -> tuple[Tensor, Tensor]:
 
     Of the cone of such x, less the last condition, the nearest to −q has qᵀx = −‖x‖².
     """
-    R = program.rows.apply(torch.eye(program.q.shape[-2], dtype=program.q.dtype, device=program.q.device))
+    R = program.rows.dense()
     zero = torch.zeros_like(program.q)
     lower = torch.cat([zero, torch.where(program.equal, 0.0, -torch.inf)], -2)
     x = _nearest(torch.cat([program.Q, R], -2), program.q, lower, torch.zeros_like(lower), of_rows=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchimplicit.programs.rows import Rows
+from torchimplicit.programs.rows import Rows, times
 
 PROXIMAL = (
     1e-8  # what stands in for a curvature, or a dependence of rows, of 0, where the data are scaled to entries of 1
@@ -39,7 +39,7 @@ class Condensed:
         self.Q, self.rows, self.W = Q, rows, W
         self.weights = 1 / (W + proximal)
         if L is None:
-            H = rows.gram(self.weights).add_(Q)
+            H = rows.gram(self.weights, Q)
             H.diagonal(dim1=-2, dim2=-1).add_(proximal)
             L, _ = torch.linalg.cholesky_ex(H)
         self.L = L
@@ -74,7 +74,7 @@ class Condensed:
         """(r, t) − K (x, y); 0 in rows that are left out, where y is 0."""
         kept = self.W < torch.inf
         rest = t - self.rows.apply(x) + torch.where(kept, self.W, 0) * y
-        return r - self.Q @ x - self.rows.transposed(y), torch.where(kept, rest, 0)
+        return r - times(self.Q, x) - self.rows.transposed(y), torch.where(kept, rest, 0)
 
     def refined(self, r: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """The same, refined in so many steps."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import count, finished, values_hidden
+from torchimplicit.autograd.transforms import count, finished, occurs, values_hidden
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import OneSided
+from torchimplicit.programs.rows import largest, times
 from torchimplicit.status import Status
 
 PROOF = 1e-7  # of a certificate: it excludes all solutions that are not 1/PROOF times larger than the data
 BACK = 0.995  # of the way to the boundary
 PROXIMAL = 1e-10  # of the linear systems: a certificate needs accurate steps
+REFINEMENTS = 1  # of the linear systems, where a first point was not near enough
 GATHERED = 0.75  # of the systems still run: then the others are left out
 
 
@@ -56,10 +58,13 @@ class Residuals:
     qx: Tensor
     ty: Tensor
 
+    def of_systems(self, which: Tensor) -> Residuals:
+        return Residuals(*(part[which] for part in vars(self).values()))
+
     @staticmethod
     def at(program: OneSided, point: Point) -> Residuals:
         x, y, s, tau, kappa = point.parts
-        Qx, Ry, Rx = program.Q @ x, program.rows.transposed(y), program.rows.apply(x)
+        Qx, Ry, Rx = times(program.Q, x), program.rows.transposed(y), program.rows.apply(x)
         xQx, qx, ty = _dot(x, Qx), _dot(program.q, x), _dot(program.t, y)
         pairs = (~program.equal).sum(-2, keepdim=True) + 1
         gap = (_dot(s, y) + tau * kappa) / pairs
@@ -69,9 +74,12 @@ class Residuals:
         )  # fmt: skip
 
 
-def interior(program: OneSided, max_steps: int, accuracy: float) -> tuple[Point, Tensor, Tensor]:
+def interior(
+    program: OneSided, max_steps: int, accuracy: float, start: tuple[Point, Tensor] | None = None
+) -> tuple[Point, Tensor, Tensor]:
     """A point near the solution of each program, whose conditions it meets to ``accuracy`` beside the size of their terms, or the ray
-    that proves that there is none; how it ended, (B,), and after how many steps.
+    that proves that there is none; how it ended, (B,), and after how many steps. To ``start`` from the point of an earlier call, after
+    as many steps, goes on with it.
 
     The homogeneous embedding of the optimality conditions, with Mehrotra's predictor and corrector and one length for all steps. All
     systems go on together, each to its own end.
@@ -79,29 +87,30 @@ def interior(program: OneSided, max_steps: int, accuracy: float) -> tuple[Point,
     quadratic objectives Goulart and Chen, Clarabel, arXiv:2405.12762 (2024), section 3; Mehrotra, On the implementation of a
     primal-dual interior point method, SIAM J. Optim. 2 (1992).
     """
-    point = _start(program)
     B = len(program.q)
     status = torch.full((B,), int(Status.RUNNING), device=program.q.device)
-    steps = torch.zeros_like(status)
+    found, steps = (_start(program), torch.zeros_like(status)) if start is None else start
     rows = torch.arange(B, device=status.device)
-    found, here, taken = point, program, 0
+    here, point, steps = program, found, steps.clone()
     while True:
         residuals = Residuals.at(here, point)
-        verdict = _verdict(here, point, residuals, accuracy)
-        status[rows] = torch.where(status[rows] == Status.RUNNING, verdict, status[rows])
-        steps[rows] = torch.where(verdict == Status.RUNNING, taken, steps[rows])
-        running = status[rows] == Status.RUNNING
-        if taken == max_steps or finished(~running):
+        status[rows] = torch.where(
+            status[rows] == Status.RUNNING, _verdict(here, point, residuals, accuracy), status[rows]
+        )
+        running = (status[rows] == Status.RUNNING) & (steps[rows] < max_steps)
+        if finished(~running):
             break
         if not values_hidden() and count(running) < GATHERED * len(rows):
             found = found.put(rows, point)
             kept = running.nonzero().squeeze(-1)
             rows, here, point, running = rows[kept], here.of_systems(kept), point.of_systems(kept), running[kept]
-            residuals = Residuals.at(here, point)
-        moved = _step(here, point, residuals)
-        keep = running.reshape(-1, 1, 1)
-        point = Point(*(torch.where(keep, new, old) for new, old in zip(moved.parts, point.parts, strict=True)))
-        taken += 1
+            residuals = residuals.of_systems(kept)
+        moved = _step(here, point, residuals, 0 if start is None else REFINEMENTS)
+        if not finished(running):
+            keep = running.reshape(-1, 1, 1)
+            moved = Point(*(torch.where(keep, new, old) for new, old in zip(moved.parts, point.parts, strict=True)))
+        point = moved
+        steps[rows] = steps[rows] + running.long()
     status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
     return found.put(rows, point), status, steps
 
@@ -127,67 +136,65 @@ def _lift(v: Tensor) -> Tensor:
     return torch.where(lowest > 0, 0, 1 - lowest)
 
 
-def _step(program: OneSided, point: Point, r: Residuals) -> Point:
+def _step(program: OneSided, point: Point, r: Residuals, refinements: int) -> Point:
     """One step of predictor and corrector."""
     x, y, s, tau, kappa = point.parts
     free = ~program.equal
-    K = Condensed(program.Q, program.rows, torch.where(program.equal, 0, s / y), proximal=PROXIMAL)
-    first = torch.cat([-r.of_x, -program.q], -1), torch.cat([s - r.of_y, program.t], -1)
-    X, Y = K.approximate(*first)
+    of_y, of_s = (torch.where(free, 1 / v, 0) for v in (y, s))  # what is shared by all directions
+    W = s * of_y
+    K = Condensed(program.Q, program.rows, W, proximal=PROXIMAL)
+    X, Y = K.refined(torch.cat([-r.of_x, -program.q], -1), torch.cat([s - r.of_y, program.t], -1), refinements)
     x1, y1, x2, y2 = X[..., :1], Y[..., :1], X[..., 1:], Y[..., 1:]
-    xi = x / tau
-    slope = program.q + 2 * (r.Qx / tau)
-    off = x2 - xi
-    # = (q + 2 Q ξ)·x₂ + t·y₂ − ξᵀQξ − κ/τ, in a form that rounding leaves negative
-    below = -(_dot(off, program.Q @ off) + _dot(y2, K.W * y2) + kappa / tau)
+    slope = program.q + r.Qx * (2 / tau)
+    off = x2 - x / tau
+    # = (q + 2 Q ξ)·x₂ + t·y₂ − ξᵀQξ − κ/τ for ξ = x/τ, in a form that rounding leaves negative
+    below = -(_dot(off, times(program.Q, off)) + _dot(y2, W * y2) + kappa / tau)
 
-    def direction(x1: Tensor, y1: Tensor, of_tau: Tensor, of_kappa: Tensor, of_s: Tensor) -> Point:
-        d_tau = (-of_tau + of_kappa / tau - _dot(slope, x1) - _dot(program.t, y1)) / below
-        dx, dy = x1 + d_tau * x2, y1 + d_tau * y2
-        ds = torch.where(free, -(of_s + s * dy) / y, 0)
-        return Point(dx, dy, ds, d_tau, -(of_kappa + kappa * d_tau) / tau)
+    def direction(x1: Tensor, y1: Tensor, left: Tensor | float, pairs: Tensor, pair: Tensor) -> Point:
+        """With ``pairs`` in place of s y, each divided by its y, and ``pair`` of κ τ; of x without what d_tau adds."""
+        d_tau = (pair / tau - left * r.of_tau - _dot(slope, x1) - _dot(program.t, y1)) / below
+        dy = y1 + d_tau * y2
+        return Point(x1, dy, -torch.addcmul(pairs, W, dy), d_tau, -(pair + kappa * d_tau) / tau)
 
-    affine = direction(x1, y1, r.of_tau, kappa * tau, s * y)
-    reach = _length(point, affine, free, 1.0)
-    sigma = (1 - reach) ** 3
-    pairs = torch.cat([torch.where(free, s * y, torch.inf), tau * kappa], -2)
-    evenness = pairs.amin(-2, keepdim=True) / r.gap  # of the smallest product, beside the mean
+    def length(d: Point, part: float) -> Tensor:
+        """How far one may go, (B, 1, 1): at most 1, and ``part`` of the way to where a slack or a multiplier vanishes."""
+        grows = (d.y * of_y).minimum(d.s * of_s)
+        grows = torch.cat([grows, d.tau / tau, d.kappa / kappa], -2).amin(-2, keepdim=True)
+        return (part / (-grows).clamp(min=torch.finfo(grows.dtype).tiny)).clamp(max=1)
+
+    affine = direction(x1, y1, 1.0, s, kappa * tau)
+    sigma = (1 - length(affine, 1.0)) ** 3
+    products = s * y
+    smallest = torch.where(free, products, torch.inf)
+    smallest = smallest.amin(-2, keepdim=True).minimum(tau * kappa) if smallest.shape[-2] else tau * kappa
+    evenness = smallest / r.gap  # of the smallest product, beside the mean
     sigma = sigma.maximum(0.1 * (0.05 * (1 - evenness) / evenness).clamp(max=2) ** 3)
-    left = 1 - sigma
-    of_s = torch.where(free, s * y - sigma * r.gap + affine.s * affine.y, 0)
-    of_kappa = kappa * tau - sigma * r.gap + affine.kappa * affine.tau
-    x1, y1 = K.approximate(-left * r.of_x, torch.where(free, of_s / y, 0) - left * r.of_y)
-    towards = direction(x1, y1, left * r.of_tau, of_kappa, of_s)
-    alpha = _length(point, towards, free, BACK)
-    return Point(*(at + alpha * d for at, d in zip(point.parts, towards.parts, strict=True)))
-
-
-def _length(point: Point, d: Point, free: Tensor, part: float) -> Tensor:
-    """How far one may go, (B, 1, 1): at most 1, and ``part`` of the way to where a slack or a multiplier vanishes."""
-    pairs = torch.where(free, (-d.y / point.y).maximum(-d.s / point.s), 0)
-    shrinks = torch.cat([pairs, -d.tau / point.tau, -d.kappa / point.kappa], -2).amax(-2, keepdim=True)
-    return (part / shrinks.clamp(min=torch.finfo(shrinks.dtype).tiny)).clamp(max=1)
+    left, centre = 1 - sigma, sigma * r.gap
+    pairs = (torch.addcmul(products, affine.s, affine.y) - centre) * of_y
+    x1, y1 = K.refined(-left * r.of_x, torch.addcmul(pairs, left, r.of_y, value=-1), refinements)
+    towards = direction(x1, y1, left, pairs, kappa * tau - centre + affine.kappa * affine.tau)
+    towards = replace(towards, x=torch.addcmul(towards.x, towards.tau, x2))
+    alpha = length(towards, BACK)
+    return Point(*(torch.addcmul(at, alpha, d) for at, d in zip(point.parts, towards.parts, strict=True)))
 
 
 def _verdict(program: OneSided, point: Point, r: Residuals, accuracy: float) -> Tensor:
     """What each system has come to, (B,): a solution, a proof that there is none, NaN, or nothing yet."""
-    s, tau = point.s, point.tau
-    of_rows = tau + (program.t.abs() * tau).maximum(r.Rx.abs()).maximum(
-        s
-    )  # each row in its own size: some may be far away
+    s, tau, kappa = point.s, point.tau, point.kappa
+    # each row in its own size: some may be far away
+    of_rows = torch.maximum(program.t.abs() * tau, r.Rx.abs()).maximum(s) + tau
     feasible = (r.of_y.abs() <= accuracy * of_rows).all(-2, keepdim=True)
-    of_x = (program.q.abs() * tau).maximum(r.Qx.abs()).maximum(r.Ry.abs())
-    stationary = _largest(r.of_x) <= accuracy * (tau + _largest(of_x))
-    primal, dual = r.xQx / tau / 2 + r.qx, -r.xQx / tau / 2 - r.ty
+    of_x = (largest(program.q) * tau).maximum(largest(r.Qx)).maximum(largest(r.Ry))
+    stationary = largest(r.of_x) <= accuracy * (tau + of_x)
+    half = r.xQx / tau / 2
+    primal, dual = half + r.qx, -half - r.ty
     closed = (primal - dual).abs() <= accuracy * (tau + primal.abs().minimum(dual.abs()))
-    solved = feasible & stationary & closed
-    infeasible = proves_infeasible(r.Ry, r.ty)
-    violation = torch.where(program.equal, r.Rx.abs(), r.Rx.clamp(min=0))
-    unbounded = proves_unbounded(r.Qx, violation, r.qx)
+    verdict = torch.where(feasible & stationary & closed, Status.CONVERGED, Status.RUNNING)
+    if occurs(tau < kappa):
+        violation = torch.where(program.equal, r.Rx.abs(), r.Rx.clamp(min=0))
+        verdict = torch.where(proves_unbounded(r.Qx, violation, r.qx), Status.DUAL_INFEASIBLE, verdict)
+        verdict = torch.where(proves_infeasible(r.Ry, r.ty), Status.PRIMAL_INFEASIBLE, verdict)
     sums = r.of_x.sum(-2, keepdim=True) + r.of_y.sum(-2, keepdim=True) + r.of_tau
-    verdict = torch.where(solved, Status.CONVERGED, Status.RUNNING)
-    verdict = torch.where(unbounded, Status.DUAL_INFEASIBLE, verdict)
-    verdict = torch.where(infeasible, Status.PRIMAL_INFEASIBLE, verdict)
     return torch.where(sums.isfinite(), verdict, Status.NONFINITE).flatten()
 
 
@@ -205,7 +212,3 @@ def proves_unbounded(Qx: Tensor, violation: Tensor, qx: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-2, keepdim=True)
-
-
-def _largest(v: Tensor) -> Tensor:
-    return v.abs().amax(-2, keepdim=True) if v.shape[-2] else v.new_zeros(len(v), 1, 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import occurs
 from torchimplicit.programs.rows import Rows
 
 SWEEPS = 3  # of the scaling: more change little
@@ -37,9 +38,10 @@ class Programs:
         first = self.upper.shape[-2] - bounds
         t, C = self.upper[:, :first], self.rows.C
         absent = t == torch.inf
-        C, t = torch.where(absent, 0, C), torch.where(absent, 1, t)
+        if occurs(absent):
+            C, t = torch.where(absent, 0, C), torch.where(absent, 1, t)
         if not bounds:
-            return OneSided(self.Q, self.q, Rows(C), t, equal)
+            return OneSided(self.Q, self.q, self.rows if C is self.rows.C else Rows(C), t, equal)
         lower, upper, fixed = self.lower[:, first:], self.upper[:, first:], equal[:, first:]
         above, below = upper < torch.inf, (lower > -torch.inf) & ~fixed
         blocks = above.to(t.dtype), -below.to(t.dtype)
@@ -147,13 +149,13 @@ def scaled(data: Data) -> tuple[Programs, Units]:
 def _equilibrated(Q: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """d (B, n, 1) and e (B, k, 1) that bring the largest entry in the rows and columns of [dQd dCᵀe; eCd 0] to about 1."""
     d, e = Q.new_ones(*Q.shape[:-1], 1), C.new_ones(*C.shape[:-1], 1)
-    for _ in range(SWEEPS):
-        column = (d * Q * d.mT).amax(-1, keepdim=True)
+    for sweep in range(SWEEPS):
+        of_Q, of_C, of_rows = (Q, C, C) if sweep == 0 else (Q * d.mT, C * e, C * d.mT)
+        column = of_Q.amax(-1, keepdim=True)
         if C.shape[-2]:
-            scaled = e * C * d.mT
-            column = column.maximum(scaled.amax(-2).unsqueeze(-1))
-            e = e * _usable(scaled.amax(-1, keepdim=True)).rsqrt()
-        d = d * _usable(column).rsqrt()
+            column = column.maximum(of_C.amax(-2).unsqueeze(-1))
+            e = e * _usable(e * of_rows.amax(-1, keepdim=True)).rsqrt()
+        d = d * _usable(d * column).rsqrt()
     return d, e
 
 

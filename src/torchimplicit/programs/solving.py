@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
-from torchimplicit.programs.active_set import WEAK, Settled, regularity, settle
+from torchimplicit.programs.active_set import WEAK, Settled, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
 from torchimplicit.programs.interior_point import Point, interior
@@ -16,8 +16,8 @@ from torchimplicit.programs.outside import Outside, asked
 from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, scaled
 from torchimplicit.status import Status, proven, unanswered
 
-NEAR = 1e-6  # accuracy of the interior point from which the set of constraints that hold the solution is guessed,
-NEARER = 1e-10  # and that of the second guess, where the first was wrong
+# of the interior point: from each the constraints that hold the solution are guessed, until right
+ACCURACIES = 1e-3, 1e-6, 1e-10, 1e-13
 SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
 MAX_STEPS = 100
 BLOCK = 2**20  # entries of the matrices of all systems that are solved together
@@ -58,28 +58,23 @@ def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | No
     finite, nonconvex = _finite(programs), _nonconvex(programs)
     programs = _convex(programs, nonconvex)
     bounds = data.sizes[-1]
-    if outside is None:
-        point, ended, steps = interior(programs.one_sided(bounds), max_steps, NEAR)
-    else:
-        point, ended, steps = asked(outside, data, units)
-    solved = _settled(programs, point, bounds, weak)
-    missed = ~(solved.residual <= SATISFIED) & ~proven(ended) & finite
-    if occurs(missed):
-        which = missed.nonzero().squeeze(-1)
-        solved, point, ended, steps = _again(programs, which, solved, point, ended, steps, weak, max_steps)
-    K, regular = solved.K, regularity(programs, solved.K)
+    first = None if outside is None else asked(outside, data, units)
+    solved, point, ended, steps = _found(programs, finite, bounds, max_steps, weak, first)
+    K = solved.K
     status = torch.where((ended == Status.CONVERGED) | (ended == Status.NONFINITE), Status.STAGNATED, ended)
     status = torch.where((solved.residual <= SATISFIED) & ~proven(ended), Status.CONVERGED, status)
     status = torch.where(nonconvex, Status.NONCONVEX, status)
     status = torch.where(finite, status, Status.NONFINITE)
-    refused = torch.where(solved.weak.flatten(1).any(-1) | regular.tight, Status.DEGENERATE, Status.CONVERGED)
-    refused = torch.where(regular.loose, Status.SINGULAR, refused)
+    refused = torch.where(solved.weak.flatten(1).any(-1) | solved.tight, Status.DEGENERATE, Status.CONVERGED)
+    refused = torch.where(solved.loose, Status.SINGULAR, refused)
     K = _harmless(K, unanswered(status) | ~K.L.isfinite().flatten(1).all(-1))
     ray = unanswered(status).reshape(-1, 1, 1)
     w = torch.cat([units.z * solved.x, units.y * solved.y], -2)
     w = torch.where(ray, _proof(point, status, units, bounds), w).squeeze(-1)
-    free = ray | regular.loose.reshape(-1, 1, 1)  # what moves freely is not off
-    correction = torch.where(free, 0, units.z * solved.correction).squeeze(-1)
+    free = ray | solved.loose.reshape(-1, 1, 1)  # what moves freely is not off
+    correction = torch.where(free, 0, units.z * solved.correction)
+    satisfied = (solved.residual <= SATISFIED).reshape(-1, 1, 1)  # of another point a correction says nothing
+    correction = torch.where(satisfied, correction, torch.inf).squeeze(-1)
     return Solutions(w, status, steps, correction, (refused, units.z, units.y, units.r, units.t, *K.tensors))
 
 
@@ -97,33 +92,51 @@ def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Sett
     return settle(programs, point.x / point.tau, OneSided.signed(point.y / point.tau, bounds), weak)
 
 
-def _again(
+def _found(
     programs: Programs,
-    which: Tensor,
-    solved: Settled,
-    point: Point,
-    ended: Tensor,
-    steps: Tensor,
-    weak: float,
+    wanted: Tensor,
+    bounds: int,
     max_steps: int,
+    weak: float,
+    answers: tuple[Point, Tensor, Tensor] | None,
 ) -> tuple[Settled, Point, Tensor, Tensor]:
-    """The same for some systems, from nearer; and where that does not help either, whether there is proof of no solution."""
-    bounds = point.y.shape[-2] - solved.y.shape[-2]
-    some = programs.of_systems(which)
-    one = some.one_sided(bounds)
-    later, how, more = interior(one, max_steps, NEARER)
-    nearer = _settled(some, later, bounds, weak)
-    better = (nearer.residual <= solved.residual[which].nan_to_num(nan=torch.inf)).nonzero().squeeze(-1)
-    solved = solved.put(which[better], nearer.of_systems(better))
-    missed = ~(solved.residual[which] <= SATISFIED) & ~proven(how)
+    """The solutions of the systems that are ``wanted`` (B,); where there is none, the point is the proof. How each ended, after how
+    many steps. The ``answers`` of somebody else's solver are tried first: the interior point does not go on from them."""
+    first = interior(programs.one_sided(bounds), max_steps, ACCURACIES[0]) if answers is None else answers
+    point, ended, steps = first
+    solved = _settled(programs, point, bounds, weak)
+    anew = answers is not None
+    for accuracy in ACCURACIES[1:]:
+        missed = wanted & _missed(solved, ended)
+        missed = missed if anew else missed & (ended == Status.CONVERGED)
+        if not occurs(missed):
+            break
+        which = missed.nonzero().squeeze(-1)
+        some = programs.of_systems(which)
+        start = None if anew else (point.of_systems(which), steps[which])
+        later, how, taken = interior(some.one_sided(bounds), max_steps, accuracy, start)
+        nearer = _settled(some, later, bounds, weak)
+        better = (nearer.residual <= solved.residual[which].nan_to_num(nan=torch.inf)).nonzero().squeeze(-1)
+        solved, point = solved.put(which[better], nearer.of_systems(better)), point.put(which, later)
+        ended, steps, anew = ended.index_copy(0, which, how), steps.index_copy(0, which, taken), False
+    missed = wanted & _missed(solved, ended)
     if occurs(missed):
-        y, infeasible = infeasibility(one)
-        x, unbounded = unboundedness(one)
-        how = torch.where(missed & unbounded, Status.DUAL_INFEASIBLE, how)
-        how = torch.where(missed & infeasible, Status.PRIMAL_INFEASIBLE, how)
-        rows = missed.reshape(-1, 1, 1)
-        later = replace(later, x=torch.where(rows, x, later.x), y=torch.where(rows, y, later.y))
-    return solved, point.put(which, later), ended.index_copy(0, which, how), steps.index_add(0, which, more)
+        point, ended = _proven(programs, missed.nonzero().squeeze(-1), bounds, point, ended)
+    return solved, point, ended, steps
+
+
+def _missed(solved: Settled, ended: Tensor) -> Tensor:
+    return ~(solved.residual <= SATISFIED) & ~proven(ended)
+
+
+def _proven(programs: Programs, which: Tensor, bounds: int, point: Point, ended: Tensor) -> tuple[Point, Tensor]:
+    """With proofs, where there are any, that some systems have no solution."""
+    one = programs.of_systems(which).one_sided(bounds)
+    y, infeasible = infeasibility(one)
+    x, unbounded = unboundedness(one)
+    how = torch.where(unbounded, Status.DUAL_INFEASIBLE, ended[which])
+    how = torch.where(infeasible, Status.PRIMAL_INFEASIBLE, how)
+    return point.put(which, replace(point.of_systems(which), x=x, y=y)), ended.index_copy(0, which, how)
 
 
 def _nonconvex(programs: Programs) -> Tensor:
@@ -134,7 +147,7 @@ def _nonconvex(programs: Programs) -> Tensor:
     _, info = torch.linalg.cholesky_ex(H)
     if not occurs(info):
         return info > 0
-    _, info = torch.linalg.cholesky_ex(H + programs.rows.gram(equal / PROXIMAL))
+    _, info = torch.linalg.cholesky_ex(programs.rows.gram(equal / PROXIMAL, H))
     return info > 0
 
 
@@ -149,9 +162,9 @@ def _convex(programs: Programs, nonconvex: Tensor) -> Programs:
 def _finite(programs: Programs) -> Tensor:
     """Systems (B,) whose data are numbers, and whose bounds, where they are infinite, leave room."""
     parts = (programs.Q, programs.q, programs.rows.C)
-    wrong = [~part.isfinite() for part in parts]
-    wrong += [~(programs.lower < torch.inf), ~(programs.upper > -torch.inf)]
-    return ~torch.stack([part.flatten(1).any(-1) for part in wrong]).any(0)
+    right = [part.flatten(1).sum(-1).isfinite() for part in parts]  # scaled numbers do not overflow
+    right += [part.flatten(1).all(-1) for part in (programs.lower < torch.inf, programs.upper > -torch.inf)]
+    return torch.stack(right).all(0)
 
 
 def _harmless(K: Condensed, rows: Tensor) -> Condensed:

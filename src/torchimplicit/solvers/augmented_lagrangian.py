@@ -32,6 +32,8 @@ BEHIND = (
     100  # times Newton's correction of z: what is left of ∇L, in z's unit, of multipliers that are not yet those of z
 )
 SEMIDEFINITE = 0.5  # eps to this power, of the largest entry: an eigenvalue of a Hessian that may be 0
+FLIGHT = 100  # steps, each farther away than all before and lower, after which nothing stops z,
+FARTHER = 10  # if they have led so many times as far away, and the residual is none the smaller
 
 
 class Ahead(NamedTuple):
@@ -59,6 +61,15 @@ class Ahead(NamedTuple):
         return self.convex & self.settled
 
 
+class Flight(NamedTuple):
+    """Of steps each of which led farther away than all before, and lower: how many, and where they began, how far away, (B,), and with
+    what residual."""
+
+    steps: Tensor
+    size: Tensor
+    residual: Tensor
+
+
 class LagrangianState(NamedTuple):
     """What the next step needs; (B,) each, but for the first four.
 
@@ -70,6 +81,7 @@ class LagrangianState(NamedTuple):
     penalty : in parts of the first.
     fast : whether the next step is Newton's on the optimality conditions, which is to halve their residual.
     direct : whether it is to be tried as a step on M.
+    flight : the steps that lead away.
     """
 
     at: Point
@@ -84,6 +96,7 @@ class LagrangianState(NamedTuple):
     penalty: Tensor
     fast: Tensor
     direct: Tensor
+    flight: Flight
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,19 @@ class AugmentedLagrangian(Method):
         near = torch.zeros_like(z[:, : model.n])
         ahead = self._look(at, model, near)
         state = LagrangianState(
-            at, model, ahead, near, none, none + CLOSE, size, violation, size, none + 1, ahead.known, ~no
+            at,
+            model,
+            ahead,
+            near,
+            none,
+            none + CLOSE,
+            size,
+            violation,
+            size,
+            none + 1,
+            ahead.known,
+            ~no,
+            Flight(none, size, none),
         )
         return self._residual(state), state
 
@@ -129,7 +154,7 @@ class AugmentedLagrangian(Method):
     ) -> tuple[Tensor, Tensor, LagrangianState]:
         at, model, ahead, damping, fast = state.at, state.model, state.ahead, state.damping, state.fast
         direct = state.direct & ahead.known & ~fast
-        n = model.n
+        n, value, farthest = model.n, at.value, state.size
         x = at.w[:, :n]
         slow = ahead.to if finished(damping == 0) else self._to(x, model, ahead, damping)
         together = (at.w + ahead.newton).clamp(model.lower, model.upper)
@@ -174,7 +199,9 @@ class AugmentedLagrangian(Method):
             ahead = self._look(at, model, near)
             state = state._replace(at=at, model=model, ahead=ahead, size=size, near=near)
         state = self._renewed(state, strays)
-        return state.at.w, self._residual(state), state
+        residual = self._residual(state)
+        farther = accepted & (state.at.value < value) & (state.size > farthest)
+        return state.at.w, residual, state._replace(flight=_onwards(state, farther, accepted, measured(residual)))
 
     def _renewed(self, state: LagrangianState, strays: Tensor) -> LagrangianState:
         """With another M where this one has been minimised, or leads away from the constraints."""
@@ -220,12 +247,16 @@ class AugmentedLagrangian(Method):
         return Estimate(torch.cat([step, torch.zeros_like(z[:, n:])], -1).detach(), 0.0)
 
     def verdict(self, state: LagrangianState) -> Tensor:
-        """PRIMAL_INFEASIBLE where no penalty brings the constraints nearer."""
-        model = state.model
+        """PRIMAL_INFEASIBLE where no penalty brings the constraints nearer; DIVERGED where z runs off along a slope that does not
+        end."""
+        model, flight = state.model, state.flight
         violation = model.violation(model.signs * state.at.F[:, model.n :])
         rounding = torch.finfo(violation.dtype).eps ** VIOLATED * state.size
         never = (state.penalty >= LARGEST) & (violation > rounding)
-        return torch.where(never, int(Status.PRIMAL_INFEASIBLE), int(Status.RUNNING))
+        away = (flight.steps >= FLIGHT) & (state.size >= FARTHER * flight.size)
+        away = away & (measured(self._residual(state)) >= flight.residual)
+        verdict = torch.where(away, int(Status.DIVERGED), int(Status.RUNNING))
+        return torch.where(never, int(Status.PRIMAL_INFEASIBLE), verdict)
 
     def _seen(self, equations: Equations, w: Tensor) -> Point:
         value, jacobian = equations.objective_and_jacobian(w)
@@ -256,6 +287,16 @@ class AugmentedLagrangian(Method):
         lower, upper = model.lower[:, : model.n], model.upper[:, : model.n]
         d = newton_direction(ahead.hessian, ahead.gradient, ahead.held, damping)
         return torch.where(ahead.held, torch.where(ahead.gradient > 0, lower, upper), (x + d).clamp(lower, upper))
+
+
+def _onwards(state: LagrangianState, farther: Tensor, accepted: Tensor, residual: Tensor) -> Flight:
+    """The flight after a step that led ``farther`` away, or not; one that was not ``accepted`` tells nothing."""
+    over = accepted & ~farther
+    old = state.flight
+    steps = torch.where(over, 0, old.steps + farther)
+    begins = over | (old.steps == 0)
+    size = state.at.w[:, : state.model.n].abs().amax(-1)
+    return Flight(steps, torch.where(begins, size, old.size), torch.where(begins, residual, old.residual))
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
