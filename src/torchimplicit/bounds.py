@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import occurs, values_hidden, without_dead_wrappers
 from torchimplicit.capture.names import name as name_of
 from torchimplicit.condition import Flat, Kind, between
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
+from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.private import pytree
 
@@ -86,16 +86,16 @@ class Limited(Kind):
             limits.append([bound.detach() for bound in bounds])
             return gradient
 
-        linearised = Linearisation(slope, (z,))
+        linearised = Jacobian(slope, z)
         lower, upper = without_dead_wrappers(limits[0])
         return self.touches(linearised, z, lower, upper, error).any(-1)
 
-    def touches(self, slope: Linearisation, z: Tensor, lower: Tensor, upper: Tensor, error: Tensor) -> Tensor:
+    def touches(self, slope: Jacobian, z: Tensor, lower: Tensor, upper: Tensor, error: Tensor) -> Tensor:
         """Those unknowns, (B, n), from the gradient, linearised at z."""
         at = (((z - lower).abs() <= error) | ((upper - z).abs() <= error)) & (lower < upper)
         if not occurs(at.any(-1)):
             return at
-        change = slope.push((error * unpatterned(z),)).abs()
+        change = slope.matvec(error * unpatterned(z)).abs()
         return at & (slope.value.abs() <= GENERIC * change)
 
     def own(self, whole: Tensor, n: int) -> Tensor:

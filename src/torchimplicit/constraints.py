@@ -22,7 +22,7 @@ from torchimplicit.bounds import GENERIC, Limited, Output, limits, projected_gra
 from torchimplicit.capture.names import name as name_of
 from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.layout import Layout, describe, per_system_vector
-from torchimplicit.linear.vectors import unpatterned
+from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.private import pytree
 
 
@@ -89,14 +89,13 @@ class Constrained(Limited):
         slope = defined(of.gradient(torch.ones_like(of.value)), of.value)
         return torch.cat([slope[:, : n + self.p], -slope[:, n + self.p :]], -1)
 
-    def touches(self, slope: Linearisation, z: Tensor, lower: Tensor, upper: Tensor, error: Tensor) -> Tensor:
+    def touches(self, slope: Jacobian, z: Tensor, lower: Tensor, upper: Tensor, error: Tensor) -> Tensor:
         """The same; and inequalities that hold to within what an error of z makes of them, with a force no larger than what it makes of
-        ∇L: only z has an error of its own."""
+        ∇L: only z has an error of its own. How much that is the rows of ∂F/∂z say: of a step along a constraint it sees nothing."""
         n, w = self.unknowns(z), z
-        step = torch.cat([error[:, :n] * unpatterned(z[:, :n]), torch.zeros_like(z[:, n:])], -1)
-        change = slope.push((step,)).abs()
+        change = torch.linalg.vector_norm(slope.to_dense()[..., :n] * error[:, None, :n], dim=-1)
         of_gradient, of_constraints = change[:, :n].amax(-1, keepdim=True), change[:, n:]
-        forces = w[:, n:].abs() * of_constraints / step.abs().amax(-1, keepdim=True)  # about μ‖∇h‖
+        forces = w[:, n:].abs() * of_constraints / error[:, :n].amax(-1, keepdim=True)  # about μ‖∇h‖
         force = of_gradient.maximum(8 * torch.finfo(w.dtype).eps * forces.sum(-1, keepdim=True))
         F, within_error = slope.value.abs(), ((w - lower).abs() <= error) | ((upper - w).abs() <= error)
         of_z = (within_error & (F <= GENERIC * change))[:, :n]

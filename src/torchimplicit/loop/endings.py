@@ -176,9 +176,7 @@ def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor, tol
     with torch.no_grad():
         size = torch.stack([v.abs().where(v.isfinite(), 0) for v in (z, lower, upper)]).amax((0, -1)).unsqueeze(-1)
         near = NEAR * size if equations.kind.minimised else DOUBT * tolerance.each(z)
-        known = near < torch.inf  # of a multiplier no error is, but rounding beside the largest
-        rounding = torch.finfo(z.dtype).eps * torch.where(known, 0, z.abs()).amax(-1, keepdim=True)
-        near = torch.where(known, near, rounding)
+        near = torch.where(near < torch.inf, near, 0)  # of a multiplier no error is known: its method has decided
         there = torch.where(z - lower <= near, lower, torch.where(upper - z <= near, upper, z))
         if finished(there == z):
             return z

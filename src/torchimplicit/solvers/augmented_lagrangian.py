@@ -199,9 +199,24 @@ class AugmentedLagrangian(Method):
             ahead = self._look(at, model, near)
             state = state._replace(at=at, model=model, ahead=ahead, size=size, near=near)
         state = self._renewed(state, strays)
-        residual = self._residual(state)
+        w, F = self._let_go(state)
+        residual = projected_gradient(F, w, state.model.lower, state.model.upper)
         farther = accepted & (state.at.value < value) & (state.size > farthest)
-        return state.at.w, residual, state._replace(flight=_onwards(state, farther, accepted, measured(residual)))
+        return w, residual, state._replace(flight=_onwards(state, farther, accepted, measured(residual)))
+
+    def _let_go(self, state: LagrangianState) -> tuple[Tensor, Tensor]:
+        """w, and F there, without those multipliers that Newton's step is rid of: where one is less than the slack beside it, the
+        constraint does not hold z, however little is left of the multiplier. F is linear in them."""
+        at, n = state.at, state.model.n
+        of_w, unit = state.model.of_w[:, n:], state.model.unit[:, n:]
+        multipliers, slack = at.w[:, n:], at.F[:, n:]
+        goes = state.ahead.known.unsqueeze(-1) & (multipliers > 0) & (multipliers + state.ahead.newton[:, n:] == 0)
+        goes = goes & (state.model.signs < 0) & (multipliers * of_w < slack * unit)
+        if finished(~goes):
+            return at.w, at.F
+        left = torch.where(goes, multipliers, 0)
+        F = at.F - (at.K[:, :, n:] @ left.unsqueeze(-1)).squeeze(-1)
+        return torch.cat([at.w[:, :n], multipliers - left], -1), F
 
     def _renewed(self, state: LagrangianState, strays: Tensor) -> LagrangianState:
         """With another M where this one has been minimised, or leads away from the constraints."""

@@ -123,6 +123,7 @@ class Lagrangian(NamedTuple):
             A = torch.where(held.unsqueeze(-1), eye, K / size.unsqueeze(-1))
             b = torch.where(down, below, torch.where(up, above, -at.F / size))
             dw = torch.linalg.solve_ex(A, b.unsqueeze(-1))[0].squeeze(-1)
+            dw = torch.where(held, b, dw)  # which elimination may have rounded: a multiplier of 1e-16 is one that holds
             # Of what is held the residual may have the wrong sign, of what is free the place.
             G = torch.where(held, at.F + (K @ dw.unsqueeze(-1)).squeeze(-1), 0)
             down_next = (kappa * torch.where(down, 0, dw - below) < G) | fixed
