@@ -29,7 +29,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(torch|collections|enum|typing|types|concurrent|pathlib)\..*|Tensor|Module|End|Kind|Layout|[a-z_]+",
+        r"(torch|collections|enum|typing|types|concurrent|pathlib)\..*|Tensor|Module|End|Kind|Layout|Preconditioning|[a-z_]+",
     ),  # no other site is asked
     ("py:mod", r"torchimplicit\..*"),
     ("py:(class|func)", r"torchimplicit\.\w+(\.\w+)+"),  # what is private to a file, in signatures

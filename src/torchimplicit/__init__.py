@@ -1,5 +1,7 @@
 """Implicit layers for PyTorch: outputs defined by a condition g(z*, x) = 0, gradients by the implicit function theorem."""
 
+from typing import TYPE_CHECKING
+
 from torchimplicit import diagnostics, interop, linear, nn, projections, solvers
 from torchimplicit.adjoints import SHINE, GaussNewton, Implicit, OneStep, Phantom, Unrolled
 from torchimplicit.capture.calls import CaptureError
@@ -18,6 +20,18 @@ from torchimplicit.problems.root import root
 from torchimplicit.programs.cones import Cones
 from torchimplicit.solution import Solution, SolveInfo
 from torchimplicit.status import ConvergenceError, ConvergenceWarning, Status
+
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # looked up when asked for: few do, and that takes longer than the rest of an import
+        from importlib import metadata
+
+        return metadata.version("torchimplicit")
+    raise AttributeError(f"module 'torchimplicit' has no attribute {name!r}")
+
 
 __all__ = [
     "SHINE",

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def check_count(name: str, count: object) -> None:
@@ -21,3 +26,19 @@ def check_steps(max_steps: int | None) -> None:
     """Raise ValueError unless ``max_steps`` is None or a number of steps."""
     if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
         raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")
+
+
+def names_its_parameters(cls: type[T]) -> type[T]:
+    """The dataclass, which says what its parameters are where it is given one that it does not have."""
+    init: Any = cls.__init__
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+
+    @wraps(init)
+    def checked(self: T, *args: Any, **options: Any) -> None:
+        for option in options:
+            if option not in names:
+                raise TypeError(f"{cls.__name__} has no parameter {option!r}; its parameters are {', '.join(names)}.")
+        init(self, *args, **options)
+
+    cls.__init__ = checked  # type: ignore[assignment]
+    return cls

@@ -101,6 +101,8 @@ _STATIONARY = {
     ),
 }
 
+GIVEN = "answer of the solver"  # the one kind that is not searched: no steps are taken, and none are told of
+
 OTHERS: dict[str, dict[str, str]] = {
     "fixed point": {
         "MAX_STEPS": (
@@ -274,13 +276,13 @@ OTHERS: dict[str, dict[str, str]] = {
         ),
         "NONFINITE": "NaN or Inf in the data. Check them.",
     },
-    "answer of the solver": {
+    GIVEN: {
         "CONVERGED": "the Newton correction of the condition at the answer is within the tolerance.",
         "STAGNATED": (
-            "the answer is no solution of the condition: as the condition and its Jacobian say, it is off by more than "
-            "the tolerance. "
-            "Likely causes: (a) the solver failed, or solves another problem than the condition says; (b) it works to a looser "
-            "tolerance: say so with rtol= or atol= of ti.implicit; (c) a jump or a pole of the condition, where it has no root."
+            "as the condition and its Jacobian say, the answer is off by more than the tolerance. "
+            "Likely causes: (a) there is no solution, such as a steady state, for these arguments, or the simulator was stopped too "
+            "early or cycles; (b) the solver failed, or solves another problem than the condition says; (c) it works to a looser "
+            "tolerance: say so with rtol= or atol= of ti.implicit; (d) a jump or a pole of the condition, where it has no root."
         ),
         "NONFINITE": "the solver returned NaN or Inf, or the condition is not finite at its answer. Check the "
         "arguments and the solver.",
@@ -299,3 +301,15 @@ def prose(status: str, sought: str) -> str:
         OTHERS.get(sought.removesuffix(" within bounds").removesuffix(" under constraints"), {}).get(status)
         or ROOT[status]
     )
+
+
+def failed(sought: str) -> str:
+    """What is said first of a solve that failed."""
+    return f"The {sought} was not {'accepted' if sought == GIVEN else 'found'}."
+
+
+def ending(status: str, sought: str, steps: int) -> str:
+    """How the solve of a system ended, in a few words."""
+    if sought == GIVEN:
+        return "no solution" if status == "STAGNATED" else status.lower()
+    return f"{status.lower()} after {steps} steps"

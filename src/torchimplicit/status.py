@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
-from torchimplicit.prose import prose
+from torchimplicit.prose import ending, failed, prose
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
@@ -93,20 +93,19 @@ def report(
         return
     if all_converged(status):
         return
-    failed = status != Status.CONVERGED
     lines = []
-    for code in status[failed].unique().tolist():
+    for code in status[status != Status.CONVERGED].unique().tolist():
         rows = (status == code).nonzero().flatten()
         worst = rows[error[rows].nan_to_num(nan=torch.inf).argmax()]
         size, allowed = float(error[worst]), float(bound[worst])
         how_far = f", {what_of} {size:.3g} (tolerance {allowed:.3g})" if math.isfinite(size) else ""
         lines.append(
-            f"{named(rows, len(status))}: {Status(code).name.lower()} after {int(steps[worst])} steps{how_far}: "
+            f"{named(rows, len(status))}: {ending(Status(code).name, what, int(steps[worst]))}{how_far}: "
             f"{Status(code).prose_for(what)}"
         )
     if remark:
         lines.append(remark)
-    announce(f"The {what} was not found. " + " ".join(lines), on_failure)
+    announce(" ".join([failed(what), *lines]), on_failure)
 
 
 def announce(message: str, on_failure: OnFailure) -> None:

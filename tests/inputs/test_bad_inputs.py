@@ -49,6 +49,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "wrong policy": (lambda: ti.root(same, Z, on_failure="die"), ValueError, "warn.*raise.*nan.*ignore.*die"),
     "wrong solver": (lambda: ti.root(same, Z, solver="newtn"), ValueError, "newtn.*newton"),
     "a solver class": (lambda: ti.root(same, Z, solver=ti.solvers.Newton), TypeError, r"Newton\(\)"),
+    "an adjoint by name": (
+        lambda: ti.root(same, Z, adjoint="phantom"),
+        TypeError,
+        r"SHINE\(\), .*Phantom\(\), .*'phantom'",
+    ),
     "an adjoint class": (lambda: ti.root(same, Z, adjoint=ti.Implicit), TypeError, r"Implicit\(\)"),
     "a linear solver that is none": (lambda: ti.Implicit("lu"), TypeError, "factorize.*lu"),
     "max_steps": (lambda: ti.root(same, Z, max_steps=-2), ValueError, "max_steps.*-2"),
@@ -85,6 +90,12 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "NaN as the adjoint's rtol": (lambda: ti.Implicit(rtol=float("nan")), ValueError, "rtol.*nan"),
     "the adjoint's max_steps": (lambda: ti.Implicit(max_steps=-1), ValueError, "max_steps.*-1"),
     "a linear solver class": (lambda: ti.linear_solve(torch.eye(3), Z.float(), solver=ti.linear.CG), TypeError, "CG"),
+    "a linear solver by name": (lambda: ti.Implicit("broyden"), TypeError, r"'broyden'.*GMRES\(\), .*LU\(\)"),
+    "an unknown parameter": (
+        lambda: ti.Phantom(grad=1, tau=0.8),
+        TypeError,
+        "'grad'; its parameters are steps, damping",
+    ),
     "the class in the adjoint": (lambda: ti.Implicit(ti.linear.GMRES), TypeError, "Call the class"),
     "A elsewhere": (lambda: ti.linear_solve(torch.eye(3, device="meta"), Z.float()), ValueError, "A is on meta.*cpu"),
     "half b": (lambda: ti.linear_solve(torch.eye(3).half(), Z.half()), TypeError, "float32"),
@@ -127,7 +138,7 @@ def test_a_black_box_under_vmap_says_what_to_do() -> None:
 
 def test_a_black_box_that_answers_wrongly_is_reported() -> None:
     solve = ti.implicit(lambda z, x: z - x)(lambda x: x + 1)
-    with pytest.warns(ti.ConvergenceWarning, match="not found"):
+    with pytest.warns(ti.ConvergenceWarning, match="not accepted"):
         solve(Z + 1)
 
 

@@ -30,3 +30,12 @@ def test_the_torch_of_the_environment_has_what_a_graph_needs() -> None:
     from torchimplicit.private.dynamo import AVAILABLE
 
     assert AVAILABLE or torch.__version__ < "2.13", "a private name in private/dynamo.py has moved"
+
+
+def test_the_version_is_that_of_the_package_that_is_installed() -> None:
+    from importlib import metadata
+
+    import torchimplicit as ti
+
+    assert ti.__version__ == metadata.version("torchimplicit")
+    assert not hasattr(ti, "__author__")

@@ -17,9 +17,10 @@ from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.capture import Captured
 from torchimplicit.capture.mode import as_one_call, being_captured
 from torchimplicit.condition import Condition
+from torchimplicit.linear import SOLVERS
 from torchimplicit.linear.solver import LinearSolver, is_linear_solver
 from torchimplicit.loop.search import Inside
-from torchimplicit.parameters import check_steps
+from torchimplicit.parameters import check_steps, names_its_parameters
 from torchimplicit.problem import Problem, detached
 from torchimplicit.solution import Solution, SolveStats
 from torchimplicit.solvers.equations import Equations
@@ -28,6 +29,7 @@ from torchimplicit.tolerance import Tolerance
 ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
 
 
+@names_its_parameters
 @dataclass(frozen=True)
 class Implicit:
     """Differentiate the condition at z*, whatever found it: one linear solve and one vector-Jacobian product.
@@ -51,8 +53,9 @@ class Implicit:
         solver = self.linear_solver
         if solver is not None and not is_linear_solver(solver):
             raise TypeError(
-                f"linear_solver must be an object of torchimplicit.linear with factorize(operator); got {solver!r}."
+                f"linear_solver must be an object with factorize(operator); got {solver!r}."
                 + (" Call the class." if isinstance(solver, type) else "")
+                + f" Of torchimplicit.linear: {', '.join(f'{name}()' for name in SOLVERS)}."
             )
         Tolerance.of(self.rtol, self.atol, torch.float64)
         check_steps(self.max_steps)

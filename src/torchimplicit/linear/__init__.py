@@ -45,3 +45,5 @@ from torchimplicit.linear.svd import SVD as SVD
 from torchimplicit.linear.triangular import Triangular as Triangular
 
 __all__ = sorted(name for name, each in globals().items() if callable(each) and not name.startswith("_"))
+
+SOLVERS = [name for name in __all__ if hasattr(globals()[name], "factorize")]

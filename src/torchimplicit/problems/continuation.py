@@ -29,7 +29,9 @@ from torchimplicit.tolerance import Tolerance
 class Branch(NamedTuple):
     """The points of a branch, in the order in which they were found, detached.
 
-    s : (K,). z : like z0, with K in front. folds : the values of s at which the branch turns back.
+    s : (K,).
+    z : like z0, with K in front.
+    folds : the values of s at which the branch turns back.
     crossings : the values of s at which another branch crosses it.
     """
 

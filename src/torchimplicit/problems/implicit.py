@@ -31,6 +31,7 @@ from torchimplicit.problem import Problem, detached
 from torchimplicit.problems.answer import judged, tolerance_of_answers
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root
+from torchimplicit.prose import GIVEN
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import OnFailure, check_policy
@@ -196,7 +197,7 @@ def _implicit(
 class Answer(Root):
     """A root that is given, not searched."""
 
-    name = "answer of the solver"
+    name = GIVEN
 
 
 def _sample(args: tuple[Any, ...]) -> Any:

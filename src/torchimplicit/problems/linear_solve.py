@@ -16,7 +16,7 @@ from torchimplicit.compiling.traced_problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
-from torchimplicit.linear import Auto, Dense, LinearOperator, as_operator
+from torchimplicit.linear import SOLVERS, Auto, Dense, LinearOperator, as_operator
 from torchimplicit.linear.iteration import IterativeSolver
 from torchimplicit.linear.solver import LinearSolver, is_linear_solver
 from torchimplicit.linear.structure import Structure
@@ -87,7 +87,8 @@ def linear_solve(
         raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
     if solver is not None and not is_linear_solver(solver):
         raise TypeError(
-            f"solver must be an object of torchimplicit.linear with factorize(operator), such as linear.CG(); got {solver!r}."
+            f"solver must be an object with factorize(operator); got {solver!r}. Of torchimplicit.linear: "
+            f"{', '.join(f'{name}()' for name in SOLVERS)}."
         )
     _check(b, adjoint, max_steps, on_failure)
     if isinstance(A, Tensor) and A.layout == torch.strided:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit import adjoints
 from torchimplicit.adjoints import Adjoint, Implicit
 from torchimplicit.capture.autocast import Autocast, full_precision
 from torchimplicit.capture.half_precision import half_precision_of, may_be_half
@@ -137,7 +138,8 @@ def check_args(args: Any) -> None:
 def check_adjoint(adjoint: Adjoint | None) -> None:
     """Raise TypeError unless ``adjoint`` is None or an adjoint."""
     if adjoint is not None and (isinstance(adjoint, type) or not hasattr(adjoint, "run")):
-        raise TypeError(f"adjoint must be an object such as Implicit(), Unrolled() or OneStep(); got {adjoint!r}.")
+        known = ", ".join(f"{name}()" for name in adjoints.__all__ if name != "Adjoint")
+        raise TypeError(f"adjoint must be an object, one of {known}; got {adjoint!r}.")
 
 
 def check_compiled(kind: Kind, compile: Any) -> None:

@@ -19,7 +19,8 @@ bounds: (lower, upper), each a number, a tensor that broadcasts to z, a pytree l
 constraints: a :class:`torchimplicit.Constraints`: functions of (z, *args) that are 0, or at most 0, at the solution. Their
             multipliers are ``info.dual``, differentiable too. See :mod:`torchimplicit.constraints`.""",
     "{adjoint}": """\
-adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``.""",
+adjoint: how gradients come back: ``Implicit()`` (default, exact), ``Unrolled()``, ``OneStep()``, ``Phantom()``,
+            ``SHINE()``.""",
     "{options}": """\
 batch_ndim: the first so many dimensions of every leaf of z index independent systems; 0: all of z is one system.
         batched: a tree of booleans like args, saying which of its tensors carry the batch dimensions.
