@@ -309,3 +309,45 @@ def test_the_error_of_a_point_that_is_no_solution_is_not_told_as_small() -> None
     _, info = ti.quadratic_program(L @ L.T, p, G, h, max_steps=1, on_failure="ignore")
     assert not info.converged
     assert float(info.error) == float("inf")
+
+
+def test_a_start_spares_the_interior_point_and_changes_nothing_but_the_steps() -> None:
+    data, *_ = known(6, 20, 15, 4, held=5)
+    Q, p, G, h, A, b = (t.reshape(2, 3, *t.shape[1:]) for t in data)
+    box = {"lower": data[0].new_full((20,), -4.0), "upper": data[0].new_full((20,), 4.0)}
+    first = ti.quadratic_program(Q, p, G, h, A, b, **box)
+    generator = torch.Generator().manual_seed(1)
+    for nearness in (0.0, 1e-3, 0.3, 30.0):  # from the same constraints that hold z to entirely different ones
+        moved = (p + nearness * torch.randn(p.shape, generator=generator, dtype=D)).requires_grad_()
+        anew = ti.quadratic_program(Q, moved, G, h, A, b, **box)
+        warm = ti.quadratic_program(Q, moved, G, h, A, b, **box, start=first)
+        assert warm.info.converged.all()
+        torch.testing.assert_close(warm.value, anew.value)
+        gradients = [torch.autograd.grad(z.square().sum(), moved)[0] for z in (warm.value, anew.value)]
+        torch.testing.assert_close(*gradients)
+        if nearness < 0.1:
+            assert (warm.info.steps == 1).all()
+            assert (anew.info.steps > 3).all()
+
+
+def test_a_start_broadcasts_serves_under_vmap_and_of_a_failure_is_none() -> None:
+    Q, p = torch.eye(3, dtype=D), torch.tensor([[-1.0, 0.5, 2.0], [3.0, 1.0, -2.0]], dtype=D)
+    truth = (-p).clamp(min=0)
+    unbounded = ti.quadratic_program(0 * Q, -p[0].abs(), lower=0.0, on_failure="ignore")
+    assert unbounded.value.isnan().all()
+    for start in (ti.quadratic_program(Q, p[0], lower=0.0), unbounded):
+        torch.testing.assert_close(ti.quadratic_program(Q, p, lower=0.0, start=start).value, truth)
+        each = torch.vmap(lambda p, start=start: ti.quadratic_program(Q, p, lower=0.0, start=start).value)(p)
+        torch.testing.assert_close(each, truth)
+
+
+@pytest.mark.parametrize("of", ["a tensor", "a root", "another size"])
+def test_a_start_that_is_none_is_refused(of: str) -> None:
+    p = torch.ones(3, dtype=D)
+    start, error, message = {
+        "a tensor": (p, TypeError, "start must be what ti.quadratic_program has returned"),
+        "a root": (ti.root(lambda z: z - 1, p), TypeError, "start must be what ti.quadratic_program has returned"),
+        "another size": (ti.quadratic_program(torch.eye(2, dtype=D), p[:2]), ValueError, r"its z has shape \(2,\)"),
+    }[of]
+    with pytest.raises(error, match=message):
+        ti.quadratic_program(torch.eye(3, dtype=D), p, start=start)

@@ -27,6 +27,7 @@ from torchimplicit.problems.all_systems import of_all_systems
 from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.program_search import ProgramSearch
 from torchimplicit.problems.smoothed import smoothed
+from torchimplicit.programs.earlier import Earlier, earlier
 from torchimplicit.programs.info import Certificate, Dual, ProgramInfo
 from torchimplicit.programs.kkt_inverse import KKTInverse
 from torchimplicit.programs.outside import Outside, check_outside
@@ -91,11 +92,15 @@ class QuadraticSearch(ProgramSearch):
     names: tuple[str, ...]
     data: tuple[Tensor, ...]
     max_steps: int
-    outside: Outside | None
+    outside: Outside | None  # or what was found earlier
 
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         data = self._of_all(self.data, ()) if inside is None else self._of_all(inside.tensors, inside.vmaps)
-        return self.told(solve(data, self.layout.real_dtype, self.max_steps, self.outside), equations, z0)
+        mapped = inside is not None and bool(inside.vmaps)
+        outside = (
+            None if mapped and isinstance(self.outside, Earlier) else self.outside
+        )  # a start is not of all samples
+        return self.told(solve(data, self.layout.real_dtype, self.max_steps, outside), equations, z0)
 
     def _of_all(self, tensors: Sequence[Tensor], vmaps: Sequence[Vmap]) -> Data:
         """The data, (B, ...) each, of all samples of nested vmaps, outermost first, each with the systems of the layout."""
@@ -123,6 +128,7 @@ def quadratic_program(
     lower: Tensor | float | None = None,
     upper: Tensor | float | None = None,
     *,
+    start: Solution | None = None,
     solver: Outside | None = None,
     smoothing: float | None = None,
     adjoint: Adjoint | None = None,
@@ -145,6 +151,9 @@ def quadratic_program(
         G, h: inequalities, (..., m, n) and (..., m); an h of +∞ is no constraint.
         A, b: equalities, (..., k, n) and (..., k); some may follow from others.
         lower, upper: bounds (..., n) or numbers, infinite where there is none; one that lies 1e15 times as far away as z might is none.
+        start: what this function returned for a program of the same sizes; its batch dimensions broadcast. Where the same constraints
+            hold z, or all but a few, z is found without the interior point, in one step; elsewhere it is looked for as ever. What is
+            found does not depend on it, and no derivative goes through it. Inside ``torch.func.vmap`` it is not used.
         solver: a solver of somebody else's, such as ``ti.interop.qpsolvers("piqp")``, in the place of our interior point. What it gives
             is a start, from which the constraints that hold z* are found; where it gives none, the interior point looks for a solution,
             or for the proof that there is none. What is promised below is the same.
@@ -194,7 +203,10 @@ def quadratic_program(
     like = [data[1].detach().new_zeros(*batch_shape, size) for size in (n, m, k, n if "lower" in given else 0)]
     layout = Layout.of(tuple(like), len(batch_shape))
     tolerance = Tolerance.of(rtol, atol, layout.real_dtype)
-    search = QuadraticSearch(layout, tolerance, names, data, MAX_STEPS if max_steps is None else max_steps, solver)
+    if start is not None and solver is not None:
+        raise TypeError("start= and solver= exclude each other: a solver of somebody else's begins where it likes.")
+    outside = solver if start is None else earlier(start, layout)
+    search = QuadraticSearch(layout, tolerance, names, data, MAX_STEPS if max_steps is None else max_steps, outside)
     problem = Problem(
         kind=Optimum(),
         fn=Conditions(names),

@@ -11,6 +11,7 @@ from torchimplicit.autograd.transforms import occurs
 from torchimplicit.programs.active_set import WEAK, Settled, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
+from torchimplicit.programs.earlier import Earlier
 from torchimplicit.programs.interior_point import Point, interior
 from torchimplicit.programs.outside import Outside, asked
 from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, scaled
@@ -39,12 +40,13 @@ class Solutions:
 def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: Outside | None = None) -> Solutions:
     """The solutions of programs whose numbers are known to the precision of ``dtype``; many in blocks that fit the cache.
 
-    ``outside`` : a solver of somebody else's, from whose answers the solutions are found, where it has any."""
+    ``outside`` : a solver of somebody else's, or earlier solutions, from whose answers the solutions are found, where it has any."""
     size = max(1, BLOCK // max(1, data.Q.shape[-1] * (data.Q.shape[-1] + data.G.shape[-2] + data.A.shape[-2])))
     if len(data.Q) <= size or data.Q.device.type != "cpu":
         return _solve(data, dtype, max_steps, outside)
-    parts = (data.of_systems(slice(i, i + size)) for i in range(0, len(data.Q), size))
-    blocks = [_solve(part, dtype, max_steps, outside) for part in parts]
+    parts = [slice(i, i + size) for i in range(0, len(data.Q), size)]
+    some = [outside.of_systems(part) if isinstance(outside, Earlier) else outside for part in parts]
+    blocks = [_solve(data.of_systems(part), dtype, max_steps, its) for part, its in zip(parts, some, strict=True)]
     w, status, steps, correction = (
         torch.cat([getattr(block, name) for block in blocks]) for name in ("w", "status", "steps", "correction")
     )
