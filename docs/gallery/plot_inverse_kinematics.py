@@ -53,10 +53,14 @@ print(f"{int(at_stop.any(1).sum())} arms have a joint at its stop")
 
 # %%
 # The derivative of all four joints in both coordinates of all targets is four backwards, whatever the number of arms.
+# Among a thousand arms there may be one with a joint that just touches its stop: it does not press against it, so it moves
+# with the target to one side, and stays to the other. There are two derivatives then. The one given is that of one side,
+# and each backward in which it matters warns; ``info.adjoint.status`` tells which arm it is.
 
 jacobian = torch.stack(
     [torch.autograd.grad(q[:, joint].sum(), targets, retain_graph=True)[0] for joint in range(4)], dim=1
 )  # (1000, 4, 2)
+print("touching a stop:", (info.adjoint.status == ti.Status.DEGENERATE).nonzero().flatten().tolist())
 assert jacobian[at_stop].abs().max() < 1e-12  # a joint at its stop stays there
 
 # %%

@@ -39,7 +39,9 @@ def test_every_status_that_is_given_has_an_entry() -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_an_entry_provokes_its_status_and_mends_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    exec(*cells(SETUP), names)
+    for setup in cells(SETUP):
+        exec(setup, names)
+    capsys.readouterr()
     provoked, mended = cells(ENTRIES[name])
     exec(provoked, names)
     assert (names["info"].status == Status[name.upper()]).any()
