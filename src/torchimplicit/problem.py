@@ -182,7 +182,10 @@ class Problem:
         """z (B, n) and the facts as the user sees them."""
         info = facts.info(self.layout.batch_shape, self.record, aux)
         if self.on_failure == "nan":
-            z = torch.where((facts.status == Status.CONVERGED).unsqueeze(-1), z, torch.nan)
+            converged = (facts.status == Status.CONVERGED).unsqueeze(-1)
+            z = z + torch.where(converged, 0.0, torch.nan).to(
+                z.dtype
+            )  # which leaves it to the backward what its gradient is
         return Solution(self.layout.unflatten(z), info)
 
 

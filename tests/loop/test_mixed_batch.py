@@ -98,6 +98,19 @@ def test_the_policy_nan_marks_the_failed_systems_only() -> None:
     assert a.grad.isfinite()
 
 
+def test_the_policy_nan_gives_the_failed_systems_no_gradient_either() -> None:
+    a = torch.tensor([1.0, -1.0, torch.nan], dtype=torch.float64, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        z, info = ti.root(lambda z: z**2 - a, torch.ones(3, dtype=torch.float64), batch_ndim=1, on_failure="nan")
+        z.nan_to_num().sum().backward(retain_graph=True)  # nothing of the failed systems is asked for
+        torch.testing.assert_close(a.grad, torch.tensor([0.5, 0, 0], dtype=torch.float64))
+        (gradient,) = torch.autograd.grad(z.sum(), a)
+    assert gradient.isnan().tolist() == [False, True, True]
+    assert info.adjoint is not None
+    assert info.adjoint.converged.tolist() == [True, False, False]
+
+
 def test_the_policy_ignore_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

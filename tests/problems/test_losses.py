@@ -125,3 +125,8 @@ def test_losses_keep_to_bounds_and_batches() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ti.least_squares(lambda z: z, torch.ones(2), **options)
+
+
+def test_a_scale_for_each_observation_is_said_to_be_a_division() -> None:
+    with pytest.raises(TypeError, match=r"got a float32 tensor of shape \(3,\).*divide the residuals by it"):
+        ti.least_squares(lambda z: z - 1, torch.zeros(3), loss="huber", f_scale=torch.ones(3))

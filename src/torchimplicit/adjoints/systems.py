@@ -136,8 +136,8 @@ class JacobianSystem:
         """w and what makes the facts, from the linearisation that is to be swept in the end, or from one evaluation of g."""
         b, _, forward, *_ = tensors
         # A row without a root has no derivative: what is asked of it is reported, and the others go on.
-        usable, refused = forward == Status.CONVERGED, None
-        if not finished(usable) and occurs(unusable := unanswered(forward)):
+        usable, refused, how = forward == Status.CONVERGED, None, self.settings.on_failure
+        if not finished(usable) and occurs(unusable := ~usable if how == "nan" else unanswered(forward)):
             refused = unusable & (b != 0).any(-1)
             b = torch.where(unusable.unsqueeze(-1), 0, b)
         posed = self._posed((b, *tensors[1:]))
@@ -149,7 +149,7 @@ class JacobianSystem:
             status = linear_status(result)
             for mask, cause in causes:
                 status = torch.where(mask, cause, status)
-            if self.settings.on_failure == "nan":
+            if how == "nan":
                 w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
@@ -158,8 +158,8 @@ class JacobianSystem:
             facts = partial(SolveStats, *facts())
         if self.record is not None and not tracing():
             memory = self.settings.memory
-            how = "" if memory is None else memory.description
-            self.record.backward = partial(_info, facts, self.batch_shape, how)
+            linear = "" if memory is None else memory.description
+            self.record.backward = partial(_info, facts, self.batch_shape, linear)
         if status is not None and found.expected:
             w = self._reported(w, found, status, self.settings.limit(b))
         return w, facts

@@ -78,7 +78,8 @@ def least_squares(
         loss: ρ, for ½Σ f_scale² ρ(r²/f_scale²) in place of ½‖r‖²: "linear", or "huber", "soft_l1" or "cauchy", which give outliers,
             |r| ≫ f_scale, less weight (the parts of a complex residual each on their own). See
             :mod:`torchimplicit.problems.losses`.
-        f_scale: the size of r from which a residual is an outlier; no gradient flows to it.
+        f_scale: the size of r from which a residual is an outlier, one number. For one of each observation, or a gradient in it, divide
+            r by it.
         solver: a name ("levenberg_marquardt", "gauss_newton", "dogleg", which know the Jacobian of r; "trust_newton", "newton_cg",
             "bfgs", "lbfgs", "nonlinear_cg", within bounds "projected_newton", under constraints "augmented_lagrangian" alone, which
             go downhill; "newton", "chord", "newton_krylov", "pseudo_transient", "broyden", "anderson", "picard", which go to any

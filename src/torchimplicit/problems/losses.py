@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.bounds import Output
-from torchimplicit.layout import Layout
+from torchimplicit.layout import Layout, describe
 from torchimplicit.parameters import check_positive
 
 SERIES = 0.01  # below it, log(1 + s)/s is summed as a series, whose derivatives exist at 0
@@ -57,9 +57,14 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_loss(loss: Any, f_scale: Any) -> None:
-    """Raise ValueError unless ``loss`` is one of the names and ``f_scale`` a positive number."""
+    """Raise ValueError unless ``loss`` is one of the names and ``f_scale`` a positive number; TypeError for a tensor."""
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}; got {loss!r}.")
+    if isinstance(f_scale, Tensor):
+        raise TypeError(
+            f"f_scale is one number, without a gradient; got a {describe(f_scale)}. For one of each observation, or a gradient in it, "
+            f"divide the residuals by it and leave f_scale=1."
+        )
     check_positive("f_scale", f_scale)
 
 
