@@ -29,8 +29,8 @@ batch_ndim: the first so many dimensions of every leaf of z index independent sy
         max_steps: step limit; by default the solver's, of several in turn that of all together.
         randomness: "error": a function that draws random numbers that matter (dropout) is reported; "frozen": it draws the same ones
             at every evaluation of this solve and its backward, and others in the next call.
-        on_failure: "warn", "raise", "nan" (failed systems only, and the gradients that are asked of them) or "ignore"; for the forward and the
-            backward.
+        on_failure: "warn", "raise", "nan" (failed systems only, and the gradients that are asked of them) or "ignore"; for the forward
+            and the backward.
         has_aux: the function returns (value, aux); aux, at the solution and detached, is ``info.aux``.
         trace: keep the residual of every step in ``info.trace``.
         callback: called as ``callback(step, z, residual)`` before the first and after every step.
