@@ -149,8 +149,9 @@ class JacobianSystem:
             status = linear_status(result)
             for mask, cause in causes:
                 status = torch.where(mask, cause, status)
-            if how == "nan":
-                w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.nan)
+            if how == "nan":  # of what is asked: a gradient of 0 goes on as 0
+                asked = (tensors[0] != 0).any(-1, keepdim=True)
+                w = torch.where((status == Status.CONVERGED).unsqueeze(-1), w, torch.where(asked, torch.nan, 0.0))
             else:  # one row's overflow must not reach the others through tensors that they share
                 w = torch.where(w.isfinite().all(-1, keepdim=True), w, 0)
         facts = partial(_facts, found, status, b)
