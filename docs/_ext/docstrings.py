@@ -8,6 +8,7 @@ from typing import Any
 
 LITERAL = re.compile(r"(``.*?``|:\w+:`.*?`)")
 PARAMETER = re.compile(r"^(\s*)(\w+(?:, \w+)*) : (?=\S)")  # "rtol, atol : of that linear solve, ..."
+JOINER = "\u2060"  # has no width; in front of a name, whose first letter Sphinx would write as a capital
 
 
 def escaped(line: str) -> str:
@@ -24,7 +25,7 @@ def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any,
         if line.strip() and not line.startswith(" "):
             code = False
         if not code:
-            lines[i] = PARAMETER.sub(r"\1:\2: ", escaped(line))
+            lines[i] = PARAMETER.sub(rf"\1:{JOINER}\2: ", escaped(line))
         code = code or bool(line.endswith("::"))
 
 
@@ -35,7 +36,9 @@ def as_it_stands(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
 
 
 def told_by_its_base(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """A method that does what a base class of the package says of it is told there."""
+    """A method that does what a base class of the package says of it is told there; a field of a tuple by its class."""
+    if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number"):
+        return True
     owner, _, method = getattr(obj, "__qualname__", "").rpartition(".")
     cls = getattr(inspect.getmodule(obj), owner, None) if inspect.isfunction(obj) and owner else None
     if inspect.isclass(cls) and any(hasattr(base, method) for base in cls.__mro__[1:] if base is not object):

@@ -144,6 +144,8 @@ def test_a_singular_jacobian_is_said() -> None:
     condition = lambda z, x: torch.stack([z[0] + z[1] - x, 2 * z[0] + 2 * z[1] - 2 * x])  # noqa: E731
     solve = ti.implicit(condition)(lambda x: torch.stack([x / 3, 2 * x / 3 + 1e-9]))
     assert "singular" in told(solve, torch.tensor(1.3, dtype=D))
+    said = told(ti.implicit(lambda z, x: z**2 - z - x)(lambda x: x / 24), torch.tensor(12.0, dtype=D))
+    assert "singular: " in said  # and no number tells how far off it is
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e6])

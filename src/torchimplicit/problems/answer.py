@@ -43,7 +43,7 @@ def judged(equations: Equations, z: Tensor, widths: tuple[int, ...], tolerance: 
     g = jacobian.value
     factors = LU().factorize(jacobian) if z.shape[-1] <= Auto.dense_limit else None
     exact = (g == 0).all(-1)  # also where J is singular
-    correction = _solved(jacobian) if factors is None else factors.solve(g).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    correction = _solved(jacobian) if factors is None else factors.solve(g).nan_to_num(torch.inf, torch.inf, -torch.inf)
     correction = torch.where(exact.unsqueeze(-1), 0, correction)
     error, bound = tolerance.of_leaves(widths).largest(correction, z)
     status = torch.where(error <= bound, Status.CONVERGED, Status.STAGNATED)
