@@ -97,6 +97,25 @@ assert errors[least][0] < 0.8 * single[best][0]
 assert errors[least][1] < 0.95 * single[best][1]
 
 # %%
+# For methods of second order
+# ---------------------------
+# The outer loss has a Hessian too, here in the penalties of the first ten features: the layer is differentiated twice. The rows of
+# differences of hypergradients agree.
+
+
+def outer(ten):
+    alpha = torch.full((1000,), 12.0, dtype=torch.float64)
+    return error(fit(torch.cat([ten, alpha[10:]]), rtol=1e-10), validation)
+
+
+ten = torch.full((10,), 3.0, dtype=torch.float64)
+hypergradient = torch.func.grad(outer)
+hessian = torch.func.jacrev(hypergradient)(ten)
+step = 1e-4 * torch.eye(10, dtype=torch.float64)[3]
+row = (hypergradient(ten + step) - hypergradient(ten - step)) / 2e-4
+torch.testing.assert_close(hessian[3], row, rtol=1e-4, atol=1e-9)
+
+# %%
 # The validation error falls on, while that of the patients held out turns: a thousand hyperparameters overfit 120
 # patients as a thousand weights would, and one has to stop early. (Having chosen the step, the patients held out are no
 # test any more: an honest last number wants some that nobody has looked at.)

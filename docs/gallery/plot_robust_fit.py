@@ -100,6 +100,35 @@ moved = [(with_scipy(spoilt + h * unit) - with_scipy(spoilt - h * unit)) / (2 * 
 torch.testing.assert_close(influence["cauchy"], torch.tensor(moved, dtype=torch.float64), rtol=1e-3, atol=1e-4)
 
 # %%
+# Many curves at once
+# -------------------
+# With ``batch_ndim=1`` each row is a fit of its own, with its own status, here within bounds and with a weight for each observation;
+# ``vmap`` of ``jacrev`` gives the derivative of every parameter in every observation of its curve, and in every weight. (Without
+# ``batch_ndim`` all of z would be one fit.) A parameter scaled to be of the size of the others needs no leaf of its own.
+
+
+def many(b, y, weight):
+    return weight * (240 * b[..., :1] * (1 - torch.exp(-5.5e-4 * b[..., 1:] * x)) - y)
+
+
+def fits(y, weight):
+    start = torch.ones(*y.shape[:-1], 2, dtype=torch.float64)
+    return ti.least_squares(many, start, (y, weight), bounds=(0.5, 2.0), batch_ndim=y.ndim - 1, rtol=1e-11)
+
+
+noise = 0.05 * torch.randn(200, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+curves, weights = y + noise, torch.ones(200, 14, dtype=torch.float64)
+b, info = fits(curves, weights)
+assert info.converged.all()
+in_y, in_weight = torch.vmap(torch.func.jacrev(lambda y, weight: fits(y, weight).value, argnums=(0, 1)))(
+    curves, weights
+)
+print(f"derivatives of {tuple(b.shape)} parameters in each observation: {tuple(in_y.shape)}")
+h, unit = 1e-4, torch.eye(14, dtype=torch.float64)[6]
+differences = (fits(curves + h * unit, weights).value - fits(curves - h * unit, weights).value) / (2 * h)
+torch.testing.assert_close(in_y[..., 6], differences, rtol=1e-5, atol=1e-9)
+
+# %%
 # The figure: the two bad readings pull at the fit by least squares, and hardly at all at the robust one; theirs is even
 # of the other sign, for the farther they go, the less they count.
 
