@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import brentq, nnls
 from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit import Status
 from torchimplicit.problems.complementarity import fischer_burmeister
+from torchimplicit.solvers.equations import Equations, Estimate
+from torchimplicit.solvers.method import Method
 
 D = torch.float64
 
@@ -182,6 +185,89 @@ def test_the_unit_of_F_decides_nothing() -> None:
         torch.testing.assert_close(z, expected, rtol=1e-6, atol=1e-8)
         z.sum().backward()
         assert info.adjoint.converged
+
+
+def carbonate(z: Tensor, log_k: Tensor, total: Tensor, alkalinity: Tensor) -> Tensor:
+    """H, OH, CO₂, HCO₃, CO₃ in equilibrium: rows of F, and numbers of z, from 1 to 1e-14."""
+    h, oh, c, b, a = z.unbind(-1)
+    k1, k2, kw = log_k.exp().unbind(-1)
+    return torch.stack(
+        [h * b - k1 * c, h * a - k2 * b, h * oh - kw, c + b + a - total, b + 2 * a + oh - h - alkalinity], -1
+    )
+
+
+def carbonate_by_bisection(log_k: Tensor, total: float, alkalinity: float) -> Tensor:
+    k1, k2, kw = log_k.exp().tolist()
+
+    def parts(log_h: float) -> tuple[float, ...]:
+        h = np.exp(log_h)
+        d = h * h + k1 * h + k1 * k2
+        return h, kw / h, total * h * h / d, total * k1 * h / d, total * k1 * k2 / d
+
+    def charge(log_h: float) -> float:
+        h, oh, _, b, a = parts(log_h)
+        return b + 2 * a + oh - h - alkalinity
+
+    return real(*parts(brentq(charge, -36, 1, xtol=1e-14, rtol=1e-14)))
+
+
+def test_rows_of_F_that_are_small_beside_z_hide_nothing() -> None:
+    """z = (0, 2e-13, 3e-14, 1e-3, 0), where every F is below 5e-14 in size but two are negative, was called a solution."""
+    log_k = -real(6.35, 10.33, 14) * np.log(10)
+    total, alkalinity = real(1e-3, 2e-3, 1e-2, 1e-4, 2e-3, 1e-6), real(5e-4, 2.1e-3, 1.5e-2, 3e-5, 0, 1e-6)
+    truth = torch.stack(
+        [carbonate_by_bisection(log_k, *pair) for pair in zip(total.tolist(), alkalinity.tolist(), strict=True)]
+    )
+    start = torch.stack([torch.full_like(total, 1e-7)] * 2 + [total / 3] * 3, -1)
+    options = {"batch_ndim": 1, "batched": (False, True, True), "on_failure": "ignore"}
+    z, info = ti.complementarity(carbonate, start, (log_k, total, alkalinity), solver="newton", **options)
+    near = ((z - truth).abs() <= 1e-7 * truth.amax(-1, keepdim=True)).all(-1)
+    assert (near | ~info.converged).all()
+    assert near.sum() >= 3
+    z, info = ti.complementarity(carbonate, start[0], (log_k, total[0], alkalinity[0]))  # solved, by another method
+    assert info.converged
+    torch.testing.assert_close(z, truth[0], rtol=1e-6, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "solver", [pytest.param(None, marks=pytest.mark.slow), "newton", "active_set", "interior_point"], ids=str
+)
+def test_rows_of_F_in_other_units_are_solved_as_without_or_not_at_all(solver: str | None) -> None:
+    M, q = p_matrices(8, 4)
+    expected = torch.stack([enumerated(m, v, 0.0, torch.inf) for m, v in zip(M, q, strict=True)])
+    units = 10 ** (28 * torch.rand(8, 4, generator=torch.Generator().manual_seed(1), dtype=D) - 14)
+    options = {"solver": solver, "batch_ndim": 1, "batched": (True, True), "on_failure": "ignore"}
+    z, info = ti.complementarity(affine, torch.ones(8, 4, dtype=D), (units.unsqueeze(-1) * M, units * q), **options)
+    near = ((z - expected).abs() <= 1e-6 * expected.amax(-1, keepdim=True) + 1e-12).all(-1)
+    assert (near | ~info.converged).all()
+    assert info.converged.sum() >= 4
+
+
+@pytest.mark.parametrize("n", [3, 100])  # with the Jacobian, and by its products
+def test_a_solver_that_stops_where_a_small_row_of_F_is_not_solved_is_not_believed(n: int) -> None:
+    class Believes(Method):
+        """Stays at the start, and says that it has arrived."""
+
+        max_steps, patience = 5, 5
+
+        def init(self, equations: Equations, z: Tensor) -> tuple[Tensor, None]:
+            return equations.residual(z), None
+
+        def step(self, equations: Equations, z: Tensor, r: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
+            return z, equations.residual(z), None
+
+        def estimate(self, z: Tensor, r: Tensor, state: None) -> Estimate:
+            return Estimate(torch.zeros_like(z), 0.0)
+
+    units = torch.logspace(-20, 0, n, dtype=D)
+    root = torch.linspace(1, 2, n, dtype=D)
+    solve = partial(ti.complementarity, lambda z: units * (z - root), solver=Believes(), on_failure="ignore")
+    assert solve(root).info.converged
+    off = root.clone()
+    off[0] += 0.1
+    info = solve(off).info
+    assert info.status == Status.STAGNATED
+    assert 0 < info.error <= 0.1 * (1 + 1e-9)
 
 
 def test_a_mixed_batch_is_told_system_by_system() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished, occurs, tracing, values_hidden
 from torchimplicit.capture.randomness import random_state
 from torchimplicit.graph.loop import Operands, StructureChanged, repeat
+from torchimplicit.loop.complementary import complementary
 from torchimplicit.loop.convergence import Course, where
 from torchimplicit.loop.endings import (
     DOUBT,
@@ -161,10 +162,11 @@ def solve(
         best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None
     )
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
-    if not equations.kind.minimised:
-        return found if bounds is None else replace(found, z=at_bounds(equations, best_z, *bounds, settings.tolerance))
     if bounds is not None:
         best_z = at_bounds(equations, best_z, *bounds, settings.tolerance)
+        status, error = complementary(equations, best_z.detach(), *bounds, status, error, bound, settings.tolerance)
+    if not equations.kind.minimised:
+        return replace(found, z=best_z, status=status, error=error)
     known = advance is None and best_z is course.z and bounds is None
     own = solver.hessian(state) if known else None
     hessian = None if own is None else (course.r.detach(), own.detach())
@@ -254,6 +256,7 @@ def _in_graph(
     bounds = equations.bounds(z) if equations.kind.bounded else None
     if bounds is not None:
         z = at_bounds(equations, z, *bounds, settings.tolerance)
+        status, error = complementary(equations, z, *bounds, status, error, bound, settings.tolerance)
     if equations.kind.minimised:
         status, error, _, polish, _ = second_order(equations, z, status, error, settings.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
