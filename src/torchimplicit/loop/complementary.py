@@ -11,7 +11,6 @@ from torchimplicit.condition import held
 from torchimplicit.linear import LU
 from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.loop.endings import DIAGNOSE_ENTRIES, DIAGNOSE_LIMIT, DOUBT
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import Status
@@ -42,17 +41,27 @@ def complementary(
     if equations.kind.minimised or not n or finished(~converged):
         return status, error
     with torch.no_grad():
-        small = n <= DIAGNOSE_LIMIT and len(z) * n * n <= DIAGNOSE_ENTRIES
         each = tolerance.each(z)
-        jacobian = equations.jacobian_of_gradient(z)
-        F, J = jacobian.value, jacobian.to_dense() if small else None
-        rows = _probed(jacobian, each) if J is None else (J.abs() @ each.unsqueeze(-1)).squeeze(-1)
+        linearised = equations.attempt(_linearised, equations, z, each)
+        if linearised is None:  # the function is solved without a derivative, and may have none
+            return status, error
+        F, rows, J = linearised
         in_units = torch.where(F == 0, 0, F / rows)
         off = projected_gradient(in_units, z / each, lower / each, upper / each).abs().amax(-1)
         if J is not None:
             off = off.maximum(_newton(F, J, z, lower, upper, each))
         far = converged & (off > DOUBT)
         return torch.where(far, Status.STAGNATED, status), torch.where(far, off * bound, error)
+
+
+def _linearised(equations: Equations, z: Tensor, each: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """F at z, what a tolerance in each number of z changes its rows by, (B, n) each, and its Jacobian where that is formed."""
+    n = z.shape[-1]
+    jacobian = equations.jacobian_of_gradient(z)
+    if n > DIAGNOSE_LIMIT or len(z) * n * n > DIAGNOSE_ENTRIES:
+        return jacobian.value, _probed(jacobian, each), None
+    J = jacobian.to_dense()
+    return jacobian.value, (J.abs() @ each.unsqueeze(-1)).squeeze(-1), J
 
 
 def _newton(F: Tensor, J: Tensor, z: Tensor, lower: Tensor, upper: Tensor, each: Tensor) -> Tensor:
@@ -66,8 +75,12 @@ def _newton(F: Tensor, J: Tensor, z: Tensor, lower: Tensor, upper: Tensor, each:
 
 
 def _probed(jacobian: Jacobian, each: Tensor) -> Tensor:
-    """What generic changes of z by a tolerance in each of its numbers change the rows by, at most, (B, n)."""
+    """What generic changes of z by a tolerance in each of its numbers change the rows by, at most, (B, n).
+
+    The changes are of both signs and follow no rule, as differences of neighbours would find one: sin(12.9898 k) · 43758.5453 mod 1.
+    """
     n = each.shape[-1]
-    generic = unpatterned(each.new_zeros(1, PROBES * n)).unflatten(-1, (PROBES, n))
-    products = [jacobian.matvec(each * generic[:, k].expand_as(each)) for k in range(PROBES)]
+    k = torch.arange(1, PROBES * n + 1, dtype=each.dtype, device=each.device)
+    generic = ((12.9898 * k).sin() * 43758.5453).frac().unflatten(-1, (PROBES, n))
+    products = [jacobian.matvec(each * generic[probe]) for probe in range(PROBES)]
     return n**0.5 * torch.stack(products).abs().amax(0)
