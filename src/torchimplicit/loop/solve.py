@@ -256,7 +256,6 @@ def _in_graph(
     bounds = equations.bounds(z) if equations.kind.bounded else None
     if bounds is not None:
         z = at_bounds(equations, z, *bounds, settings.tolerance)
-        status, error = complementary(equations, z, *bounds, status, error, bound, settings.tolerance)
     if equations.kind.minimised:
         status, error, _, polish, _ = second_order(equations, z, status, error, settings.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
