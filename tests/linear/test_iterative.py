@@ -14,17 +14,22 @@ from torch import Tensor
 from torchimplicit.linear import (
     CG,
     GMRES,
+    LSMR,
     LU,
+    MINRES,
     QR,
     Auto,
     BiCGStab,
     Cholesky,
     Dense,
     Geometry,
+    Jacobi,
     MatrixFree,
     Neumann,
     Richardson,
 )
+from torchimplicit.linear.solver import linear_status
+from torchimplicit.status import Status
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 KRYLOV = [CG(), GMRES(), GMRES(restart=4, max_steps=500), BiCGStab()]
@@ -247,6 +252,44 @@ def test_cg_says_that_a_matrix_is_indefinite() -> None:
     result = CG().factorize(Dense(A)).iterate(torch.tensor([1.0, 2.0], dtype=torch.float64))
     assert result.breakdown
     assert not result.converged
+
+
+def uneven(n: int) -> Tensor:
+    """A definite matrix of unknowns in different units: the residual of CG grows in its first steps."""
+    R = torch.randn(n, n, dtype=torch.float64)
+    units = torch.logspace(0, 2, n, dtype=torch.float64)
+    return units[:, None] * (torch.eye(n, dtype=torch.float64) + 0.2 * R @ R.T / n) * units
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])  # one system has code of its own
+@pytest.mark.parametrize("k", [1, 2, 5, 10])
+def test_cg_cut_off_has_the_smallest_energy_in_the_krylov_space_and_says_that_it_was(k: int, batch: Any) -> None:
+    A, b = uneven(20), torch.randn(20, dtype=torch.float64)
+    K = torch.linalg.qr(torch.stack([torch.linalg.matrix_power(A / A.max(), i) @ b for i in range(k)], -1))[0]
+    nearest = K @ torch.linalg.solve(K.T @ A @ K, K.T @ b)
+    result = CG(max_steps=k).factorize(Dense(A.expand(*batch, 20, 20))).iterate(b.expand(*batch, 20), rtol=1e-10)
+    torch.testing.assert_close(result.x, nearest.expand(*batch, 20), rtol=1e-5, atol=1e-9)
+    assert result.exhausted.all()
+    assert not (result.converged | result.breakdown).any()
+    assert (linear_status(result) == Status.MAX_STEPS).all()
+
+
+@pytest.mark.parametrize("solver", [CG(), MINRES(), GMRES(), BiCGStab(), LSMR()], ids=repr)
+def test_a_step_limit_that_is_too_small_is_named_as_the_cause(solver: Any) -> None:
+    A, b = uneven(20), torch.randn(2, 20, dtype=torch.float64)
+    for k in (1, 3):
+        result = solver.factorize(Dense(A)).iterate(b, rtol=1e-12, max_steps=k)
+        assert (linear_status(result) == Status.MAX_STEPS).all()
+        assert (result.steps == k).all()
+
+
+@pytest.mark.parametrize("inner", [CG(max_steps=5), CG(preconditioner=Jacobi(), max_steps=1)], ids=repr)
+def test_a_few_steps_of_cg_precondition_gmres(inner: Any) -> None:
+    A, b = uneven(20), torch.randn(20, dtype=torch.float64)
+    assert inner.factorize(Dense(A)).iterate(b).residual_norm > torch.linalg.vector_norm(b)  # yet it is no zero
+    result = GMRES(preconditioner=inner).factorize(Dense(A)).iterate(b, rtol=1e-10)
+    assert result.converged
+    torch.testing.assert_close(result.x, torch.linalg.solve(A, b), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", KRYLOV, ids=repr)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
-from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide
 
 
@@ -20,7 +20,7 @@ class BiCGStab(IterativeSolver):
     Source: van der Vorst, SIAM J. Sci. Stat. Comput. 13 (1992) 631-644.
     """
 
-    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         inner, norm = self.geometry.inner, self.norm
         eps = torch.finfo(r.dtype).eps
         shadow = p = r
@@ -61,4 +61,4 @@ class BiCGStab(IterativeSolver):
             beta = divide(rho_new * alpha, rho * omega, going).unsqueeze(-1)
             p = torch.where(going.unsqueeze(-1), r + beta * (p - omega.unsqueeze(-1) * v), 0)
             rho = torch.where(going, rho_new, rho)
-        return Cycle(best, steps, broken, max(length, 1))
+        return Cycle(best, steps, broken, max(length, 1), going)

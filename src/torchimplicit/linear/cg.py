@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
-from torchimplicit.linear.iteration import EUCLIDEAN, Apply, Cycle, IterativeSolver
+from torchimplicit.linear.iteration import EUCLIDEAN, Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide, single
 
 
 @dataclass(frozen=True)
 class CG(IterativeSolver):
-    """Conjugate gradients, for Hermitian positive definite A (and preconditioner, if any).
+    """Conjugate gradients, for Hermitian positive definite A (and preconditioner, if any, which has to be a fixed matrix).
 
-    A system whose A turns out not to be (pᴴ A p <= 0) breaks down and keeps its best x.
+    A system whose A turns out not to be (pᴴ A p <= 0) breaks down and keeps its best x. Where the step limit ends it, x is the
+    last one: ½ xᴴA x − bᴴx falls in every step, while the residual may grow for a while.
     Source: Saad, Iterative Methods for Sparse Linear Systems (2003), algorithm 9.1.
     """
 
-    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    approaches: ClassVar[bool] = True
+
+    def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         if self.geometry is EUCLIDEAN and single(r):
             return _of_one_system(A, M, r, float(tol), budget)
         inner, norm = self.geometry.inner, self.norm
@@ -58,16 +62,17 @@ class CG(IterativeSolver):
             beta = divide(gamma_new, gamma, going).unsqueeze(-1)
             p = torch.where(going.unsqueeze(-1), z + beta * p, 0)
             gamma = torch.where(going, gamma_new, gamma)
-        return Cycle(best, steps, broken, max(length, 1))
+        d = torch.where(going.unsqueeze(-1), d, best)
+        return Cycle(d, steps, broken, max(length, 1), going)
 
 
-def _of_one_system(A: Apply, M: Apply, r: Tensor, tol: float, budget: int) -> Cycle:
+def _of_one_system(A: Products, M: Apply, r: Tensor, tol: float, budget: int) -> Cycle:
     """The same for one real system of which nothing is recorded: numbers in place of masks, and vectors that are overwritten."""
     shape = r.shape[:-1]
     d, r = torch.zeros_like(r), r.clone()
     z = M(r)
     p, gamma = z.clone(), _dot(r, z)
-    steps, broken = 0, not gamma > 0
+    steps, broken, cut = 0, not gamma > 0, True
     while steps < budget and not broken:
         steps += 1
         q = A(p)
@@ -77,14 +82,15 @@ def _of_one_system(A: Apply, M: Apply, r: Tensor, tol: float, budget: int) -> Cy
             break
         d.add_(p, alpha=gamma / curvature)
         r.sub_(q, alpha=gamma / curvature)
-        if not math.sqrt(_dot(r, r)) > tol:
+        cut = math.sqrt(_dot(r, r)) > tol
+        if not cut:
             break
         z = M(r)
         before, gamma = gamma, _dot(r, z)
         broken = not 0 < gamma < math.inf
         p.mul_(gamma / before).add_(z)
-    taken = torch.full(shape, steps, dtype=torch.int64, device=r.device)
-    return Cycle(d, taken, torch.full(shape, broken, device=r.device), max(steps, 1))
+    taken, ended, short = (torch.full(shape, each, device=r.device) for each in (steps, broken, cut and not broken))
+    return Cycle(d, taken, ended, max(steps, 1), short)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, inside_functorch
-from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide
 from torchimplicit.parameters import check_count
 
@@ -33,7 +33,7 @@ class GMRES(IterativeSolver):
     def __post_init__(self) -> None:
         check_count("GMRES: restart", self.restart)
 
-    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         norm = self.norm
         length = min(self.restart, r.shape[-1], budget)
         eps = torch.finfo(r.dtype).eps
@@ -87,7 +87,8 @@ class GMRES(IterativeSolver):
         g = Q[..., :m, :1] * beta[..., None, None]
         y = torch.linalg.solve_triangular(triangle, g, upper=True)
         d = (y.mT @ torch.stack(Z, -2)).squeeze(-2)
-        return Cycle(torch.where(active.unsqueeze(-1), d, 0), steps, broken, m)
+        whole = min(self.restart, r.shape[-1])  # after which a restart from the same residual would only repeat itself
+        return Cycle(torch.where(active.unsqueeze(-1), d, 0), steps, broken, m, going if m == budget < whole else None)
 
 
 class _Basis:

@@ -80,12 +80,21 @@ class Products:
 
 
 class Cycle(NamedTuple):
-    """What a method did in one cycle: the correction d, steps and breakdown per system, and steps of the batch."""
+    """What a method did in one cycle. Per system means: of shape (*lead, *batch_shape).
+
+    Attributes:
+        d: the correction, (*lead, *batch_shape, n): the best one that it saw, not the last.
+        steps: that each system took (int64, per system).
+        broken: whether the method could not go on (bool, per system).
+        length: steps of the batch, by so many the budget of the next cycle is smaller.
+        cut: whether nothing but the budget ended it (bool, per system); None: of no system.
+    """
 
     d: Tensor
     steps: Tensor
     broken: Tensor
     length: int
+    cut: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +102,18 @@ class IterativeSolver(ABC):
     """Parameters that every iterative solver has.
 
     Attributes:
+        approaches: whether each step comes nearer to the solution in a measure of the method's own, while the residual may grow: then
+            what a cycle has that its budget ended is taken, whatever its residual.
         preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`; or a solver, which is then
-            factorised on the operator; or an operator near A that has a direct solve, such as `Diagonal(d)`; or a callable
-            r -> M r with M about A⁻¹, for vectors (*batch_shape, n).
+            factorised on the operator (one that iterates is no fixed linear map: that is for GMRES, which is flexible); or an
+            operator near A that has a direct solve, such as `Diagonal(d)`; or a callable r -> M r with M about A⁻¹, for vectors
+            (*batch_shape, n).
         max_steps: limit of steps, if the call gives none; None means 2 n + 20.
         geometry: inner product and norm.
     """
 
     cycles_in_graph: ClassVar[int | None] = None  # so few that they are written out; else a loop
+    approaches: ClassVar[bool] = False
     preconditioner: Preconditioning = None
     max_steps: int | None = None
     geometry: Geometry = field(default_factory=lambda: EUCLIDEAN, repr=False)
@@ -129,15 +142,18 @@ class IterativeSolver(ABC):
 
     @abstractmethod
     def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
-        """Approximately solve A d = r (*lead, *batch_shape, n) from d = 0, in at most `budget` steps.
+        """Approximately solve A d = r from d = 0, in at most `budget` steps.
 
-        M applies the preconditioner. Inactive systems have r = 0 and must stay at d = 0; a system may stop as soon as
-        it believes that its residual norm is at most tol. No system may disturb another. Where Aᴴ x = b is solved, A is
-        that product, and M its preconditioner's. A method that takes both products has the other as `A.adjoint`.
+        Args:
+            A: the product; where Aᴴ x = b is solved, that one. A method that takes both products has the other as `A.adjoint`.
+            M: applies the preconditioner, M r about A⁻¹r, or its adjoint. It need not be a fixed linear map.
+            r: (*lead, *batch_shape, n).
+            tol: per system, (*lead, *batch_shape): one may stop as soon as it believes that its residual norm is at most that.
+            active: bool, per system. The others have r = 0 and must stay at d = 0.
+            budget: steps.
 
-        Returns:
-            The :class:`Cycle`: d; the steps that each system took, and whether it broke down; and the steps of the batch, of
-            which the budget of the next cycle is so much smaller. The loop evaluates b − A x itself.
+        No system may disturb another: numbers of a system that breaks down are masked. Values are asked for by
+        `finished(~going)` alone, never by a Python `bool`, which transforms and graphs refuse. The loop evaluates b − A x itself.
         """
 
 
@@ -212,7 +228,7 @@ class IterativeState(Bound):
         used = 0
         while used < limit and not nobody:
             rhs = r if everyone else torch.where(active.unsqueeze(-1), r, 0)
-            d, taken, broken, length = self.solver.cycle(A, M, rhs, tol, active, limit - used)
+            d, taken, broken, length, cut = self.solver.cycle(A, M, rhs, tol, active, limit - used)
             x_new = d if x is None else x + d
             r_new = b - A(x_new)
             residual_new = self._size(r_new)
@@ -227,7 +243,8 @@ class IterativeState(Bound):
             else:
                 before = torch.zeros_like(b) if x is None else x, r, residual, steps, broken_down, active
                 after = x_new, r_new, residual_new, taken, broken
-                x, r, residual, steps, broken_down, active = _better(before, after, tol)
+                cut = None if cut is None or used < limit else cut
+                x, r, residual, steps, broken_down, active = self._better(before, after, tol, cut)
             everyone, nobody = everyone and finished(active), finished(~active)
         converged = residual <= tol
         x = torch.zeros_like(b) if x is None else x
@@ -250,10 +267,11 @@ class IterativeState(Bound):
             (x, r, *_, active), used = carried
             b, tol = operands.tensors
             rhs = torch.where(active.unsqueeze(-1), r, 0)
-            d, taken, broken, length = self.solver.cycle(A, M, rhs, tol, active, min(limit, CYCLE_IN_GRAPH))
+            d, taken, broken, length, cut = self.solver.cycle(A, M, rhs, tol, active, min(limit, CYCLE_IN_GRAPH))
             r_new = b - A(x + d)
             after = x + d, r_new, self._size(r_new), taken, broken
-            return _better(carried[0], after, tol), used + length
+            cut = None if cut is None else cut & (used + length >= limit)
+            return self._better(carried[0], after, tol, cut), used + length
 
         carried = state, state[3].new_zeros(())
         if self.solver.cycles_in_graph is None:
@@ -261,6 +279,28 @@ class IterativeState(Bound):
         for _ in range(min(limit, self.solver.cycles_in_graph)):
             carried = step(carried)
         return carried[0]
+
+    def _better(
+        self, before: tuple[Tensor, ...], after: tuple[Tensor, ...], tol: Tensor, cut: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Take what a cycle gave where it made the residual smaller, and keep what there was elsewhere.
+
+        cut : whether it is the step limit that ended it, per system; None: of none.
+        """
+        x, r, residual, steps, broken_down, active = before
+        x_new, r_new, residual_new, taken, broken = after
+        better = active & (residual_new < residual)  # False for NaN
+        steps = steps + torch.where(active, taken, 0)
+        broken_down = torch.where(active, broken | ~residual_new.isfinite(), broken_down)
+        # A restart from (nearly) the same residual would only repeat itself.
+        going = better & (residual_new < PROGRESS * residual)
+        if cut is not None:
+            going = going | (active & cut & ~broken_down)
+            better = better | going if self.solver.approaches else better
+        x = torch.where(better.unsqueeze(-1), x_new, x)
+        r = torch.where(better.unsqueeze(-1), r_new, r)
+        residual = torch.where(better, residual_new, residual)
+        return x, r, residual, steps, broken_down, going & (residual > tol)
 
     def _result(
         self,
@@ -280,20 +320,6 @@ class IterativeState(Bound):
         """The norm of vectors of ordinary scale, not differentiated."""
         with torch.no_grad():
             return self.solver.norm(x.detach())
-
-
-def _better(before: tuple[Tensor, ...], after: tuple[Tensor, ...], tol: Tensor) -> tuple[Tensor, ...]:
-    """Take what a cycle gave where it made the residual smaller, and keep what there was elsewhere."""
-    x, r, residual, steps, broken_down, active = before
-    x_new, r_new, residual_new, taken, broken = after
-    better = active & (residual_new < residual)  # False for NaN
-    steps = steps + torch.where(active, taken, 0)
-    broken_down = torch.where(active, broken | ~residual_new.isfinite(), broken_down)
-    # A restart from (nearly) the same residual would only repeat itself.
-    active = better & (residual_new > tol) & (residual_new < PROGRESS * residual)
-    x = torch.where(better.unsqueeze(-1), x_new, x)
-    r = torch.where(better.unsqueeze(-1), r_new, r)
-    return x, r, torch.where(better, residual_new, residual), steps, broken_down, active
 
 
 def ordinary(size: Tensor) -> bool:

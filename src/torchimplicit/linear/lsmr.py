@@ -37,19 +37,19 @@ class LSMR(IterativeSolver):
     def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         augmented = A.operator
         if not isinstance(augmented, Augmented):
-            x, steps, broken, length = _bidiagonalised(A, A.adjoint, r, tol, active, budget, self.norm, of="r")
-            return Cycle(x, steps, broken, length)
+            return Cycle(*_bidiagonalised(A, A.adjoint, r, tol, active, budget, self.norm, of="r"))
         # r + A z = f, Aᴴ r = g: y is the shortest with Aᴴ y = g, and z the least squares solution for f − y.
         f, g = r.split([augmented.m, augmented.n], -1)
         rows = Products(augmented.A, False)
-        y = _Found(torch.zeros_like(f), torch.zeros_like(active, dtype=torch.int64), torch.zeros_like(active), 0)
+        no = torch.zeros_like(active)
+        y = _Found(torch.zeros_like(f), torch.zeros_like(active, dtype=torch.int64), no, 0, no)
         if not finished(~(self.norm(g) > 0)):
             y = _bidiagonalised(rows.adjoint, rows, g, tol / 2, active, budget, self.norm, of="r")
         z = _bidiagonalised(rows, rows.adjoint, f - y.x, tol / 2, active, budget, self.norm, of="Aᴴr")
         A.count += rows.count
         residual = f - augmented.A.apply(z.x)
         d = torch.where(active.unsqueeze(-1), torch.cat([residual, z.x], -1), 0)
-        return Cycle(d, y.steps + z.steps, y.broken | z.broken, max(y.length + z.length, 1))
+        return Cycle(d, y.steps + z.steps, y.broken | z.broken, max(y.length + z.length, 1), y.cut | z.cut)
 
 
 class _Found(NamedTuple):
@@ -57,6 +57,7 @@ class _Found(NamedTuple):
     steps: Tensor
     broken: Tensor
     length: int
+    cut: Tensor
 
 
 def _bidiagonalised(
@@ -115,4 +116,4 @@ def _bidiagonalised(
         small = residual if of == "r" else zeta_bar.abs()
         done = (small <= tol) | (zeta_bar.abs() <= eps * size.sqrt() * residual)
         going = turns & ~done & (alpha > eps * size.sqrt())
-    return _Found(x, steps, torch.zeros_like(active), length)
+    return _Found(x, steps, torch.zeros_like(active), length, going)

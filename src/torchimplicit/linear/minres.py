@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
-from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide
 
 
@@ -21,7 +22,9 @@ class MINRES(IterativeSolver):
     and Fast Iterative Solvers (2014), algorithm 4.1.
     """
 
-    def cycle(self, A: Apply, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
+    approaches: ClassVar[bool] = True  # in the norm of M
+
+    def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         inner, norm = self.geometry.inner, self.norm
         eps = torch.finfo(r.dtype).eps
         size = norm(r)
@@ -71,4 +74,4 @@ class MINRES(IterativeSolver):
             z = divide(z_new, gamma.unsqueeze(-1), onward)
             w_before, w = w, torch.where(onward, w_new, 0)
             c_before, c, s_before, s, beta = c, c_new, s, s_new, gamma
-        return Cycle(d, steps, broken, max(length, 1))
+        return Cycle(d, steps, broken, max(length, 1), going)

@@ -17,7 +17,8 @@ class LinearResult(NamedTuple):
     """An iterative solution. Per system means: of shape (*lead, *batch_shape).
 
     Attributes:
-        x: the best solution seen, (*lead, *batch_shape, n).
+        x: the best solution seen, (*lead, *batch_shape, n): that of the smallest residual, or, where the step limit ended CG or
+            MINRES, the nearest in a measure of their own.
         residual_norm: ‖b − A x‖ per system, evaluated and not taken from a recurrence.
         steps: steps taken per system (int64).
         converged: residual_norm <= atol + rtol ‖b‖, per system.
