@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import CG, GMRES, LU, QR, Auto, BiCGStab, Cholesky, Dense, MatrixFree, Neumann, Richardson
+from tests.linear import every_linear_solver
+from tests.linear.every_linear_solver import DEFINITE, every
+from torchimplicit.linear import CG, GMRES, LU, Auto, BiCGStab, Cholesky, Dense, MatrixFree, Neumann, Richardson
 from torchimplicit.linear.iteration import euclidean_norm
 
-DIRECT = [LU(), QR(), Cholesky(), Auto()]
+DIRECT = list(every(every_linear_solver.DIRECT).values())
 ITERATIVE = [
-    CG(),
-    GMRES(),
-    BiCGStab(),
+    *every(every_linear_solver.ITERATIVE).values(),
     Richardson(preconditioner=LU()),
     Auto(dense_limit=0),
     CG(preconditioner=LU()),
@@ -30,7 +30,7 @@ def solution(solver: Any, adjoint: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """(A, b) -> x, for the Hermitian part of A where the solver wants it."""
 
     def f(A: Tensor, b: Tensor) -> Tensor:
-        if isinstance(solver, (CG, Cholesky)):
+        if type(solver).__name__ in DEFINITE:
             A = (A + A.mH) / 2
         state = solver.factorize(Dense(A))
         if not hasattr(state, "iterate"):
@@ -70,7 +70,7 @@ def test_gradients_reach_a_captured_matrix(solver: Any, close: Callable) -> None
     x = solver.factorize(operator).iterate(b, rtol=1e-13, max_steps=60).x
     (grad,) = torch.autograd.grad((x * v).sum(), A)
     u = torch.linalg.solve(A.mT, v)
-    if isinstance(solver, CG):  # it follows the matrix within the symmetric ones alone
+    if type(solver).__name__ in DEFINITE:  # it follows the matrix within the symmetric ones alone
         grad, truth = (grad + grad.mT) / 2, -(torch.outer(u, x) + torch.outer(x, u)) / 2
     else:
         truth = -torch.outer(u, x)

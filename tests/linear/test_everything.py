@@ -10,35 +10,15 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
+from tests.linear import every_linear_solver
+from tests.linear.every_linear_solver import every
 from tests.linear.structured import CASES, N
-from torchimplicit.linear import (
-    CG,
-    GMRES,
-    LSMR,
-    LU,
-    MINRES,
-    QR,
-    SVD,
-    Auto,
-    BiCGStab,
-    Cholesky,
-    Dense,
-    Diagonal,
-    Jacobi,
-    MatrixFree,
-)
+from torchimplicit.linear import GMRES, LSMR, SVD, Dense, Diagonal, Jacobi, MatrixFree
 
 STEPS = 60  # in transforms so many are taken
-GENERAL: dict[str, Any] = {
-    "Auto": Auto(),
-    "LU": LU(),
-    "QR": QR(),
-    "SVD": SVD(),
-    "GMRES": GMRES(max_steps=STEPS),
-    "BiCGStab": BiCGStab(max_steps=STEPS),
-    "LSMR": LSMR(max_steps=STEPS),
-}
-DEFINITE: dict[str, Any] = {"CG": CG(max_steps=STEPS), "MINRES": MINRES(max_steps=STEPS), "Cholesky": Cholesky()}
+GENERAL, DEFINITE = (
+    every(names, max_steps=STEPS) for names in (every_linear_solver.GENERAL, every_linear_solver.DEFINITE)
+)
 PAIRS = [(kind, solver) for kind in CASES for solver in (*GENERAL, *DEFINITE)]
 
 

@@ -11,16 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.linear.every_linear_solver import DEFINITE, DIRECT, ITERATIVE, every
 from torchimplicit.linear import (
     CG,
     GMRES,
     LSMR,
     LU,
     MINRES,
-    QR,
     Auto,
     BiCGStab,
-    Cholesky,
     Dense,
     Geometry,
     Jacobi,
@@ -32,16 +31,13 @@ from torchimplicit.linear.solver import linear_status
 from torchimplicit.status import Status
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-KRYLOV = [CG(), GMRES(), GMRES(restart=4, max_steps=500), BiCGStab()]
+KRYLOV = [*every(ITERATIVE).values(), GMRES(restart=4, max_steps=500)]
 EVERY = [
     *KRYLOV,
+    *every(DIRECT).values(),
     Richardson(),
     Neumann(60),
-    Auto(),
     Auto(dense_limit=0),
-    LU(),
-    QR(),
-    Cholesky(),
     CG(preconditioner=LU()),
     GMRES(preconditioner=LU()),
     BiCGStab(preconditioner=LU()),
@@ -51,7 +47,7 @@ EVERY = [
 
 def system(solver: Any, matrix: Callable, n: int, batch: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A matrix of the kind the solver is for: definite, or within 1/2 of the identity, or any."""
-    A = matrix(n, batch, dtype, definite=isinstance(solver, (CG, Cholesky)))
+    A = matrix(n, batch, dtype, definite=type(solver).__name__ in DEFINITE)
     if isinstance(solver, (Richardson, Neumann)):
         eye = torch.eye(n, dtype=dtype)
         A = eye + (A - eye) * (0.5 / torch.linalg.vector_norm(A - eye, dim=(-2, -1), keepdim=True))
@@ -147,7 +143,8 @@ class TestBatches:
         assert result.converged.tolist() == [True, True, False, False, False, False, False]
         torch.testing.assert_close(result.x[:2], alone.x, rtol=1e-12, atol=0)
         assert torch.equal(result.steps[:2], alone.steps)
-        assert result.breakdown[3:6].all()
+        assert result.breakdown[3:5].all()
+        assert result.breakdown[5] or isinstance(solver, LSMR)  # of nothing 0 is the least squares solution
         assert result.x[:6].isfinite().all()  # the best x seen
         assert not result.x[6].isfinite().all()
 
@@ -190,7 +187,13 @@ class TestBatches:
 def test_products_are_counted(solver: Any, matrix: Callable) -> None:
     calls = []
     A = matrix(6, definite=True)
-    operator = MatrixFree(lambda x: calls.append(1) or A @ x, n=6, dtype=A.dtype)
+
+    class Counted(MatrixFree):
+        def apply(self, x: Tensor, adjoint: bool = False) -> Tensor:
+            calls.append(1)
+            return super().apply(x, adjoint)
+
+    operator = Counted(lambda x: A @ x, n=6, dtype=A.dtype)
     result = solver.factorize(operator).iterate(torch.randn(6, dtype=A.dtype))
     assert result.products == len(calls) > 0
 
@@ -204,7 +207,7 @@ def test_steps_are_limited(solver: Any, matrix: Callable) -> None:
         assert not result.converged
 
 
-@pytest.mark.parametrize("solver", KRYLOV[:2], ids=repr)
+@pytest.mark.parametrize("solver", [CG(), GMRES(), MINRES()], ids=repr)
 def test_exact_in_n_steps(solver: Any, matrix: Callable) -> None:
     """The Krylov space of n dimensions holds the solution; of as many as A has distinct eigenvalues, too."""
     A, b = matrix(7, definite=True), torch.randn(7, dtype=torch.float64)

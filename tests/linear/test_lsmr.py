@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.linear import LSMR, Dense, Diagonal, MatrixFree, Pattern, Sparse
+from torchimplicit.linear import LSMR, Diagonal, MatrixFree, Pattern, Sparse
 
 D = torch.float64
 
@@ -115,4 +115,4 @@ def test_nothing_of_size_n_squared_and_a_preconditioner_is_refused() -> None:
     a, b = values.detach().view(2, n), b.view(2, n)
     torch.testing.assert_close(z.detach(), (a * b).sum(0) / a.square().sum(0), rtol=1e-8, atol=1e-9)
     with pytest.raises(TypeError, match="LSMR takes no preconditioner"):
-        LSMR(preconditioner=Diagonal(torch.ones(2))).factorize(Dense(torch.eye(2)))
+        LSMR(preconditioner=Diagonal(torch.ones(2)))

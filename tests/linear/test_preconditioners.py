@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Dense, Neumann, Richardson
+import torchimplicit as ti
+from torchimplicit.linear import CG, GMRES, LU, Auto, BiCGStab, Cholesky, Dense, Diagonal, Jacobi, Neumann, Richardson
 
 
 @pytest.mark.parametrize("solver", [GMRES, BiCGStab, Richardson])
@@ -46,6 +50,30 @@ def test_gmres_with_one_that_changes(matrix: Callable, reference: Callable, clos
 
 
 def test_anything_else_is_refused() -> None:
-    for solver in (CG(preconditioner=3), Neumann(2, preconditioner=3)):
+    """Where it is given, not in the backward that it is for."""
+    for solver in (CG, GMRES, Auto, partial(Neumann, 2)):
         with pytest.raises(TypeError, match=r"preconditioner is a int; expected an object with solve"):
-            solver.factorize(Dense(torch.eye(2)))
+            solver(preconditioner=3)
+        with pytest.raises(TypeError, match=r"preconditioner is a class; call it: Jacobi\(\)"):
+            solver(preconditioner=Jacobi)
+    with pytest.raises(ValueError, match="max_steps must be an integer"):
+        CG(max_steps=0.5)
+
+
+def test_what_has_no_entries_names_what_needs_none() -> None:
+    """The Jacobian of a dense map: the advice is tried too."""
+    A = torch.eye(6, dtype=torch.float64) + 0.1 * torch.ones(6, 6, dtype=torch.float64)
+    x = torch.ones(6, dtype=torch.float64, requires_grad=True)
+
+    def gradient(preconditioner: Any, sparsity: str) -> Tensor:
+        adjoint = ti.Implicit(CG(preconditioner=preconditioner))
+        z, _ = ti.root(lambda z, x: A @ z - x, torch.zeros_like(x), (x,), adjoint=adjoint, sparsity=sparsity)
+        return torch.autograd.grad(z[0], x)[0]
+
+    for sparsity in ("detect", "off"):
+        with pytest.raises(
+            TypeError, match=r"Jacobi needs the entries of a sparse matrix.*linear.Cholesky\(\).*Diagonal"
+        ):
+            gradient(Jacobi(), sparsity)
+    for remedy in (LU(), Cholesky(), Diagonal(A.diagonal().clone()), lambda r: r / A.diagonal()):
+        torch.testing.assert_close(gradient(remedy, "off"), torch.linalg.inv(A)[0], rtol=1e-6, atol=1e-8)

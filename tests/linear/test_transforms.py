@@ -9,20 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import CG, GMRES, LU, QR, Auto, BiCGStab, Cholesky, Dense, MatrixFree, Neumann, Richardson
+from tests.linear.every_linear_solver import ALL, every
+from torchimplicit.linear import CG, GMRES, LU, Auto, BiCGStab, Dense, MatrixFree, Neumann, Richardson
 
 SOLVERS = [
-    LU(),
-    QR(),
-    Cholesky(),
-    CG(),
-    GMRES(),
+    *every(ALL).values(),
     GMRES(restart=3),
-    BiCGStab(),
     GMRES(preconditioner=LU()),
     Richardson(preconditioner=LU(), max_steps=3),
     Neumann(5),
-    Auto(),
     Auto(dense_limit=0),
 ]
 

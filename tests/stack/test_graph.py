@@ -15,6 +15,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import torchimplicit as ti
+from torchimplicit.compiling import region
 from torchimplicit.private.dynamo import AVAILABLE
 
 D = torch.float64
@@ -331,6 +332,13 @@ LINEAR: dict[str, tuple[Model, Tensor, Tensor]] = {
         lambda A, b: ti.linear_solve(A, b)[0],
         *(torch.randn(300, 300, dtype=D) + 40 * torch.eye(300, dtype=D), torch.randn(300, dtype=D)),
     ),
+    **{
+        name: (
+            lambda A, b, name=name: ti.linear_solve(A @ A.mT, b, solver=getattr(ti.linear, name)(), rtol=1e-12)[0],
+            *(MATRIX_5, torch.randn(5, dtype=D)),
+        )
+        for name in region.LINEAR
+    },
 }
 
 

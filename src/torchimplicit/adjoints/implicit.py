@@ -17,8 +17,8 @@ from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.capture import Captured
 from torchimplicit.capture.mode import as_one_call, being_captured
 from torchimplicit.condition import Condition
-from torchimplicit.linear import SOLVERS
-from torchimplicit.linear.solver import LinearSolver, is_linear_solver
+from torchimplicit.linear import check_linear_solver
+from torchimplicit.linear.solver import LinearSolver
 from torchimplicit.loop.search import Inside
 from torchimplicit.parameters import check_steps, names_its_parameters
 from torchimplicit.problem import Problem, detached
@@ -50,13 +50,7 @@ class Implicit:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        solver = self.linear_solver
-        if solver is not None and not is_linear_solver(solver):
-            raise TypeError(
-                f"linear_solver must be an object with factorize(operator); got {solver!r}."
-                + (" Call the class." if isinstance(solver, type) else "")
-                + f" Of torchimplicit.linear: {', '.join(f'{name}()' for name in SOLVERS)}."
-            )
+        check_linear_solver("linear_solver", self.linear_solver)
         Tolerance.of(self.rtol, self.atol, torch.float64)
         check_steps(self.max_steps)
 

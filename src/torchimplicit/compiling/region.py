@@ -12,7 +12,7 @@ from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.bounds import limits
 from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
 from torchimplicit.graph.explicit import FACTS
-from torchimplicit.linear import Dense, LinearOperator
+from torchimplicit.linear import SOLVERS, Dense, LinearOperator
 from torchimplicit.linear.iteration import EUCLIDEAN
 from torchimplicit.private import pytree
 from torchimplicit.private.dynamo import AVAILABLE, LACKING
@@ -23,7 +23,9 @@ NO_OPTIONS = ("z0", "args", "batched", "compile")  # of what may be given by nam
 IN_GRAPH = ("auto", *(name for name, method in NAMES.items() if method.in_graph))
 CLASSES = tuple(name.replace("_", "") for name in IN_GRAPH)
 ENTRY_NAMES = ", ".join(sorted(ENTRY_POINTS))
-LINEAR = ("lu", "qr", "cholesky", "gmres", "large", "backtracking")  # what they, and an adjoint, may hold
+LINEAR = tuple(name for name, solver in SOLVERS.items() if getattr(solver, "in_graph", False))
+LINEAR_NAMES = ", ".join(LINEAR)
+HELD = (*(name.lower() for name in LINEAR), "backtracking")  # what they, and an adjoint, may hold
 
 
 def refusal(entry: str, first: Any, **options: Any) -> str | None:
@@ -48,13 +50,15 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return "sparse matrices are factorised outside of torch"
     solver, adjoint = options.get("solver"), options.get("adjoint")
     if adjoint is not None and not _constant(adjoint, ("implicit",)):
-        return f"adjoint={type(adjoint).__name__}: only Implicit can, with LU, QR, Cholesky or GMRES"
+        return (
+            f"adjoint={type(adjoint).__name__}: only Implicit can, with one of {LINEAR_NAMES} without a preconditioner"
+        )
     if entry == "linear_solve":
         if options.get("shortest", False) or options.get("null_space") is not None:
             return "shortest= and null_space= pose another system than that of A"
-        if solver is None or _constant(solver, ("auto", *LINEAR)):
+        if solver is None or _constant(solver, ("auto", *HELD)):
             return None
-        return f"the solver {type(solver).__name__} is not one of Auto, LU, QR, Cholesky and GMRES, with plain numbers"
+        return f"the solver {type(solver).__name__} is not one of Auto, {LINEAR_NAMES}, with plain numbers and without a preconditioner"
     if isinstance(solver, str) and solver not in IN_GRAPH:
         return f"solver={solver!r} is not among {', '.join(IN_GRAPH)}"
     if solver is not None and not isinstance(solver, str) and not _constant(solver, CLASSES):
@@ -73,7 +77,7 @@ def _constant(option: Any, names: tuple[str, ...]) -> bool:
     parts = [getattr(option, name) for name in option.__dataclass_fields__]
     if getattr(option, "preconditioner", None) is not None:
         return False  # whose factors the body of a loop would not see
-    return all(part is None or isinstance(part, (bool, int, float, str)) or _constant(part, LINEAR) for part in parts)
+    return all(part is None or isinstance(part, (bool, int, float, str)) or _constant(part, HELD) for part in parts)
 
 
 _inside_transform = torch.compiler.assume_constant_result(inside_transform)

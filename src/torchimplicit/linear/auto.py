@@ -23,9 +23,10 @@ from torchimplicit.linear.large import Large
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.minres import MINRES
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.preconditioning import Preconditioning
+from torchimplicit.linear.preconditioning import Preconditioning, check_preconditioner
 from torchimplicit.linear.richardson import Richardson
 from torchimplicit.linear.solver import Bound, LinearResult
+from torchimplicit.parameters import check_steps
 
 NARROW = 64  # diagonals of a band within which elimination pays
 
@@ -61,12 +62,16 @@ class Auto:
     max_steps: int | None = None
     preconditioner: Preconditioning = None
 
+    def __post_init__(self) -> None:
+        check_preconditioner(self.preconditioner)
+        check_steps(self.max_steps)
+
     def factorize(self, operator: LinearOperator) -> AutoState:
         """Choose, and factorise if the choice is a direct solver.
 
         Raises:
             ValueError: the operator is not square.
-            TypeError: the preconditioner has neither `solve` nor `factorize`.
+            TypeError: the preconditioner is an operator without a direct solve, or does not fit this operator.
         """
         return AutoState(self, square(operator, "Auto"))
 

@@ -37,6 +37,7 @@ class Cholesky(DirectSolver):
     Source: Golub and Van Loan, Matrix Computations (2013), section 4.2.
     """
 
+    in_graph: ClassVar[bool] = True
     state = CholeskyFactors
 
     def _factorize(self, A: Tensor) -> tuple[Tensor, ...]:

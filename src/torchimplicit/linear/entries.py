@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian, memory_of
 from torchimplicit.linear.lapack import available
+from torchimplicit.linear.memory import WITHOUT
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.sparse import Sparse
 
@@ -22,10 +23,10 @@ def entries_of(operator: LinearOperator, wanted_by: str) -> Sparse:
         return operator
     if isinstance(operator, Jacobian) and memory is not None:
         _check(operator.z, wanted_by)
-        return memory.assembled(operator)
+        return memory.assembled(operator, wanted_by)
     raise TypeError(
         f"{wanted_by} needs the entries of a sparse matrix, and got {operator!r}. Pass a sparse tensor or linear.Sparse to "
-        "linear_solve, or sparsity='detect' (or a pattern) to root, minimize, least_squares or fixed_point."
+        f"linear_solve, or sparsity='detect' (or a pattern) to root, minimize, least_squares or fixed_point. {WITHOUT}"
     )
 
 

@@ -116,6 +116,7 @@ class Factors(ABC):
 class DirectSolver(ABC):
     """A solver that factorises the dense matrix (an operator without entries is asked for its columns)."""
 
+    in_graph: ClassVar[bool] = False  # whether a solve by it may be part of a graph of torch.compile
     state: ClassVar[type[Factors]]
 
     def factorize(self, operator: LinearOperator) -> Factors:

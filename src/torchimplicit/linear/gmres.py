@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,9 +29,11 @@ class GMRES(IterativeSolver):
     Source: Saad, Iterative Methods for Sparse Linear Systems (2003), algorithms 6.9 and 9.6.
     """
 
+    in_graph: ClassVar[bool] = True
     restart: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("GMRES: restart", self.restart)
 
     def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:

@@ -18,9 +18,10 @@ from torchimplicit.autograd.transforms import below, finished, inside_functorch,
 from torchimplicit.graph.loop import Operands, repeat
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.preconditioning import Preconditioning, prepare
+from torchimplicit.linear.preconditioning import Preconditioning, check_preconditioner, prepare
 from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner
 from torchimplicit.linear.vectors import fit
+from torchimplicit.parameters import check_steps
 
 Apply = Callable[[Tensor], Tensor]  # the product of a matrix with vectors
 
@@ -102,6 +103,7 @@ class IterativeSolver(ABC):
     """Parameters that every iterative solver has.
 
     Attributes:
+        in_graph: whether a solve by it may be part of a graph of torch.compile: cycles there have few steps, ``CYCLE_IN_GRAPH``.
         approaches: whether each step comes nearer to the solution in a measure of the method's own, while the residual may grow: then
             what a cycle has that its budget ended is taken, whatever its residual.
         preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`; or a solver, which is then
@@ -113,10 +115,15 @@ class IterativeSolver(ABC):
     """
 
     cycles_in_graph: ClassVar[int | None] = None  # so few that they are written out; else a loop
+    in_graph: ClassVar[bool] = False
     approaches: ClassVar[bool] = False
     preconditioner: Preconditioning = None
     max_steps: int | None = None
     geometry: Geometry = field(default_factory=lambda: EUCLIDEAN, repr=False)
+
+    def __post_init__(self) -> None:
+        check_preconditioner(self.preconditioner)
+        check_steps(self.max_steps)
 
     @property
     def norm(self) -> Callable[[Tensor], Tensor]:
@@ -135,7 +142,7 @@ class IterativeSolver(ABC):
 
         Raises:
             ValueError: the operator is not square.
-            TypeError: the preconditioner has neither `solve` nor `factorize`.
+            TypeError: the preconditioner is an operator without a direct solve, or does not fit this operator.
         """
         square(operator, type(self).__name__)
         return IterativeState(self, operator, prepare(self.preconditioner, operator))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Large:
     products with A itself decide what is solved.
     """
 
+    in_graph: ClassVar[bool] = True
     trial: int = 16
     long_trial: int = 150
     patience: int = 30

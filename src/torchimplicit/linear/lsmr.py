@@ -11,9 +11,8 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.linear.augmented import Augmented
-from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver, IterativeState, Products
+from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide
-from torchimplicit.linear.operators import LinearOperator
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -28,11 +27,10 @@ class LSMR(IterativeSolver):
     Source: Fong and Saunders, SIAM J. Sci. Comput. 33 (2011) 2950-2971.
     """
 
-    def factorize(self, operator: LinearOperator) -> IterativeState:
-        """The state for this operator; nothing is computed. Raises TypeError for a preconditioner."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.preconditioner is not None:
             raise TypeError("LSMR takes no preconditioner: scale the columns of A (x = D y) in its place.")
-        return super().factorize(operator)
 
     def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         augmented = A.operator

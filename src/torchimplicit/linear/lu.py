@@ -46,6 +46,7 @@ class LU(DirectSolver):
 
     equilibrate: bool = True
 
+    in_graph: ClassVar[bool] = True
     state = LUFactors
 
     def _factorize(self, A: Tensor) -> tuple[Tensor, ...]:

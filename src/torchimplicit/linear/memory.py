@@ -24,6 +24,7 @@ from torchimplicit.sparsity.extra import MISSING, available
 
 DENSE = 0.25  # part of its places that has entries in a matrix that is not sparse
 WIDE = 700  # unknowns that separate the rest, up to which factors are cheap: their cube counts
+WITHOUT = "Without one there are linear.LU(), linear.Cholesky(), and as preconditioners linear.Diagonal(d) or a callable r -> M r."
 LEFT_OUT = 0.25  # power of eps: relative size of what a product shows to be missing from the entries
 
 
@@ -207,17 +208,19 @@ class Memory:
         """Whether factors of these matrices cost little: they have a narrow band, or are those of a mesh in the plane."""
         return self._shared.assembly is not None and (self.banded or self._shared.assembly.pattern.width <= WIDE)
 
-    def assembled(self, operator: Linearised) -> Sparse:
+    def assembled(self, operator: Linearised, wanted_by: str) -> Sparse:
         """The operator's entries. Raises TypeError where no pattern is known."""
         if self.pattern(operator) is None or self._shared.assembly is None:
-            raise TypeError(f"a sparse matrix is asked for, and there is none: {self._shared.why_not}.")
+            raise TypeError(
+                f"{wanted_by} needs the entries of a sparse matrix, and there is none: {self._shared.why_not}. {WITHOUT}"
+            )
         with torch.no_grad():
             values = self._shared.assembly.values(operator, operator.z.detach())
             return Sparse(values.detach(), self._shared.assembly.pattern)
 
     def entries(self, operator: Linearised) -> Sparse | None:
         """The same, or None where they are not finite, or one product shows that there are others."""
-        matrix = self.assembled(operator)
+        matrix = self.assembled(operator, "the solve")
         return matrix if bool(matrix.values.isfinite().all()) and self._complete(operator, matrix) else None
 
     def learn(self, matrix: Sparse | None) -> None:

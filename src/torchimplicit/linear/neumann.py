@@ -10,7 +10,7 @@ from torch import Tensor
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.iteration import euclidean_norm, tolerance
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.preconditioning import Preconditioning, prepare
+from torchimplicit.linear.preconditioning import Preconditioning, check_preconditioner, prepare
 from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner
 from torchimplicit.linear.vectors import fit
 from torchimplicit.parameters import check_count
@@ -34,13 +34,14 @@ class Neumann:
 
     def __post_init__(self) -> None:
         check_count("Neumann: terms", self.terms)
+        check_preconditioner(self.preconditioner)
 
     def factorize(self, operator: LinearOperator) -> NeumannState:
         """The state for this operator.
 
         Raises:
             ValueError: the operator is not square.
-            TypeError: the preconditioner has neither `solve` nor `factorize`.
+            TypeError: the preconditioner is an operator without a direct solve, or does not fit this operator.
         """
         square(operator, "Neumann")
         return NeumannState(self.terms, operator, prepare(self.preconditioner, operator))

@@ -8,9 +8,22 @@ from torch import Tensor
 
 from torchimplicit.linear.matrix_free import MatrixFree
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.solver import LinearSolver, Preconditioner, can_solve, is_linear_solver
+from torchimplicit.linear.solver import LinearSolver, Preconditioner, can_solve, is_linear_solver, written
 
 Preconditioning = Preconditioner | LinearSolver | LinearOperator | Callable[[Tensor], Tensor] | None
+
+
+def check_preconditioner(preconditioner: object) -> None:
+    """Raise TypeError unless it is None, or may be given as a preconditioner."""
+    if preconditioner is None or isinstance(preconditioner, LinearOperator):
+        return
+    if isinstance(preconditioner, type):
+        raise TypeError(f"preconditioner is a class; call it: {written(preconditioner)}")
+    if not (can_solve(preconditioner) or is_linear_solver(preconditioner) or callable(preconditioner)):
+        raise TypeError(
+            f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such as "
+            "LU().factorize(nearby_operator), a solver such as LU(), an operator such as Diagonal(d), or a callable r -> M r"
+        )
 
 
 def prepare(preconditioner: Preconditioning, operator: LinearOperator) -> Preconditioner | None:
@@ -28,12 +41,8 @@ def prepare(preconditioner: Preconditioning, operator: LinearOperator) -> Precon
         return preconditioner
     if is_linear_solver(preconditioner):
         return preconditioner.factorize(operator)
-    if callable(preconditioner) and not isinstance(preconditioner, type):
-        return GivenInverse(preconditioner, operator)
-    raise TypeError(
-        f"preconditioner is a {type(preconditioner).__name__}; expected an object with solve(b, adjoint=False), such "
-        "as LU().factorize(nearby_operator), a solver such as LU(), an operator such as Diagonal(d), or a callable r -> M r"
-    )
+    assert callable(preconditioner)  # as was checked when it was given
+    return GivenInverse(preconditioner, operator)
 
 
 class GivenInverse:

@@ -34,6 +34,7 @@ class QR(DirectSolver):
     Source: Golub and Van Loan, Matrix Computations (2013), section 5.2.
     """
 
+    in_graph: ClassVar[bool] = True
     state = QRFactors
 
     def _factorize(self, A: Tensor) -> tuple[Tensor, ...]:

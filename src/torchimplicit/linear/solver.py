@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from inspect import signature
 from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
@@ -61,6 +62,7 @@ class LinearSolver(Protocol):
 
     A state that iterates to a tolerance is a :class:`Bound`, or has its ``iterate``; one that judges whether a matrix is singular is
     a :class:`~torchimplicit.linear.direct.Direct`. Of others :mod:`torchimplicit.linear.binding` makes the one and the other.
+    One of the package may be part of a graph of torch.compile where its class says ``in_graph = True``.
     """
 
     def factorize(self, operator: LinearOperator) -> Preconditioner: ...
@@ -74,6 +76,12 @@ def can_solve(preconditioner: object) -> TypeGuard[Preconditioner]:
 def is_linear_solver(solver: object) -> TypeGuard[LinearSolver]:
     """Whether it is one, and not its class."""
     return not isinstance(solver, type) and hasattr(solver, "factorize")
+
+
+def written(cls: type) -> str:
+    """How an object of the class is made, with what it needs: ``Neumann(terms)``."""
+    needed = [name for name, each in signature(cls).parameters.items() if each.default is each.empty]
+    return f"{cls.__name__}({', '.join(needed)})"
 
 
 class Bound(ABC):

@@ -16,9 +16,9 @@ from torchimplicit.compiling.traced_problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import HALF, Layout, describe, same_as_z
-from torchimplicit.linear import SOLVERS, Auto, Dense, LinearOperator, as_operator
+from torchimplicit.linear import Auto, Dense, LinearOperator, as_operator, check_linear_solver
 from torchimplicit.linear.iteration import IterativeSolver
-from torchimplicit.linear.solver import LinearSolver, is_linear_solver
+from torchimplicit.linear.solver import LinearSolver
 from torchimplicit.linear.structure import Structure
 from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem
@@ -85,11 +85,7 @@ def linear_solve(
     """
     if not isinstance(b, Tensor):
         raise TypeError(f"b must be a tensor of vectors (..., n); got {describe(b)}.")
-    if solver is not None and not is_linear_solver(solver):
-        raise TypeError(
-            f"solver must be an object with factorize(operator); got {solver!r}. Of torchimplicit.linear: "
-            f"{', '.join(f'{name}()' for name in SOLVERS)}."
-        )
+    check_linear_solver("solver", solver)
     _check(b, adjoint, max_steps, on_failure)
     if isinstance(A, Tensor) and A.layout == torch.strided:
         A = _spread(A, b)
