@@ -7,6 +7,8 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import below, reaches, tracing
 
+FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away
+
 
 def rms(v: Tensor) -> Tensor:
     """Root-mean-square norm of each row: (B, n) -> (B,)."""
@@ -35,6 +37,11 @@ def measured(v: Tensor) -> Tensor:
         return norm
     unit = 1 / inverse_power_of_two(v.abs().amax(-1, keepdim=True))
     return rms(v / unit) * unit.squeeze(-1)
+
+
+def distant(z0: Tensor, z: Tensor) -> Tensor:
+    """The systems (B,) whose z is so far from the start that what was of its size, or a one, is small beside the digits of z."""
+    return measured(z) > (1 + measured(z0)) / torch.finfo(z.dtype).eps ** FAR
 
 
 def rounding(value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import below, count, finished, occurs, reaches, values_hidden
 from torchimplicit.loop.gathering import take
 from torchimplicit.loop.settings import LoopSettings
-from torchimplicit.norms import largest, measured, rms, rounding
+from torchimplicit.norms import FAR, distant, largest, measured, rms, rounding
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.status import Status
 from torchimplicit.tolerance import Norm
@@ -25,8 +25,7 @@ HALF = 0.5  # of the residual at the start: what has not fallen
 DISTANT = 10  # tolerances: a correction after which an exact zero is not to be expected of a method that converges fast
 AWAY = 2  # times as long as the start
 FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
-FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away,
-FARTHEST = 2  # and has run off if it is eps to minus this
+FARTHEST = 2  # and a z has run off whose size, in that of the start or in ones, is eps to minus this
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -215,8 +214,7 @@ class Course:
         if ended:
             done = done & self.running
         if occurs(done):
-            if self.vanishes is not None and self.looks > 2:
-                done = self._without_vanished(z, done)
+            done = self._without_vanished(z, done)
             if self.looks > 1 or self.allowed is not None:  # or after a method that has failed
                 done = self._without_jagged(z, longest, done)
             if not below(self.unit / unit_before, LEAP):  # nothing is known after a leap
@@ -232,14 +230,16 @@ class Course:
         return done
 
     def _without_vanished(self, z: Tensor, done: Tensor) -> Tensor:
-        """Those that have arrived, without the exact zeros far from the start, and announced by no correction, where the function has
-        only vanished."""
-        if self.vanishes is None or self.z0 is None or isinstance(self.before, float) or values_hidden():
+        """Those that have arrived, without the exact zeros away from the start and announced by no correction, or of one equation and
+        distant, where the function has only vanished."""
+        if self.vanishes is None or self.z0 is None or values_hidden():
             return done
-        exact = done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0))
-        if not occurs(exact) or not occurs(exact := exact & (largest(self.r) == 0)):
+        far = done & distant(self.z0, z) & (self.r == 0).any(-1)
+        if self.looks > 2 and not isinstance(self.before, float):
+            far = far | (done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0)) & (largest(self.r) == 0))
+        if not occurs(far):
             return done
-        self.vanished = exact & self.vanishes(z, self.z0)
+        self.vanished = far & self.vanishes(z, self.z0)
         return done & ~self.vanished
 
     def _without_jagged(self, z: Tensor, longest: Tensor, done: Tensor) -> Tensor:
@@ -255,15 +255,12 @@ class Course:
     def _runs_off(self, z: Tensor) -> Tensor:
         """The systems (B,) whose z is far away, where anything is small beside it, and whose residual has not come down from what it
         was at the start: they have not arrived. Where no value is seen, those of methods that go downhill only."""
-        eps, nowhere = torch.finfo(z.dtype).eps, torch.zeros_like(self.running)
-        level, first = eps**FALLEN * self.start, self.first
-        if below(self.norm / level, 1):
-            return nowhere
-        if first is None:
-            if self.z0 is None or values_hidden():
-                return nowhere
+        level, first = torch.finfo(z.dtype).eps ** FALLEN * self.start, self.first
+        if first is None and self.z0 is not None and not values_hidden():
             first = 1 + rms(self.z0)
-        return (self.norm > level) & (rms(z) > first / eps**FAR)
+        if first is None or below(self.norm / level, 1):
+            return torch.zeros_like(self.running)
+        return (self.norm > level) & (rms(z) > first / torch.finfo(z.dtype).eps ** FAR)
 
     def _error(
         self, z: Tensor, bound: Tensor, gain: Gain | None = None, near: Tensor | None = None

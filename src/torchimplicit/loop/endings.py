@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, occurs, values_hidden
+from torchimplicit.autograd.transforms import below, finished, occurs, values_hidden
 from torchimplicit.condition import held
 from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear import LU, Cholesky
@@ -16,7 +16,8 @@ from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
-from torchimplicit.norms import measured, rms
+from torchimplicit.loop.convergence import FALLEN
+from torchimplicit.norms import FAR, distant, measured, rms
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
@@ -26,7 +27,7 @@ from torchimplicit.tolerance import ROUNDING, Tolerance
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
-HALVINGS = 30  # of the way from the start, for the place where a function vanishes
+HALVINGS = 60  # of the way from the start, for the place where a function vanishes
 NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 PASSED = 100  # times the slope at an inflection: one beside it that is no rounding error
@@ -95,44 +96,53 @@ def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
     return not bool((moved[row] - value).abs().amax() <= noise), same
 
 
-def jagged(equations: Equations, z: Tensor) -> Tensor:
-    """Whether g beside z, at a distance of √eps in a generic direction, is something else than its Jacobian at z says, (B,)."""
+def jagged(equations: Equations, z: Tensor, share: float = 0.5) -> Tensor:
+    """Whether g beside z, at a distance of eps to the power of ``share``, in z, and in a generic direction, is something else than its
+    Jacobian at z says, (B,)."""
     with torch.no_grad():
-        unit = torch.where((size := rms(z)) > 0, size, 1).unsqueeze(-1)
-        d = torch.finfo(z.dtype).eps ** 0.5 * unit * unpatterned(z)
+        unit = torch.where((size := measured(z)) > 0, size, 1).unsqueeze(-1)
+        d = torch.finfo(z.dtype).eps ** share * unit * unpatterned(z)
         jacobian = equations.jacobian(z)
         expected, found = jacobian.matvec(d), equations.attempt(equations.residual, z + d)
         if found is None:
             return torch.zeros_like(size, dtype=torch.bool)
-        return ~(rms(found - jacobian.value - expected) <= rms(expected) / 2)
+        return ~(measured(found - jacobian.value - expected) <= measured(expected) / 2)
 
 
 def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
-    """Of systems whose g is exactly 0 at z, those (B,) where it has only become too small for a float on the way from z0, as e⁻ᶻ and
-    1 − tanh z do, so that z is no root.
+    """Of systems whose g is exactly 0 at z, those (B,) where an equation has only become too small for a float on the way from z0, as
+    e⁻ᶻ and 1 − tanh z do, or for the numbers that it is a difference of, as (z + e⁻ᶻ) − z does, so that z is no root.
 
-    There g has an equation that does not depend on z. Where that becomes 0 for the first time tells it from one with a whole region of
-    roots: to these Newton's step leads from nearby, and to the others it points as far beyond as ever.
+    Where that becomes 0 for the first time tells it from one with a root or a whole region of them: to these Newton's step leads from
+    nearby, and to the others it points as far beyond as ever. An equation is asked for the shortest step that it could be met by; and
+    at a distance where rounding is all that is left of it, whether g still does what its Jacobian says.
     """
     with torch.no_grad():
-        jacobian = equations.jacobian(z)
-        rows = (jacobian.to_dense() == 0).all(-1) & (jacobian.value == 0)  # the equations, (B, n)
-        flat = rows.any(-1)
-        if finished(~flat):
-            return flat
+        rows = equations.residual(z) == 0  # the equations, (B, n)
         d = z - z0
         low, high = torch.zeros_like(d[:, :1]), torch.ones_like(d[:, :1])
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             value = equations.attempt(equations.residual, z0 + middle * d)
             if value is None:
-                return torch.zeros_like(flat)
+                return torch.zeros_like(rows[:, 0])
             zero = ((value == 0) | ~rows).all(-1, keepdim=True)
             low, high = torch.where(zero, low, middle), torch.where(zero, middle, high)
         there = equations.jacobian(z0 + low * d)
-        slope = (there.to_dense() @ d.unsqueeze(-1)).squeeze(-1)
+        slope = there.matvec(unpatterned(z)) * measured(low * d).unsqueeze(-1)  # about ‖row‖ ‖way‖
         beyond = torch.where(rows & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf).amax(-1)
-        return flat & (beyond > torch.finfo(z.dtype).eps ** 0.5)
+        gone = beyond > torch.finfo(z.dtype).eps ** FALLEN
+        return gone | jagged(equations, z, FALLEN) if occurs(distant(z0, z) & ~gone) else gone
+
+
+def run_off(z0: Tensor, z: Tensor, start: Tensor, status: Tensor) -> Tensor:
+    """Of fixed points that count as found, DIVERGED where z has gone so far that its own rounding is as large as f(z) − z was at the
+    start: there z + 1 is z."""
+    eps, size = torch.finfo(z.dtype).eps, measured(z)
+    if below(size, eps**-FAR):
+        return status
+    off = distant(z0, z) & (size * eps > start * eps**FALLEN)
+    return torch.where(off & (status == Status.CONVERGED), Status.DIVERGED, status)
 
 
 def singular(equations: Equations, z0: Tensor, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:

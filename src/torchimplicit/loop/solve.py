@@ -22,6 +22,7 @@ from torchimplicit.loop.endings import (
     gain,
     jagged,
     local_minimum,
+    run_off,
     second_order,
     singular,
     stochastic,
@@ -101,10 +102,11 @@ def solve(
     doubts: dict[str, Callable[..., Tensor]] = {}
     if not equations.kind.minimised:
         doubts["jagged"] = lambda z: jagged(gathering.equations, z)
-    if not (equations.kind.minimised or equations.kind.near_identity):
+    if not equations.kind.minimised:
         doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
     with torch.no_grad():
         course = Course.at(settings, solver.patience, z, r, estimate(z, r, state), lowest, allowed, judges, doubts)
+    started = course.start  # of all rows
     trace = [course.norm] if keep_trace else []
     if watch is not None:
         watch(0, z, course.norm)
@@ -147,7 +149,9 @@ def solve(
     course.end_all(Status.MAX_STEPS, taken)
     best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
 
-    failed = course.noted and not all_converged(status)
+    if equations.kind.near_identity:
+        status = run_off(z0.detach(), best_z.detach(), started, status)
+    failed = (course.noted or equations.kind.near_identity) and not all_converged(status)
     if failed:
         status = singular(equations, z0.detach(), best_z.detach(), best, status)
     if failed and not judges:  # to one that judges for itself a jump between two signs is no minimum
@@ -200,7 +204,7 @@ def _in_graph(
 ) -> SearchResult:
     """The same loop as one operator of a graph that is being made: no value is seen, and every step is masked."""
     restarts = solver.has("restart")
-    operands = equations.operands
+    z0, operands = z.detach(), equations.operands
     assert operands is not None
     with torch.no_grad():
         r, state = solver.init(equations, z)
@@ -259,6 +263,8 @@ def _in_graph(
     if equations.kind.minimised:
         status, error, _, polish, _ = second_order(equations, z, status, error, settings.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
+    if equations.kind.near_identity:
+        status = run_off(z0, z, course.start, status)
     return SearchResult(z, status, steps, best, error, bound, counts=(evaluations, products))
 
 

@@ -1,0 +1,64 @@
+"""Where z has run off to so large numbers that z + 1 is z, f(z) − z is 0 by rounding alone: no fixed point, and no root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchimplicit as ti
+
+from .outcomes import D
+
+SHIFT = torch.tensor([1.1, 0.3, 2.0], dtype=D)
+METHODS = ["auto", "picard", "anderson", "broyden", "newton", "newton_krylov", "dogleg", "chord", "pseudo_transient"]
+# Every f is larger than z, at least in its first number.
+LARGER: dict[str, Callable[[Tensor], Tensor]] = {
+    "a shift": lambda z: z + SHIFT.to(z),
+    "a shift and a wave": lambda z: z + 1.5 + torch.sin(z.roll(1, -1)),
+    "softplus": lambda z: z + torch.nn.functional.softplus(-z.roll(1, -1)) + 0.1,
+    "a hyperbola": lambda z: (1 + z * z).sqrt() + 0.5,
+    "a shift that fades": lambda z: z + torch.exp(-z),
+    "one of three": lambda z: torch.cat([z[..., :1] + 1.1, torch.tanh(0.5 * z[..., 1:]) + 0.3], -1),
+}
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", LARGER)
+def test_a_function_that_is_larger_than_z_everywhere_has_no_fixed_point(
+    name: str, method: str, dtype: torch.dtype
+) -> None:
+    f, z0 = LARGER[name], torch.zeros(2, 3, dtype=dtype)
+    _, info = ti.fixed_point(f, z0, batch_ndim=1, solver=method, on_failure="ignore")
+    assert ti.Status.CONVERGED not in info.status.tolist()
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", sorted(LARGER.keys() - {"one of three"}))
+def test_nor_has_the_difference_a_root(name: str, method: str, dtype: torch.dtype) -> None:
+    f, z0 = LARGER[name], torch.zeros(2, 3, dtype=dtype)
+    _, info = ti.root(lambda z: z - f(z), z0, batch_ndim=1, solver=method, on_failure="ignore")
+    assert ti.Status.CONVERGED not in info.status.tolist()
+
+
+def test_what_has_run_off_is_said_where_nothing_is_differentiated_and_in_transforms_and_graphs() -> None:
+    with torch.no_grad(), pytest.warns(ti.ConvergenceWarning, match="diverged"):
+        ti.fixed_point(lambda z: z + 1.1, torch.zeros(2))
+    run = lambda z: ti.fixed_point(lambda z: z + 1.1, z, solver="anderson", on_failure="nan").value  # noqa: E731
+    assert run(torch.zeros(2)).isnan().all()
+    assert torch.func.vmap(run)(torch.zeros(3, 2)).isnan().all()
+    assert torch.compile(run, fullgraph=True, backend="aot_eager")(torch.zeros(2)).isnan().all()
+
+
+@pytest.mark.parametrize("method", ["auto", "anderson", "newton"])
+@pytest.mark.parametrize(("slope", "shift"), [(0.999, 1e6), (0.9, 1e8), (0.5, 1e25)])
+def test_a_fixed_point_far_from_the_start_is_one(slope: float, shift: float, method: str) -> None:
+    z, info = ti.fixed_point(lambda z: slope * z + shift, torch.zeros(2), solver=method)
+    assert info.converged
+    torch.testing.assert_close(z.to(D), torch.full((2,), shift / (1 - slope), dtype=D), rtol=1e-3, atol=0)
