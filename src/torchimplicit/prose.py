@@ -88,6 +88,11 @@ ROOT = {
     "RUNNING": "the solve has not ended.",
 }
 
+TOO_LOOSE = (  # INACCURATE too
+    "z* is as near to the solution as its tolerance allows, but over such a distance the derivative changes by a quarter or more. "
+    "Try a smaller rtol."
+)
+
 _STATIONARY = {
     "STOCHASTIC": ROOT["STOCHASTIC"]
     .replace("g gave", "the function gave")
@@ -223,8 +228,9 @@ OTHERS: dict[str, dict[str, str]] = {
             "Take failed systems out of the loss (info.converged tells), and look for sqrt, log or division at 0 in g."
         ),
         "SINGULAR": (
-            "the Jacobian dg/dz is singular to working precision, so the implicit function theorem does not apply: dz*/dx does not "
-            "exist or is not unique. Likely causes: (a) a multiple root or a fold; (b) fewer independent equations than unknowns. "
+            "the Jacobian dg/dz is singular to working precision, at z* or at a multiple root that z* is near, so the implicit "
+            "function theorem does not apply: dz*/dx does not exist or is not unique. Likely causes: (a) a multiple root or a fold; "
+            "(b) fewer independent equations than unknowns. "
             "Reparametrise or regularise the condition; no solver can give this gradient."
         ),
     },

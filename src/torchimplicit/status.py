@@ -1,4 +1,4 @@
-"""How a solve ended and what is said of it: status codes, their prose, and the reports of failures. The one place for all."""
+"""How a solve ended: the status codes, and the reports of failures, in the words of ``prose.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
-from torchimplicit.prose import ending, failed, prose
+from torchimplicit.prose import TOO_LOOSE, ending, failed, prose
 
 OnFailure = Literal["warn", "raise", "nan", "ignore"]
 
@@ -87,14 +87,18 @@ def report(
     on_failure: OnFailure,
     remark: str = "",
     what_of: str = "estimated error",
+    inaccurate: str = "",
 ) -> None:
-    """Warn or raise when a system failed, naming how many did, the worst of them and why, with a remark on the function."""
+    """Warn or raise when a system failed, naming how many did, the worst of them and why, with a remark on the function. What is said
+    of the ``inaccurate`` ones may be given."""
     if on_failure in ("ignore", "nan"):
         return
     if all_converged(status):
         return
     lines = []
     for code in status[status != Status.CONVERGED].unique().tolist():
+        if inaccurate and code == Status.INACCURATE:
+            continue
         rows = (status == code).nonzero().flatten()
         worst = rows[error[rows].nan_to_num(nan=torch.inf).argmax()]
         size, allowed = float(error[worst]), float(bound[worst])
@@ -103,9 +107,27 @@ def report(
             f"{named(rows, len(status))}: {ending(Status(code).name, what, int(steps[worst]))}{how_far}: "
             f"{Status(code).prose_for(what)}"
         )
-    if remark:
-        lines.append(remark)
-    announce(" ".join([failed(what), *lines]), on_failure)
+    lines = [failed(what), *lines] if lines else []
+    announce(" ".join(part for part in (inaccurate, *lines, remark) if part), on_failure)
+
+
+def inaccurate(sought: str, off: Tensor, excess: Tensor, bound: Tensor, far: float) -> str:
+    """What is said of derivatives at another point than what was sought.
+
+    off : which they are, (B,); excess : by how many tolerances z is off, (B,); bound : the tolerance, (B,) or (B, leaves). What is
+    off by ``far`` tolerances is too far away; for less, the derivative changes too fast.
+    """
+    lines = [f"The derivative is not that of the {sought}."]
+    bound = bound.reshape(len(off), -1).amin(-1)
+    for which, text in ((off & (excess > far), Status.INACCURATE.prose), (off & ~(excess > far), TOO_LOOSE)):
+        rows = which.nonzero().flatten()
+        if len(rows):
+            worst = rows[excess[rows].argmax()]
+            lines.append(
+                f"{named(rows, len(off))}: {Status.INACCURATE.name.lower()}, z* off by about {float((excess * bound)[worst]):.3g} "
+                f"(allowed {float(bound[worst]):.3g}): {text}"
+            )
+    return " ".join(lines)
 
 
 def announce(message: str, on_failure: OnFailure) -> None:

@@ -63,7 +63,7 @@ def test_automatic_linear_solvers_at_both_limits(
 
 @pytest.mark.parametrize("limit", [N - 1, N, N + 1])
 def test_dense_and_matrix_free_newton(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "DENSE_LIMIT", limit)
+    monkeypatch.setattr(auto, "FORMED_LIMIT", limit)
     assert (type(auto.choose(Kind(), Layout.of(torch.zeros(2, N), 1)).stages[0]) is ti.solvers.Newton) == (limit >= N)
     assert same(gradients(), exact())
 

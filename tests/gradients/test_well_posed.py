@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -237,6 +238,27 @@ def test_a_value_that_is_off_is_named_as_that_and_not_as_a_singular_jacobian(n: 
     assert info.adjoint.status == Status.INACCURATE
     named = float(str(caught[0].message).split("off by about ")[1].split()[0])
     assert 0.3 * off < named < 3 * off
+
+
+def test_a_tolerance_too_loose_for_the_derivative_is_named_as_that() -> None:
+    """exp(8 z) = x, with dz/dx = 1 / (8 x), and 1 / (8 exp(8 z)) at another z, such as one that is off by less than the tolerance."""
+    torch.manual_seed(0)
+    x = (torch.rand(8, 10, dtype=D) + 0.1).requires_grad_()
+    z, info = ti.root(
+        lambda z, x: (8 * z).exp() - x, torch.full_like(x, 0.3), (x,), batch_ndim=1, solver="newton", rtol=0.1
+    )
+    with pytest.warns(
+        ti.ConvergenceWarning, match="tolerance allows, but .* the derivative changes.*smaller rtol"
+    ) as caught:
+        z.sum().backward()
+    message = str(caught[0].message)
+    off, allowed = (float(number) for number in re.search(r"off by about (\S+) \(allowed (\S+)\)", message).groups())
+    assert off < allowed
+    assert "farther" not in message
+    rows = info.adjoint.status == Status.INACCURATE
+    wrong = (x.grad * 8 * x - 1).abs().amax(-1)
+    assert rows.any()
+    assert (wrong[rows] > 0.1).all()
 
 
 def test_what_is_off_is_reported_by_every_policy_and_row_by_row() -> None:

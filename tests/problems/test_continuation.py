@@ -283,7 +283,7 @@ def test_an_imperfect_pitchfork_without_a_determinant(e: float) -> None:
 @pytest.mark.parametrize("e", [1e-2, 1e-4, 1e-6])
 def test_what_stands_for_the_determinant_tells_neighbours_apart(e: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """On systems so small that the truth is known; s and z of another size than g."""
-    monkeypatch.setattr("torchimplicit.problems.curve.DENSE_LIMIT", 0)
+    monkeypatch.setattr("torchimplicit.problems.curve.FORMED_LIMIT", 0)
     z = ti.continuation(lambda z, s: s * z - z**2 + e, number(-10.0), -10.0, 10.0).value
     assert z.item() == pytest.approx(5 - (25 + e) ** 0.5, abs=1e-9)
     z = ti.continuation(lambda z, s: s * z - z**3 + e, number(e), -1.0, 1.0).value

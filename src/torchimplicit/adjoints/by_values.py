@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.at_solution import FAR, Diagnosis
 from torchimplicit.adjoints.function import in_some
 from torchimplicit.adjoints.gauge import solve_singular, unseen
+from torchimplicit.adjoints.judged import look, singular_systems
 from torchimplicit.adjoints.linearised_solver import LinearisedSolver
 from torchimplicit.adjoints.posed import Found, Posed
 from torchimplicit.adjoints.sweep import Sweep
-from torchimplicit.adjoints.well_posed import Diagnosis
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import Auto, LinearResult
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.status import Status, named
+from torchimplicit.status import Status, inaccurate
 
 
 def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: Sweep | None) -> Found:
@@ -28,7 +29,7 @@ def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: 
     """
     solver = LinearisedSolver(posed, sweep)
     result, operator = solver.solve(), solver.operator
-    singular = solver.singular()
+    singular = singular_systems(solver)
     gauge = singular is not None and occurs(singular)
     if singular is not None and gauge:
         asked = singular & (posed.b != 0).any(-1)
@@ -37,7 +38,7 @@ def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: 
     if not (posed.base.kind.linear or solver.truncated):
         rows = usable if finished(result.converged) else result.converged & usable
         rows = rows if singular is None else rows & ~singular
-        seen = solver.look(posed.solution(operator, result.x), rows, gauge)
+        seen = look(solver, posed.solution(operator, result.x), rows, gauge)
     causes = [] if seen is None else [(seen.singular, Status.SINGULAR), (seen.off, Status.INACCURATE)]
     causes += [] if singular is None else [(singular, Status.SINGULAR)]
     undecided = _undecided(posed, usable)
@@ -45,9 +46,11 @@ def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: 
     if posed.inverse is not None and posed.inverse.refused is not None:
         asked, refused = (posed.b != 0).any(-1), posed.inverse.refused
         causes += [(asked & (refused == code), code) for code in (Status.DEGENERATE, Status.SINGULAR)]
-    inaccurate = _inaccurate(posed, seen) if seen is not None and occurs(seen.off) else ""
+    said = ""
+    if seen is not None and occurs(seen.off):
+        said = inaccurate(posed.base.kind.name, seen.off, seen.excess, posed.settings.tolerance.bound(posed.z), FAR)
     evaluations = 1 + posed.base.kind.bounded + (0 if seen is None else seen.evaluations)
-    return Found(result, causes, evaluations, operator.products, not solver.truncated, inaccurate)
+    return Found(result, causes, evaluations, operator.products, not solver.truncated, said)
 
 
 def _undecided(posed: Posed, usable: Tensor) -> Tensor | None:
@@ -80,15 +83,3 @@ def _beside_a_gauge(
     x = torch.where(rows.unsqueeze(-1), u, result.x)
     residual = torch.where(rows, residual, result.residual_norm)
     return result._replace(x=x, residual_norm=residual, converged=result.converged | rows), singular & ~rows
-
-
-def _inaccurate(posed: Posed, seen: Diagnosis) -> str:
-    """What is said of systems whose z is off."""
-    rows = seen.off.nonzero().flatten()
-    worst = rows[seen.excess[rows].argmax()]
-    bound = posed.settings.tolerance.bound(posed.z)[worst].min()
-    return (
-        f"The derivative is not that of the {posed.base.kind.name}. {named(rows, posed.z.shape[0])}: "
-        f"{Status.INACCURATE.name.lower()}, z* off by about {float(seen.excess[worst] * bound):.3g} (allowed "
-        f"{float(bound):.3g}): {Status.INACCURATE.prose}"
-    )

@@ -5,6 +5,9 @@ For z*(x) with g(z*, x) = 0 the implicit function theorem gives
     reverse   dℓ/dx = −uᵀ ∂g/∂x   with  (∂g/∂z)ᵀ u = (dℓ/dz*)ᵀ
     forward   dz* = w              with  (∂g/∂z) w = −(∂g/∂x) dx
 
+∂g/∂z is not formed here: what the forward solve has left of it comes along as ``Posed.inverse`` (``Newton.inverse``, say, and then
+``from_tensors``), and is made good by true products.
+
 Both linear systems are root problems themselves, in u or w. Where a derivative of the derivative may be asked for, the same Function
 solves them: z* is its saved output and u comes from it, so every order is exact, recursively, with no further code. In a backward that
 ends there, in plain code, the system is solved directly. The calls of such a backward, in their order:
@@ -14,9 +17,11 @@ ends there, in plain code, the system is solved directly. The calls of such a ba
     JacobianSystem.vjp, _solved                                      systems.py
     solve_by_values                                                  by_values.py, in plain code; in_graph.py while a graph is made
     LinearisedSolver.solve                                           linearised_solver.py: by what
-    Bound.iterate                                                    linear/: the solver's steps
+    Bound.iterate                                                    linear/iteration.py, richardson.py: the solver's steps
     Jacobian.rmatvec, Linearisation.pull                             linear/jacobian.py, autograd/products.py: one product each
-    LinearisedSolver.look, well_posed.look                           whether z* is near enough, and the derivative exists
+    singular_systems, _beside_a_gauge                                judged.py, by_values.py: where A is singular, and that does no harm
+    look, diagnosed                                                  judged.py, at_solution.py: whether z* is near enough
+    _undecided                                                       by_values.py: derivatives to one side only
     JacobianSystem._reported                                         systems.py: failures, as on_failure says
     Sweep.gradients                                                  sweep.py: −uᵀ ∂g/∂x, if the solve has not made it
 """

@@ -26,13 +26,14 @@ from torchimplicit.solution import Solution, SolveStats
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.tolerance import Tolerance
 
-ROUNDING = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
+FINEST = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
 
 
 @names_its_parameters
 @dataclass(frozen=True)
 class Implicit:
-    """Differentiate the condition at z*, whatever found it: one linear solve and one vector-Jacobian product.
+    """Differentiate the condition at z*, whatever found it: one linear solve and one vector-Jacobian product; and, where z* is in
+    doubt, one evaluation of g and one product beside it.
 
     linear_solver : a solver of :mod:`torchimplicit.linear`. None: the inverse that the forward solver left (the factors of
         Newton's last step, say, or of the Hessian at a minimum up to n = 64), refined to tolerance with true products; then
@@ -85,7 +86,7 @@ class Implicit:
     def _system(
         self, problem: Problem, condition: Condition, find: Find, linearised: Linearisation | None = None
     ) -> ConditionSystem:
-        floor = ROUNDING * torch.finfo(problem.layout.real_dtype).eps
+        floor = FINEST * torch.finfo(problem.layout.real_dtype).eps
         settings = LinearSettings(
             solver=self.linear_solver,
             rtol=max(problem.tolerance.rtol, floor) if self.rtol is None else self.rtol,
@@ -95,7 +96,7 @@ class Implicit:
             on_failure=problem.on_failure,
             inverse=problem.search.from_tensors,
             inverse_is_earlier=problem.search.inverse_is_earlier,
-            near_identity=problem.kind.near_identity or problem.search.near_identity,
+            try_plain_steps=problem.kind.near_identity or problem.search.near_identity,
             tolerance=problem.tolerance,
             memory=problem.memory,
         )

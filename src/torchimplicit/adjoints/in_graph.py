@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoints.at_solution import CHANGE, FAR, doubt
 from torchimplicit.adjoints.posed import Derivative, Found, Posed
-from torchimplicit.adjoints.well_posed import CHANGE, FAR, doubt
 from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear import GMRES, LU, LinearOperator, LinearResult

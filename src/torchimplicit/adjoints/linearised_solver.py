@@ -1,4 +1,4 @@
-"""By what the linear system of a derivative is solved, where values decide, and what its solution says of the Jacobian and of z*."""
+"""By what the linear system of a derivative is solved, where values decide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from torchimplicit.adjoints.posed import Posed, Tiled
 from torchimplicit.adjoints.sweep import Sweep
-from torchimplicit.adjoints.well_posed import ByAdjoint, ByFactors, Diagnosis, LinearSolution, look
 from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear import GMRES, LU, Auto, Contraction, LinearResult, Neumann, Richardson
 from torchimplicit.linear.auto import better_of
@@ -29,8 +28,18 @@ TINY = 64  # entries of all Jacobians of the batch up to which the backward form
 
 
 class LinearisedSolver:
-    """A x = b, or Aᵀ x = b for the ``adjoint``, by the user's linear solver, or the forward solver's inverse refined to tolerance, or
-    the automatic choice."""
+    """A x = b, or Aᵀ x = b for the ``adjoint``, by the first that does it:
+
+    1. one unknown: a division;
+    2. up to ``TINY`` entries over the batch, in a first derivative: LU of A made anew, whose one true product brings the gradients too
+       (not where the forward solve says which derivatives do not exist);
+    3. the inverse that the forward solve has left, refined by up to ``REFINEMENTS`` true products;
+    4. beyond n = 64, up to ``KRYLOV`` steps of GMRES with that inverse as the preconditioner;
+    5. for what these have not solved: :class:`Contraction` where plain steps may do, else :class:`Auto`.
+
+    A solver that the user has named takes the place of all. Up to n = 64 a system that only rounding keeps from its tolerance counts as
+    solved, where no tolerance was named.
+    """
 
     def __init__(self, posed: Posed, sweep: Sweep | None) -> None:
         self.settings, self.b, self.adjoint, self.sweep = posed.settings, posed.b, posed.transpose, sweep
@@ -56,8 +65,8 @@ class LinearisedSolver:
     @cached_property
     def state(self) -> Bound:
         """The chosen solver bound to the operator, when it is needed."""
-        near_identity = self.settings.near_identity and self.settings.memory is None
-        automatic = Contraction() if near_identity else Auto()
+        plain = self.settings.try_plain_steps and self.settings.memory is None
+        automatic = Contraction() if plain else Auto()
         return bind(automatic if self.named is None else self.named, self.operator, REFINEMENTS)
 
     def solve(self) -> LinearResult:
@@ -118,42 +127,6 @@ class LinearisedSolver:
         self.direct = self.direct if self.state.direct is None else self.state.direct
         return result
 
-    def singular(self) -> Tensor | None:
-        """Where factors of A say that it is singular, (B,); None: nowhere.
-
-        An iterative solver that happens upon a right-hand side in the range of A sees nothing: up to n = 64, A is factorised for that
-        alone. (The automatic choice is direct there, or a contraction, whose own solution would grow.)
-        """
-        if self.direct is None and not self.truncated:
-            inverse = self.inverse if self.inverse_is_near else None
-            if inverse is None:
-                unknown = self.small and self.named is not None
-            elif isinstance(inverse, Factors):
-                unknown = inverse.some_suspicious
-            else:  # it was of a nearby matrix, and perhaps badly scaled, or tells for itself
-                unknown = occurs(inverse.suspicious)
-                singular = inverse.singular if unknown else None
-                if singular is not None:
-                    return singular
-            if unknown:
-                self.direct = LU().factorize(self.operator)
-        return None if self.direct is None else self.direct.singular
-
-    def look(self, at: LinearSolution, rows: Tensor, gauge: bool) -> Diagnosis | None:
-        """What the solution says of z* in ``rows`` (B,), if that is worth a look; nothing of a tangent found iteratively. Beside a
-        ``gauge``, it says more than factors do."""
-        factors = self.inverse if self.direct is None and self.inverse_is_near else self.direct
-        if factors is None or gauge:
-            doubtful = at.doubtful(rows, *at.error)
-            if doubtful is None:
-                return None
-            rows = doubtful
-        limit = Auto.dense_limit if self.inverse is None else Auto.fallback_limit  # of what is in doubt already
-        if factors is None and self.operator.shape[-1] <= limit:
-            factors = LU().factorize(self.operator)
-        if factors is not None:
-            return look(at, ByFactors(factors, at), rows, self.forgiven)
-        return look(at, ByAdjoint(self._again, at), rows) if self.adjoint else None
-
-    def _again(self, b: Tensor) -> Tensor:
+    def roughly(self, b: Tensor) -> Tensor:
+        """About the solution for another b."""
         return self._chosen(b, ROUGHLY).x

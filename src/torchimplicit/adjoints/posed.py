@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoints.well_posed import LinearSolution
+from torchimplicit.adjoints.at_solution import LinearSolution
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.condition import Condition, Kind
 from torchimplicit.linear import LinearResult
@@ -36,7 +36,7 @@ class LinearSettings:
     forgiving : whether a system that only rounding keeps from its tolerance counts as solved.
     inverse : rebuilds the forward solver's approximate inverse of ∂g/∂z from its tensors.
     inverse_is_earlier : whether that is of the Jacobian at a z that was farther from the root.
-    near_identity : whether ∂g/∂z may be the identity less a contraction.
+    try_plain_steps : whether ∂g/∂z may be the identity less a contraction, or the forward solver has taken it for that.
     tolerance : of the forward solve: the error that z may have.
     memory : what is known of the Jacobians of the condition: of the forward solve, say, the factors.
     """
@@ -49,7 +49,7 @@ class LinearSettings:
     on_failure: OnFailure
     inverse: Callable[[Sequence[Tensor]], Left]
     inverse_is_earlier: bool
-    near_identity: bool
+    try_plain_steps: bool
     tolerance: Tolerance
     memory: Memory | None = None
 
@@ -99,9 +99,10 @@ class Found(NamedTuple):
     """What was found of A w = b.
 
     causes : for which systems (B,) what is the matter, the later the graver, beside what the result says of itself.
-    evaluations, products : of g, and with A.
+    evaluations, products : of g, and with A. The evaluation that the forward solve has recorded counts here, where this starts from it;
+        the last product of a backward, and that of a look at z*, do not.
     expected : whether a solution is; not of a series that its user has cut off.
-    inaccurate : what is said of systems whose z is off.
+    inaccurate : what is said of systems whose derivative is that of another point.
     """
 
     result: LinearResult

@@ -22,7 +22,7 @@ from torchimplicit.graph.reports import reported
 from torchimplicit.linear.iteration import error_of
 from torchimplicit.linear.solver import linear_status
 from torchimplicit.solution import Record, SolveInfo, SolveStats
-from torchimplicit.status import Status, announce, report, unanswered
+from torchimplicit.status import Status, report, unanswered
 
 Find = Callable[[Condition, Tensor, Sequence[Tensor]], Solved]
 
@@ -170,10 +170,7 @@ class JacobianSystem:
         how, (_, residual, steps, *_) = self.settings.on_failure, found.result
         if tracing():
             return reported(w, status, residual, limit, steps, Derivative.name, how, "residual")
-        if found.inaccurate:
-            announce(found.inaccurate, how)
-            status = torch.where(status == Status.INACCURATE, Status.CONVERGED, status)
-        report(Derivative.name, status, residual, limit, steps, how, what_of="residual")
+        report(Derivative.name, status, residual, limit, steps, how, what_of="residual", inaccurate=found.inaccurate)
         return w
 
 

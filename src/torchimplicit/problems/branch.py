@@ -14,7 +14,7 @@ from torchimplicit.problems.curve import CORRECTIONS, Corrected, Curve, Point
 from torchimplicit.problems.root import root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import Chandrupatla, Newton, NewtonKrylov
-from torchimplicit.solvers.auto import DENSE_LIMIT
+from torchimplicit.solvers.auto import FORMED_LIMIT
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
 
@@ -54,7 +54,7 @@ def follow(curve: Curve, z: Any, folds: int, max_points: int) -> Path:
     A step is predicted by the tangent and by how it turned in the last step. It is refused, and halved, where its strain is too large
     or its orientation is another. Where the latter is so down to the shortest step, branches cross here, to working precision.
     """
-    dense = curve.layout.size < DENSE_LIMIT
+    dense = curve.layout.size < FORMED_LIMIT
     solver: Method = Newton() if dense else NewtonKrylov()
     value, info = root(curve.g, z, (curve.s0, *curve.args), solver=solver, max_steps=CORRECTIONS, on_failure="ignore")
     y = torch.cat([curve.layout.flatten(value)[0], curve.s0.new_zeros(1)])

@@ -16,7 +16,7 @@ from torchimplicit.linear.auto import AutoState
 from torchimplicit.linear.factors import Factors
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
-from torchimplicit.solvers.auto import DENSE_LIMIT
+from torchimplicit.solvers.auto import FORMED_LIMIT
 
 CORRECTIONS = 8  # Newton steps after which a step was too long
 # What a step of good length has:
@@ -115,7 +115,7 @@ class Curve:
         y, sizes = start, list[float]()
         while len(sizes) < CORRECTIONS:
             jacobian = Jacobian(lambda y: equations(y[0]).unsqueeze(0), y.unsqueeze(0))
-            inverse = LU().factorize(jacobian) if len(y) <= DENSE_LIMIT else Auto().factorize(jacobian)
+            inverse = LU().factorize(jacobian) if len(y) <= FORMED_LIMIT else Auto().factorize(jacobian)
             correction, tangent = inverse.solve(jacobian.value)[0], inverse.solve(last_one.unsqueeze(0))[0]
             size = self.length(correction)
             falls = not sizes or size < sizes[-1]

@@ -27,7 +27,7 @@ from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.reposed import NullSpace, beside_null_space
 from torchimplicit.problems.reposed import shortest as reposed
 from torchimplicit.solution import Record, Solution
-from torchimplicit.solvers.auto import DENSE_LIMIT
+from torchimplicit.solvers.auto import FORMED_LIMIT
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
 
@@ -130,7 +130,7 @@ def linear_system(
     """The same as a graph has it: z, like z0, with A z − b = 0, the residual. ``dense`` : b and the entries of A are the first args."""
     _check(z0, adjoint, max_steps, on_failure)
     operator, b = None, torch.zeros_like(z0)
-    solver = solver or Auto(dense_limit=DENSE_LIMIT)  # for there it has no second choice
+    solver = solver or Auto(dense_limit=FORMED_LIMIT)  # for there it has no second choice
     if isinstance(residual, Explicit) and dense:
         b, A = args[0].expand(z0.shape), args[1 if len(args) > 1 else 0]  # one tensor may be both
         operator = Dense(_spread(A, b), symmetric, positive_definite)

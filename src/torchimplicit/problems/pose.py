@@ -29,7 +29,7 @@ from torchimplicit.private import pytree
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers import Polyalgorithm, resolve
-from torchimplicit.solvers.auto import DENSE_LIMIT
+from torchimplicit.solvers.auto import FORMED_LIMIT
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import OnFailure, check_policy
 from torchimplicit.tolerance import Tolerance
@@ -121,7 +121,7 @@ def memory_for(sparsity: Any, kind: Kind, layout: Layout) -> Memory | None:
         sparsity.check(layout.size)
         return sparsity
     if sparsity is None:
-        return Memory() if layout.size > DENSE_LIMIT and not kind.near_identity else None
+        return Memory() if layout.size > FORMED_LIMIT and not kind.near_identity else None
     if isinstance(sparsity, str) and sparsity == "off":
         return None
     memory = Memory(sparsity)

@@ -22,7 +22,7 @@ ACCURACIES = 1e-3, 1e-6, 1e-10, 1e-13
 SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
 MAX_STEPS = 100
 BLOCK = 2**20  # entries of the matrices of all systems that are solved together
-ROUNDING = 8  # in units of eps of the data: what is smaller beside others is 0
+NOTHING = 8  # in units of eps of the data: what is smaller beside others is 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: O
 
 
 def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | None) -> Solutions:
-    weak = max(WEAK, ROUNDING * torch.finfo(dtype).eps)
+    weak = max(WEAK, NOTHING * torch.finfo(dtype).eps)
     programs, units = scaled(data)
     finite, nonconvex = _finite(programs), _nonconvex(programs)
     programs = _convex(programs, nonconvex)

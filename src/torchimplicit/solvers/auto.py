@@ -22,7 +22,7 @@ from torchimplicit.solvers.projected_newton import ProjectedNewton
 from torchimplicit.solvers.pseudo_transient import PseudoTransient
 from torchimplicit.solvers.trust_newton import TrustNewton
 
-DENSE_LIMIT = 256  # largest n for which n × n Jacobians are formed
+FORMED_LIMIT = 256  # largest n for which n × n Jacobians are formed
 DENSE_ENTRIES = 2**26  # of all Jacobians of the batch together
 CHEAP_LIMIT = 64  # smallest n for which a Jacobian costs more than an attempt without any
 FAST = 0.5  # a contraction factor below which plain steps need no acceleration
@@ -45,7 +45,7 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     batch, n = layout.batch, layout.size
     if kind.near_identity:
         return LARGE if sparse else Anderson(plain_below=FAST)
-    dense = not sparse and n <= DENSE_LIMIT and batch * n * n <= DENSE_ENTRIES
+    dense = not sparse and n <= FORMED_LIMIT and batch * n * n <= DENSE_ENTRIES
     if kind.constrained:
         return AugmentedLagrangian()
     if kind.bounded and kind.minimised:

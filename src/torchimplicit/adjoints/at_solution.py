@@ -110,7 +110,7 @@ class LinearSolution:
         return rows if occurs(rows) else None
 
 
-class Estimate(Protocol):
+class ErrorModel(Protocol):
     """What a residual of g says of z, and one of the linear system J x = b of its solution."""
 
     def correction(self, r: Tensor) -> Tensor:
@@ -182,8 +182,13 @@ class ByAdjoint:
 
 
 class Diagnosis(NamedTuple):
-    """What a look has found, per system (B,): whether z is off, whether there is no derivative, and by how many tolerances z is off;
-    and the evaluations that it took."""
+    """What a look has found, per system (B,), and the evaluations that it took.
+
+    off : whether the derivative is that of another point: z is off by more than ``FAR`` tolerances, or by less, but the derivative
+        changes on the way.
+    singular : whether there is no derivative.
+    excess : by how many tolerances z is off.
+    """
 
     off: Tensor
     singular: Tensor
@@ -191,32 +196,32 @@ class Diagnosis(NamedTuple):
     evaluations: int
 
 
-def look(at: LinearSolution, estimate: Estimate, rows: Tensor, suspects: Tensor | None = None) -> Diagnosis | None:
+def diagnosed(at: LinearSolution, model: ErrorModel, rows: Tensor, suspects: Tensor | None = None) -> Diagnosis | None:
     """A look at those of some ``rows`` (B,) that are doubtful, or among the ``suspects`` for another reason, if any, from beside z,
     with one evaluation of g and one product. Where g is undefined, only z is judged."""
     z, value, eps = at.jacobian.z, at.jacobian.value, torch.finfo(at.b.dtype).eps
-    w = estimate.correction(value)
+    w = model.correction(value)
     size, allowed = at.tolerance.largest(w, z)  # also what a loss does not see
     doubtful = at.doubtful(rows, size, allowed)
     if suspects is not None:
         doubtful = rows & suspects if doubtful is None else doubtful | (rows & suspects)
     if doubtful is None:
         return None
-    excess = estimate.excess(value)
+    excess = model.excess(value)
     sizes = Tolerance(1.0, 0.0, at.tolerance.leaves).each(z)
     # z is known to its rounding only, and where a residual is 0, what that hides may be √eps of a double root.
-    w = w + torch.where(size == 0, eps**0.5, HIDDEN * eps).unsqueeze(-1) * sizes * estimate.weakest()
+    w = w + torch.where(size == 0, eps**0.5, HIDDEN * eps).unsqueeze(-1) * sizes * model.weakest()
     rows = doubtful & (largest(w) < torch.inf)
     beside = z + at.permitted(z, -only(rows, w))
     residual = tried(lambda: at.jacobian.moved(beside).apply(at.x, at.adjoint) - at.b, torch.full_like(z, torch.nan))
     known = rows & (largest(residual) < torch.inf)
-    singular = known & (estimate.movement(only(known, residual)) > CHANGE)
+    singular = known & (model.movement(only(known, residual)) > CHANGE)
     off = rows & (excess > FAR)
     evaluations = 1
     if occurs(off):
         evaluations += 1
         step = at.permitted(z, ROUNDING * eps * sizes * unpatterned(z))
-        off = off & ~(excess <= FAR * _rounding(at, estimate, step))
+        off = off & ~(excess <= FAR * _rounding(at, model, step))
     singular = singular & ~off
     if occurs(singular) and occurs(loose := singular & (w.abs() > LOOSE * sizes).any(-1)):
         evaluations += 2
@@ -239,7 +244,7 @@ def _persists(at: LinearSolution, z: Tensor) -> Tensor:
     return no if z.shape[-1] > Auto.fallback_limit else tried(persists, no)
 
 
-def _rounding(at: LinearSolution, estimate: Estimate, step: Tensor) -> Tensor:
+def _rounding(at: LinearSolution, model: ErrorModel, step: Tensor) -> Tensor:
     """The part of an error of z, (B,) in tolerances, that is rounding error of g: what a step of no more does beside its slope."""
     z, value = at.jacobian.z, at.jacobian.value
-    return estimate.excess(tried(lambda: at.jacobian.g(z + step) - value, torch.full_like(z, torch.nan)), step)
+    return model.excess(tried(lambda: at.jacobian.g(z + step) - value, torch.full_like(z, torch.nan)), step)
