@@ -21,6 +21,7 @@ from torchimplicit.autograd.products import Linearisation
 from torchimplicit.bounds import GENERIC, Limited, Output, limits, projected_gradient, within
 from torchimplicit.capture.names import name as name_of
 from torchimplicit.condition import Flat, Kind, defined
+from torchimplicit.hints import hint
 from torchimplicit.layout import Layout, describe, per_system_vector
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.private import pytree
@@ -123,7 +124,7 @@ def constrained(
     layout = Layout.of(z0, batch_ndim)
     equal, at_most = constraints.equal, constraints.at_most
     with torch.no_grad():
-        shapes = [() if c is None else c(z0, *args) for c in (equal, at_most)]
+        shapes = [_at_start(name, c, z0, args, layout) for name, c in (("equal", equal), ("at_most", at_most))]
         sizes = [
             per_system_vector(layout, name)(c).shape[-1] if c != () else 0
             for name, c in zip(("equal", "at_most"), shapes, strict=True)
@@ -151,6 +152,15 @@ def constrained(
     p, q = sizes
     kind = Constrained(free, p, q, sum(len(pytree.tree_leaves(c)) for c in (nu, mu)))
     return kind, *within(whole, (z0, nu, mu), args, (lower, upper), batched, has_aux)
+
+
+def _at_start(name: str, c: Callable[..., Any] | None, z0: Any, args: Any, layout: Layout) -> Any:
+    """What a constraint returns there; () of none."""
+    try:
+        return () if c is None else c(z0, *args)
+    except (TypeError, RuntimeError) as error:
+        hint(error, layout, f"{name}(z, *args)")
+        raise
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,9 @@ ROOT = {
     "INACCURATE": (
         "z* lies farther from the solution than its tolerance allows, as Newton's correction there says, so this is the derivative at "
         "another point. Likely causes: (a) a solver whose progress was too slow to judge the error by; (b) a solver of your own, or a "
-        "black box, that stopped early; (c) a multiple root, near which all are slow. Try a smaller rtol, another solver, or another "
-        "z0."
+        "black box, that stopped early; (c) a multiple root, near which all are slow; (d) a fit or a minimum whose Hessian is singular "
+        "to rounding there: the data do not determine a parameter, so it can be anything. Try a smaller rtol, another solver, or "
+        "another z0; of (d), take the parameter out, or add a residual for what is known of it."
     ),
     "COUPLED": (
         "what the function returns for this system depends on the z of other systems of the batch, which batch_ndim says are "
@@ -147,11 +148,10 @@ OTHERS: dict[str, dict[str, str]] = {
             "objective that is flat, or is undefined beside z. Try a looser rtol/atol, float64, a smooth objective, or another z0."
         ),
         "DIVERGED": (
-            "the steps led away without bound. Likely causes: (a) an objective without a minimum, which falls for "
-            "ever; (b) a solver of "
-            "equations ('newton', 'anderson', ...), which need not go downhill. Add bounds= or a regularisation, or "
-            "take a solver that "
-            "goes downhill ('trust_newton', 'lbfgs')."
+            "the steps led away without bound. Likely causes: (a) an objective without a minimum, which falls for ever; (b) a minimum "
+            "at infinity, towards which the objective levels off, as that of a logistic regression does without a penalty where the "
+            "classes can be separated; (c) a solver of equations ('newton', 'anderson', ...), which need not go downhill. Add bounds= "
+            "or a penalty (a small multiple of |z|**2), or take a solver that goes downhill ('trust_newton', 'lbfgs')."
         ),
         "SINGULAR": (
             "the Hessian is singular at z: the minimum is not isolated, or as flat as that of z**4. Likely causes: (a) "
@@ -177,7 +177,7 @@ OTHERS: dict[str, dict[str, str]] = {
         "DIVERGED": (
             "the steps led away without bound. Likely causes: (a) residuals that fall for ever towards infinite "
             "parameters; (b) a solver "
-            "of equations. Add bounds=, a better z0, or take 'levenberg_marquardt'."
+            "of equations. Add bounds=, a penalty, a better z0, or take 'levenberg_marquardt'."
         ),
         "SINGULAR": (
             "the data do not determine the parameters: the Jacobian of the residuals has not full rank at z, or the "
@@ -230,8 +230,9 @@ OTHERS: dict[str, dict[str, str]] = {
         "SINGULAR": (
             "the Jacobian dg/dz is singular to working precision, at z* or at a multiple root that z* is near, so the implicit "
             "function theorem does not apply: dz*/dx does not exist or is not unique. Likely causes: (a) a multiple root or a fold; "
-            "(b) fewer independent equations than unknowns. "
-            "Reparametrise or regularise the condition; no solver can give this gradient."
+            "(b) fewer independent equations than unknowns; (c) parameters that the data of a fit do not determine (only their "
+            "product matters, or an amplitude is 0, and its rate is free), or a minimum that is flat along a line. Reparametrise or "
+            "regularise the condition, or add a residual for what is known of such a parameter; no solver can give this gradient."
         ),
     },
     "solution of the program": {

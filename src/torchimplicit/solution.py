@@ -30,6 +30,7 @@ class Record:
     tried: tuple[str, ...] = ()
     solved_by: Tensor | None = None
     linear: str = ""
+    lost: Tensor | None = None  # of a derivative: the systems whose z the forward solve had not found, flat
     backward: Callable[[], SolveInfo] | None = None  # told when somebody asks
 
     @property
@@ -96,8 +97,19 @@ class SolveInfo:
 
     @property
     def message(self) -> str:
-        """What happened, in prose, one line for every status that occurs."""
-        return "\n".join(f"{name}: {Status[name.upper()].prose_for(self.record.sought)}" for name in self._how_many())
+        """What happened, in prose, one line for every status that occurs; and, of a backward, one for those whose z is no solution."""
+        lines = [f"{name}: {Status[name.upper()].prose_for(self.record.sought)}" for name in self._how_many()]
+        if lost := self._lost:
+            lines.append(
+                f"{lost} of {self.status.numel()} at a z that the forward solve has not found: what is said of these is said of the "
+                "linear system there, whose solution is the derivative of no solution. Take them out of the loss."
+            )
+        return "\n".join(lines)
+
+    @property
+    def _lost(self) -> int:
+        """Of a derivative, how many systems there are whose z the forward solve had not found."""
+        return 0 if self.record.lost is None else int(self.record.lost.sum())
 
     @property
     def status_names(self) -> Any:
@@ -141,6 +153,8 @@ class SolveInfo:
         costs = [f"{int(getattr(self, name).max())} {name}" for name in ("evaluations", "products")]
         largest = ("largest " if batch else "") + ", ".join(sizes)
         systems = f"{self.status.numel()} systems: " if batch else ""
+        if lost := self._lost:
+            ended += f", {lost} of them at a z that was not found" if batch else " at a z that was not found"
         return f"SolveInfo({systems}{ended}; {taken}; {largest}; {', '.join(costs)})"
 
     def _how_many(self) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -312,3 +314,72 @@ def test_what_is_advised_depends_on_what_was_sought(sought: str) -> None:
     assert f"'{advised}'" in info.message
     assert ("contraction" in str(caught[0].message)) == (sought == "fixed point")
     assert ("valley" in str(caught[0].message)) == sought.startswith("minimum")
+
+
+def test_a_backward_at_a_z_that_was_not_found_says_so() -> None:
+    """An enzyme that takes up at most 2 of the inflow v, and its product: there is no steady state of v = 2.5."""
+
+    def balance(z: Tensor, v: Tensor) -> Tensor:
+        s, p = z.unbind(-1)
+        rate = 2 * s / (0.5 + s)
+        return torch.stack([v - rate, rate - 0.3 * p - 0.1 * p * p], -1)
+
+    def solve(v: Tensor) -> ti.Solution:
+        start = torch.full((*v.shape, 2), 0.5, dtype=torch.float64)
+        return ti.root(balance, start, (v,), batch_ndim=1, on_failure="ignore")
+
+    v = torch.tensor([0.3, 0.9, 2.5], dtype=torch.float64, requires_grad=True)
+    z, info = solve(v)
+    assert info.converged.tolist() == [True, True, False]
+    (gradient,) = torch.autograd.grad(z[:, 0].sum(), v)
+    assert torch.allclose(gradient[:2], 1 / (2 - v.detach()[:2]) ** 2)
+    assert "1 of them at a z that was not found" in repr(info.adjoint)
+    assert "1 of 3 at a z that the forward solve has not found" in info.summary()
+    z, info = solve(v[:2])
+    z.sum().backward()
+    assert "not found" not in info.summary()
+
+
+class Standing:
+    """Says that it has arrived where it starts."""
+
+    max_steps, patience = 5, 5
+
+    def init(self, equations: Any, z: Tensor) -> tuple[Tensor, None]:
+        return equations.residual(z), None
+
+    def step(self, equations: Any, z: Tensor, r: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
+        return z, r, None
+
+    def verdict(self, state: None) -> Tensor:
+        return torch.tensor([0, 0])
+
+
+def test_a_system_that_is_off_and_at_its_bound_is_counted_once() -> None:
+    """The nearest z ≥ 0 to x. Both z are off in z₁; of the second, z₀ = x₀ lies at its bound without a force on it."""
+    n = 80  # beyond what is looked at again in the end
+    x = torch.full((2, n), 1.0, dtype=torch.float64)
+    x[:, 0] = torch.tensor([2.0, 0.0])
+    start = x.clone()
+    start[:, 1] += 0.1
+    x.requires_grad_()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        z, info = ti.minimize(
+            lambda z, x: (z - x).square().sum(-1) + ((z - x) ** 4).sum(-1),
+            start,
+            (x,),
+            bounds=(0.0, None),
+            batch_ndim=1,
+            solver=Standing(),
+        )
+        assert info.converged.all()
+        z.sum().backward()
+    assert info.adjoint is not None
+    assert info.adjoint.status_names == ["inaccurate", "degenerate"]
+    said = [str(w.message) for w in caught if issubclass(w.category, ti.ConvergenceWarning)]
+    (told,) = [message for message in said if "derivative" in message]
+    assert re.findall(r"(\d of 2) systems \(flat index (\d)\): (\w+)", told) == [
+        ("1 of 2", "0", "inaccurate"),
+        ("1 of 2", "1", "degenerate"),
+    ]

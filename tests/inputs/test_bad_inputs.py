@@ -22,6 +22,34 @@ def same(z: Any, *args: Any) -> Any:
 
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a parameter of another library": (
+        lambda: ti.solvers.Anderson(m=5),
+        TypeError,
+        "Anderson has no parameter 'm'.*memory, damping",
+    ),
+    "one of a linear solver": (lambda: ti.linear.GMRES(m=5), TypeError, "GMRES has no parameter 'm'.*restart"),
+    "a function without args": (
+        lambda: ti.root(lambda z: z, Z, (Z,)),
+        TypeError,
+        r"takes 1 positional argument.*called as f\(z, \*args\)",
+    ),
+    "one within bounds": (
+        lambda: ti.minimize(lambda z: z.sum(), Z, (Z,), bounds=(0, 1)),
+        TypeError,
+        r"takes 1 positional argument.*called as f\(z, \*args\)",
+    ),
+    "a constraint without args": (
+        lambda: ti.minimize(
+            lambda z, x: (z - x).square().sum(), Z, (Z,), constraints=ti.Constraints(at_most=lambda z: z.sum())
+        ),
+        TypeError,
+        r"takes 1 positional argument.*called as at_most\(z, \*args\)",
+    ),
+    "a float32 start, float64 data": (
+        lambda: ti.root(lambda z: torch.eye(3, dtype=torch.float64) @ z, Z.float()),
+        RuntimeError,
+        r"same dtype.*z0 is float32.*z0\.double\(\)",
+    ),
     "integer z0": (lambda: ti.root(same, torch.zeros(3, dtype=torch.int64)), TypeError, "floating or complex.*int64"),
     "boolean z0": (lambda: ti.root(same, torch.zeros(3, dtype=torch.bool)), TypeError, "bool"),
     "a number as z0": (lambda: ti.root(same, 1.0), TypeError, r"float 1\.0.*torch\.tensor"),
@@ -226,3 +254,11 @@ def test_a_warning_in_a_script_names_its_line(tmp_path: Path) -> None:
     script.write_text("import torch, torchimplicit as ti\n\nti.root(lambda z: z**2 + 1, torch.tensor(0.3))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert f"{script}:3: ConvergenceWarning" in done.stderr
+
+
+def test_an_error_within_the_users_function_is_left_as_it_is() -> None:
+    def inner(z: Tensor) -> Tensor:
+        return z
+
+    with pytest.raises(TypeError, match=r"positional argument but 2 were given$"):
+        ti.root(lambda z, x: inner(z, x), Z, (Z,))  # type: ignore[call-arg]

@@ -59,3 +59,15 @@ def test_newton_does_not_leave_its_start_along_a_line_of_roots() -> None:
     assert info.converged
     assert g(z).abs().max() <= 1e-12
     assert abs(float(z.mean()) - 2) <= 1
+
+
+def test_what_is_regular_in_units_of_z_is_solved_in_them() -> None:
+    """Rows that are nearly parallel because one column is huge, for its unknown is tiny: exact in rationals."""
+    z = torch.tensor([1e-12, 1.0, 1.0], dtype=D)
+    relative = torch.tensor([[1.0, 0.5, 0.25], [1.0, -0.5, 0.5], [0.0, 1.0, 1.0]], dtype=D)
+    A = (relative / z).unsqueeze(0)
+    A[0, 0], A[0, 1] = 1e-9 * A[0, 0], 1e-6 * A[0, 1]
+    x = torch.tensor([[3e-12, 0.25, -0.5]], dtype=D)
+    b = (A @ x.unsqueeze(-1)).squeeze(-1)
+    found = invert(LU(equilibrate=False), A.float(), b.float(), z.float().unsqueeze(0), lambda: A.float())
+    assert torch.allclose(found.solve(LU(equilibrate=False), b.float()).double() / x, torch.ones_like(x), rtol=1e-5)

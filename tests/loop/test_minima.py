@@ -177,3 +177,46 @@ def test_a_flat_minimum_is_one(
     z, info = ti.minimize(phi, torch.tensor(z0, dtype=dtype))
     assert info.converged
     assert (z - torch.tensor(at, dtype=dtype)).abs().max() <= torch.finfo(dtype).eps ** 0.3
+
+
+X = torch.tensor([[1.0, 0.5], [2.0, -1.0], [-1.5, 0.3], [-0.5, -2.0], [0.7, 1.9]], dtype=D)
+
+
+def logistic(z: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    return torch.nn.functional.softplus(-labels * (X.to(z) @ z)).sum() + penalty * z.square().sum()
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32])
+@pytest.mark.parametrize("solver", [None, "lbfgs", "newton"])
+def test_a_minimum_at_infinity_is_reported_as_one(solver: str | None, dtype: torch.dtype) -> None:
+    """Classes that a line separates: any z that does is bettered by 2 z. With a penalty there is a minimum."""
+    labels = torch.tensor([1, 1, -1, -1, 1], dtype=dtype)
+    start = torch.zeros(2, dtype=dtype)
+    with pytest.warns(ti.ConvergenceWarning, match=r"(?s)without bound.*at infinity.*can be separated.*penalty"):
+        info = ti.minimize(logistic, start, (labels, 0.0), solver=solver).info
+    assert info.status == Status.DIVERGED
+    assert ti.minimize(logistic, start, (labels, 1e-2), solver=solver).info.converged
+
+
+def test_a_search_cut_short_in_a_valley_is_no_minimum_at_infinity() -> None:
+    """Rosenbrock's function from afar: it has come a long way, and it goes on to (1, 1)."""
+    start = torch.tensor([-30.0, 900.0], dtype=D)
+    info = ti.minimize(
+        lambda z: 100 * (z[1] - z[0] ** 2) ** 2 + (1 - z[0]) ** 2, start, max_steps=20, on_failure="ignore"
+    ).info
+    assert info.status == Status.MAX_STEPS
+
+
+def test_the_derivative_of_a_parameter_that_the_data_do_not_determine_says_so() -> None:
+    t = torch.linspace(0, 3, 20, dtype=D)
+    y = (2 * torch.exp(-t)).requires_grad_()
+    z, info = ti.least_squares(
+        lambda z, y: z[0] * z[1] * torch.exp(-z[2] * t) - y, torch.tensor([1.0, 1.5, 0.5], dtype=D), (y,)
+    )
+    assert abs(float(z[2]) - 1) <= 1e-6  # the rate is determined, and so is its derivative
+    torch.autograd.grad(z[2], y, retain_graph=True)
+    assert info.adjoint is not None
+    assert info.adjoint.converged
+    with pytest.warns(ti.ConvergenceWarning, match="data of a fit do not determine"):
+        torch.autograd.grad(z[0], y)
+    assert "data of a fit do not determine" in info.summary()

@@ -318,13 +318,13 @@ def test_batched_cotangents_of_the_old_kind_are_exchanged() -> None:
 
         @staticmethod
         def backward(ctx: Any, v: Tensor) -> Any:
-            seen.append(autograd.is_batched_cotangent(v))
+            seen.append(autograd.is_batched_by_autograd(v))
 
             def pullback(v: Tensor) -> tuple[Tensor | None, ...]:
-                assert not autograd.is_batched_cotangent(v)
+                assert not autograd.is_batched_by_autograd(v)
                 return (3 * v, None)
 
-            return autograd.over_batched_cotangents(pullback, v)[0]
+            return autograd.over_batched(pullback, v)[0]
 
     x = torch.ones(2, requires_grad=True)
     with warnings.catch_warnings():

@@ -48,7 +48,11 @@ def solve_by_values(posed: Posed, usable: Tensor, wanted: Sequence[int], sweep: 
         causes += [(asked & (refused == code), code) for code in (Status.DEGENERATE, Status.SINGULAR)]
     said = ""
     if seen is not None and occurs(seen.off):
-        said = inaccurate(posed.base.kind.name, seen.off, seen.excess, posed.settings.tolerance.bound(posed.z), FAR)
+        off = seen.off
+        for graver, _ in causes[2:]:
+            off = off & ~graver
+        if occurs(off):
+            said = inaccurate(posed.base.kind.name, off, seen.excess, posed.settings.tolerance.bound(posed.z), FAR)
     evaluations = 1 + posed.base.kind.bounded + (0 if seen is None else seen.evaluations)
     return Found(result, causes, evaluations, operator.products, not solver.truncated, said)
 

@@ -12,7 +12,7 @@ Both linear systems are root problems themselves, in u or w. Where a derivative 
 solves them: z* is its saved output and u comes from it, so every order is exact, recursively, with no further code. In a backward that
 ends there, in plain code, the system is solved directly. The calls of such a backward, in their order:
 
-    ImplicitFunction.backward, over_batched_cotangents, _pullback    here; saved_tensors reads what was saved, and its versions
+    ImplicitFunction.backward, over_batched, _pullback    here; saved_tensors reads what was saved, and its versions
     ConditionSystem.linear                                           systems.py: (∂g/∂z)ᵀ u = v as a JacobianSystem
     JacobianSystem.vjp, _solved                                      systems.py
     solve_by_values                                                  by_values.py, in plain code; in_graph.py while a graph is made
@@ -40,7 +40,7 @@ from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_functorch, values_hidden, without_dead_wrappers
 from torchimplicit.capture.autocast import full_precision
 from torchimplicit.condition import Condition
-from torchimplicit.private.autograd import apply, changed_in_place, forward_mode_on, over_batched_cotangents
+from torchimplicit.private.autograd import apply, changed_in_place, forward_mode_on, over_batched
 from torchimplicit.solution import SolveStats
 from torchimplicit.status import all_converged
 
@@ -154,7 +154,7 @@ class ImplicitFunction(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
         if v is not None and wanted:
-            for i, grad in zip(wanted, over_batched_cotangents(lambda v: _pullback(ctx, v, wanted), v), strict=True):
+            for i, grad in zip(wanted, over_batched(lambda v: _pullback(ctx, v, wanted), v), strict=True):
                 grads[i] = grad
         return tuple(grads)
 
@@ -164,7 +164,8 @@ class ImplicitFunction(torch.autograd.Function):
         # switched on again, for tensors without the tangents of this level.
         with forward_mode_on():
             saved = [_primal(tensor) for tensor in saved_tensors(ctx)]
-            w = _pushforward(ctx.system, Saved.of(saved, ctx.inverses), dx)
+            at = Saved.of(saved, ctx.inverses)
+            (w,) = over_batched(lambda *dx: (_pushforward(ctx.system, at, dx),), *dx)
         return (w, *(None,) * (STATS + ctx.inverses))
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import without_dead_wrappers
-from torchimplicit.private.autograd import is_batched_cotangent
+from torchimplicit.private.autograd import is_batched_by_autograd
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Record, SolveStats
 from torchimplicit.status import Status
@@ -58,7 +58,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         tensors = without_dead_wrappers(ctx.saved_tensors)
-        if not is_batched_cotangent(v):  # for those of is_grads_batched a Function has no rule
+        if not is_batched_by_autograd(v):  # for those of is_grads_batched a Function has no rule
             v = _Note.apply(v, ctx.note, *tensors)
         return v, None, *(None,) * len(tensors)
 

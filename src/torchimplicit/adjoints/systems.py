@@ -160,7 +160,8 @@ class JacobianSystem:
         if self.record is not None and not tracing():
             memory = self.settings.memory
             linear = "" if memory is None else memory.description
-            self.record.backward = partial(_info, facts, self.batch_shape, linear)
+            lost = None if finished(usable) else ~usable
+            self.record.backward = partial(_info, facts, self.batch_shape, linear, lost)
         if status is not None and found.expected:
             w = self._reported(w, found, status, self.settings.limit(b))
         return w, facts
@@ -180,5 +181,5 @@ def _facts(found: Found, status: Tensor | None, b: Tensor) -> SolveStats:
     return SolveStats.counted(status, steps, residual, error_of(x, b, residual), found.evaluations, found.products)
 
 
-def _info(facts: Callable[[], SolveStats], batch_shape: torch.Size, linear: str) -> SolveInfo:
-    return facts().info(batch_shape, Record(Derivative.name, linear=linear))
+def _info(facts: Callable[[], SolveStats], batch_shape: torch.Size, linear: str, lost: Tensor | None) -> SolveInfo:
+    return facts().info(batch_shape, Record(Derivative.name, linear=linear, lost=lost))

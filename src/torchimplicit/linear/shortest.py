@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs, values_hidden
 from torchimplicit.linear.dense import Dense
-from torchimplicit.linear.factors import DirectSolver
+from torchimplicit.linear.factors import DirectSolver, equilibrate
 from torchimplicit.linear.lu import LU
+from torchimplicit.norms import rms
 
 NULL = 8  # in units of √n eps: a singular value that is smaller, beside the largest one, is zero
 NOISE = 10  # and so is a small one that is no larger than so many times what it changes by from one point to the next
@@ -28,12 +29,14 @@ class ShortestInverse(NamedTuple):
     factors : the tensors of those of every A, for the backward, which judges A for itself.
     shortest, rows : the pseudo-inverses, (B, n, n), and which systems have them, (B,); none where no system has.
     others : the tensors of the factors of the others then, through which no derivative meets what is singular.
+    suspicious : whether pivots of one are very far apart (:attr:`torchimplicit.linear.factors.Factors.some_suspicious`).
     """
 
     factors: tuple[Tensor, ...]
     shortest: Tensor | None = None
     rows: Tensor | None = None
     others: tuple[Tensor, ...] = ()
+    suspicious: bool = False
 
     def solve(self, solver: DirectSolver, b: Tensor) -> Tensor:
         """x with A x = b, the shortest of several: (B, n) -> (B, n). ``solver`` has made the factors."""
@@ -60,10 +63,10 @@ def invert(
             A.detach(), b.detach(), z.detach(), factors.suspicious.nonzero().squeeze(-1), again
         )
         if not occurs(rows):
-            return ShortestInverse(factors.tensors)
+            return ShortestInverse(factors.tensors, suspicious=True)
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     others = solver.factorize(Dense(torch.where(rows[:, None, None], eye, A)))
-    return ShortestInverse(factors.tensors, inverse, rows, others.tensors)
+    return ShortestInverse(factors.tensors, inverse, rows, others.tensors, suspicious=True)
 
 
 def _pseudo_inverses(
@@ -76,22 +79,51 @@ def _pseudo_inverses(
     if not occurs(scaled.suspicious):
         return inverses, rows
     other = again()
+    change = None if other is None else (other - A)[at]
     d, c = scaled.tensors[-2:]
-    U, S, Vh = torch.linalg.svd(d.unsqueeze(-1) * A[at] * c.unsqueeze(-2))
-    eps = torch.finfo(A.dtype).eps
-    null = S <= NULL * A.shape[-1] ** 0.5 * eps * S[:, :1]
-    if other is not None:
-        change = U.mT @ (d.unsqueeze(-1) * (other - A)[at] * c.unsqueeze(-2)) @ Vh.mT
-        small = S <= eps**0.5 * S[:, :1]
-        change = torch.where(small.unsqueeze(-1) & small.unsqueeze(-2), change, 0).abs().flatten(1).amax(1)
-        null = null | (small & (NOISE * change.unsqueeze(-1) >= S))
+    found = _decomposed(A[at], change, d, c)
+    fewer = torch.zeros_like(scaled.suspicious)
+    if occurs(found.null):  # a root's numbers may have sizes that no row or column of A tells of
+        size = z[at].abs()
+        of_z = torch.where(size > 0, size, rms(size).unsqueeze(-1))
+        _, d, c = equilibrate(A[at] * of_z.unsqueeze(-2))
+        own = _decomposed(A[at], change, d, of_z * c)
+        fewer = own.null.sum(-1) < found.null.sum(-1)
+        found = Decomposed(
+            *(torch.where(fewer.reshape(-1, *(1,) * (x.ndim - 1)), x, y) for x, y in zip(own, found, strict=True))
+        )
+    U, S, Vh, null, d, c = found
     parts = (U.mT @ (d * b[at]).unsqueeze(-1)).squeeze(-1)
     outside = torch.linalg.vector_norm(torch.where(null, parts, 0), dim=-1)
     hopeless = outside > HOPELESS * torch.linalg.vector_norm(parts, dim=-1)
     far = _far(d.unsqueeze(-1) * A[at], c.unsqueeze(-1) * Vh.mT, null, z[at])
     inverse = c.unsqueeze(-1) * (Vh.mT @ (torch.where(null, far, 1 / S).unsqueeze(-1) * U.mT)) * d.unsqueeze(-2)
     inverse = torch.where(hopeless[:, None, None], torch.nan, inverse)
-    return inverses.index_copy(0, at, inverse), rows.index_copy(0, at, scaled.suspicious & null.any(-1))
+    return inverses.index_copy(0, at, inverse), rows.index_copy(0, at, scaled.suspicious & (null.any(-1) | fewer))
+
+
+class Decomposed(NamedTuple):
+    """D A C = U S Vᴴ, which of the singular values are zero but for rounding, (B, n), and the diagonals of D and C."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+    null: Tensor
+    d: Tensor
+    c: Tensor
+
+
+def _decomposed(A: Tensor, change: Tensor | None, d: Tensor, c: Tensor) -> Decomposed:
+    """Of A (B, n, n) in the units d and c, with what A changes by from one point to the next."""
+    U, S, Vh = torch.linalg.svd(d.unsqueeze(-1) * A * c.unsqueeze(-2))
+    eps = torch.finfo(A.dtype).eps
+    null = S <= NULL * A.shape[-1] ** 0.5 * eps * S[:, :1]
+    if change is not None:
+        change = U.mT @ (d.unsqueeze(-1) * change * c.unsqueeze(-2)) @ Vh.mT
+        small = S <= eps**0.5 * S[:, :1]
+        change = torch.where(small.unsqueeze(-1) & small.unsqueeze(-2), change, 0).abs().flatten(1).amax(1)
+        null = null | (small & (NOISE * change.unsqueeze(-1) >= S))
+    return Decomposed(U, S, Vh, null, d, c)
 
 
 def _far(A: Tensor, V: Tensor, null: Tensor, z: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ HALVINGS = 60  # of the way from the start, for the place where a function vanis
 NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 PASSED = 100  # times the slope at an inflection: one beside it that is no rounding error
+OFF = 10  # times as far from the start as that is from 0, or as one
+LESS = 0.75  # of the gradient at z is left twice as far away, where an objective levels off
 FLAT = 1e-3  # ‖Jᵀg‖ / (‖J‖ ‖g‖) below which no small step makes g smaller
 
 
@@ -176,6 +178,23 @@ def _flat(equations: Equations, z0: Tensor, linearised: Jacobian) -> Tensor:
     norm = torch.linalg.vector_norm(linearised.value, dim=-1, keepdim=True)
     flat = torch.linalg.vector_norm(linearised.rmatvec(linearised.value / norm), dim=-1) <= FLAT * size
     return flat & (norm.squeeze(-1) + size).isfinite()  # otherwise squares have overflowed, and nothing is known
+
+
+def at_infinity(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -> Tensor:
+    """Of minima that were not found, DIVERGED where z is far from its start, and twice as far the objective is no higher and its
+    gradient smaller: it levels off, and the only minimum is at infinity."""
+    failed = (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
+    if not equations.kind.minimised or equations.kind.bounded or finished(~failed):
+        return status
+    with torch.no_grad():
+        failed = failed & (measured(z - z0) > OFF * (1 + measured(z0)))
+        here = equations.attempt(equations.objective_and_residual, z)
+        there = equations.attempt(equations.objective_and_residual, z + (z - z0))
+        if here is None or there is None:
+            return status
+        (low, gradient), (beyond, further) = here, there
+        levels_off = (beyond <= low) & (measured(further) <= LESS * measured(gradient))
+    return torch.where(failed & levels_off, Status.DIVERGED, status)
 
 
 def at_bounds(equations: Equations, z: Tensor, lower: Tensor, upper: Tensor, tolerance: Tolerance) -> Tensor:

@@ -18,6 +18,7 @@ from torchimplicit.loop.convergence import Course, where
 from torchimplicit.loop.endings import (
     DOUBT,
     at_bounds,
+    at_infinity,
     coupled,
     gain,
     jagged,
@@ -196,6 +197,8 @@ def solve(
             solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest, began=began),
             rest > 0,
         )
+    if began is not None and not (values_hidden() or all_converged(found.status)):
+        found = replace(found, status=at_infinity(equations, began[0], found.z.detach(), found.status))
     return found
 
 

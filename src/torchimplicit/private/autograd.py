@@ -1,4 +1,4 @@
-"""Autograd's own: its engine, its nodes, forward mode's level, and the batched cotangents of ``is_grads_batched``."""
+"""Autograd's own: its engine, its nodes, forward mode's level, and the batched tensors of ``is_grads_batched``."""
 
 from __future__ import annotations
 
@@ -73,6 +73,12 @@ def changed_in_place(error: RuntimeError) -> bool:
     return "has been modified by an inplace operation" in str(error)
 
 
+def mixes_precisions(error: Exception) -> bool:
+    """Whether an error says that an operation was given float32 and float64; torch has no class for it."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and "double" in said and "float" in said
+
+
 def forbids_random_numbers(error: RuntimeError) -> bool:
     """Whether an error says that a vmap allows no random numbers; torch has no class for it."""
     return "vmap: " in str(error) and "random operation" in str(error)
@@ -105,38 +111,42 @@ def show_custom_functions(shown: Callable[..., Any] | None) -> None:
     torch.autograd.Function.apply = _apply if shown is None else apply  # type: ignore[method-assign]
 
 
-def over_batched_cotangents(
-    pullback: Callable[[Tensor], tuple[Tensor | None, ...]], v: Tensor
-) -> tuple[Tensor | None, ...]:
-    """``pullback(v)``, also for the cotangents of ``autograd.grad(..., is_grads_batched=True)``.
+def over_batched(run: Callable[..., tuple[Tensor | None, ...]], *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """``run(*tensors)``, also for the cotangents of ``autograd.grad(..., is_grads_batched=True)`` and the tangents of
+    ``autograd.functional.jacobian(..., vectorize=True, strategy="forward-mode")``.
 
     Those are batched tensors of another kind than torch.vmap's, for which a Function has no rule; they are exchanged.
     """
-    if not is_batched_cotangent(v):
-        return pullback(v)
+    batched = {i: t for i, t in enumerate(tensors) if t is not None and is_batched_by_autograd(t)}
+    if not batched:
+        return run(*tensors)
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     present: list[int] = []
     count = 0
 
-    def found(v: Tensor) -> tuple[Tensor, ...]:
+    def found(*rows: Tensor) -> tuple[Tensor, ...]:
         nonlocal count
-        grads = pullback(v)
-        count = len(grads)
-        present.extend(i for i, grad in enumerate(grads) if grad is not None)
-        return tuple(grad for grad in grads if grad is not None)
+        given = list(tensors)
+        for i, row in zip(batched, rows, strict=True):
+            given[i] = row
+        results = run(*given)
+        count = len(results)
+        present.extend(i for i, result in enumerate(results) if result is not None)
+        return tuple(result for result in results if result is not None)
 
-    # The condition is the same for all cotangents, and so are random numbers that it draws; that other kind forbids any.
+    # The condition is the same for all of them, and so are random numbers that it draws; that other kind forbids any.
     vmap_mode: Any = torch._C._parse_dispatch_key("VmapMode")
     allowed = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(vmap_mode))
     with allowed:
-        batch = torch.vmap(found, randomness="same")(torch._remove_batch_dim(v, level, 0, 0))
-    grads: list[Tensor | None] = [None] * count
-    for i, grad in zip(present, batch, strict=True):
-        grads[i] = torch._add_batch_dim(grad, 0, level)
-    return tuple(grads)
+        plain = [torch._remove_batch_dim(t, level, 0, 0) for t in batched.values()]
+        batch = torch.vmap(found, randomness="same")(*plain)
+    results: list[Tensor | None] = [None] * count
+    for i, result in zip(present, batch, strict=True):
+        results[i] = torch._add_batch_dim(result, 0, level)
+    return tuple(results)
 
 
-def is_batched_cotangent(v: Tensor) -> bool:
+def is_batched_by_autograd(v: Tensor) -> bool:
     """Whether v is one of those."""
     return torch._C._functorch.is_legacy_batchedtensor(v)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchimplicit import adjoints
 from torchimplicit.adjoints import Adjoint, Implicit
+from torchimplicit.autograd.transforms import tracing
 from torchimplicit.capture.autocast import Autocast, full_precision
 from torchimplicit.capture.half_precision import half_precision_of, may_be_half
 from torchimplicit.capture.mode import paused
@@ -20,6 +21,7 @@ from torchimplicit.capture.sharding import refuse_sharded_tensors
 from torchimplicit.compiling.traced_problem import TracedProblem
 from torchimplicit.condition import Kind
 from torchimplicit.graph.explicit import Explicit
+from torchimplicit.hints import hint
 from torchimplicit.layout import HALF, Layout, describe
 from torchimplicit.linear.memory import Memory
 from torchimplicit.loop.search import search_by
@@ -108,7 +110,13 @@ def pose_and_solve(
     )
     if rtol is None:
         problem = _as_precise_as_the_function(problem, start)
-    return adjoint.run(problem, start)
+    if tracing():
+        return adjoint.run(problem, start)
+    try:
+        return adjoint.run(problem, start)
+    except (TypeError, RuntimeError) as error:
+        hint(error, layout, "f(z, *args)")
+        raise
 
 
 def memory_for(sparsity: Any, kind: Kind, layout: Layout) -> Memory | None:

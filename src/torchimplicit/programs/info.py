@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from torchimplicit.private import pytree
+from torchimplicit.private import functorch, pytree
 from torchimplicit.solution import Record, SolveInfo
+
+FEW = 8  # numbers that are shown each
 
 
 class Dual(NamedTuple):
@@ -25,6 +28,28 @@ class Dual(NamedTuple):
     inequality: Any
     equality: Any
     bounds: Any
+
+    def __repr__(self) -> str:
+        """One line, however many systems there are: of each kind of constraint that there is the numbers, if they are few, or their
+        shapes with the largest number, or how many flags are set."""
+        there = {
+            name: part for name, part in self._asdict().items() if any(t.numel() for t in pytree.tree_leaves(part))
+        }
+        parts = [f"{name}={_in_short(part)}" for name, part in there.items()]
+        return f"Dual({', '.join(parts)})"
+
+
+def _in_short(part: Any) -> str:
+    leaves = pytree.tree_leaves(part)
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+    if any(functorch.wrapped(leaf) for leaf in leaves):
+        return f"<{shapes} inside a transform>"
+    numbers = torch.cat([leaf.detach().flatten() for leaf in leaves])
+    if len(numbers) <= FEW and len(leaves) == 1:
+        return str([float(f"{x:.5g}") for x in numbers.tolist()] if numbers.is_floating_point() else numbers.tolist())
+    if not numbers.is_floating_point():
+        return f"<{shapes}: {int(numbers.sum())} set>"
+    return f"<{shapes}: largest {float(numbers.abs().amax()):.3g}>"
 
 
 class Certificate(NamedTuple):

@@ -29,12 +29,14 @@ class NewtonState(NamedTuple):
     factors : of the latest Jacobian that was factorised.
     age : the steps taken with them.
     search : the memory of the line search, if there is one.
+    ahead : the factors of the Jacobian at z, which the next step will take, where the latest ones say too little of the error.
     """
 
     jacobian: Jacobian | None
     factors: ShortestInverse | None
     age: int
     search: SearchState | None
+    ahead: ShortestInverse | None = None
 
 
 class NewtonMemory(NamedTuple):
@@ -67,6 +69,7 @@ def inverse_at(equations: Equations, z: Tensor, jacobian: Jacobian, linear_solve
 
     def again() -> Tensor | None:
         size = torch.where((size := rms(z)) > 0, size, 1).unsqueeze(-1)
+        size = torch.where(z != 0, z.abs(), size)  # a number much smaller than the others would be another one
         beside = z + torch.finfo(z.dtype).eps ** 0.5 * size * unpatterned(z)
         there = equations.attempt(equations.jacobian, beside)
         return None if there is None else there.to_dense()
@@ -113,26 +116,31 @@ class Newton(Method):
         factors, age, search = state.factors, state.age + 1, state.search
         if state.jacobian is not None or factors is None:
             assert state.jacobian is not None
-            factors, age = inverse_at(equations, z, state.jacobian, self.linear_solver), 1
+            factors, age = state.ahead or inverse_at(equations, z, state.jacobian, self.linear_solver), 1
         step = factors.solve(self.linear_solver, r)
         if self.damping != 1:
             step = self.damping * step
         again = age < self.every  # these factors serve the next step too
         if self.line_search is not None and search is not None:
             z, jacobian, search = self.line_search.along(equations, z, -step, search)
-            return z, jacobian.value, NewtonState(None if again else jacobian, factors, age, search)
-        z = z - step
+        else:
+            z = z - step
+            if again:
+                return z, equations.residual(z), NewtonState(None, factors, age, None)
+            jacobian = equations.jacobian(z)
         if again:
-            return z, equations.residual(z), NewtonState(None, factors, age, None)
-        jacobian = equations.jacobian(z)
-        return z, jacobian.value, NewtonState(jacobian, factors, age, None)
+            return z, jacobian.value, NewtonState(None, factors, age, search)
+        ahead = inverse_at(equations, z, jacobian, self.linear_solver) if factors.suspicious else None
+        return z, jacobian.value, NewtonState(jacobian, factors, age, search, ahead)
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonState) -> Estimate | None:
-        """The simplified correction: Newton's at z with the factors of the last step.
+        """The simplified correction: Newton's at z with the factors of the last step. Where those are of rows or columns of very
+        different sizes, one step can change them altogether, and it is Newton's with the factors at z.
 
         Source: Deuflhard, Newton Methods for Nonlinear Problems (2011), section 2.1: no regular factor of g changes it.
         """
-        return None if state.factors is None else Estimate(state.factors.solve(self.linear_solver, r), 0.0)
+        factors = state.ahead or state.factors
+        return None if factors is None else Estimate(factors.solve(self.linear_solver, r), 0.0)
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonMemory) -> tuple[Tensor, NewtonState]:
         """The residual and the state at z."""
