@@ -38,7 +38,7 @@ ROOT = {
     "STOCHASTIC": (
         "g gave two different answers for one z: it is stochastic, so it has no root to converge to. Likely causes: (a) dropout "
         "in training mode; (b) random numbers drawn inside g. Draw the noise (or the dropout mask) once, outside, and pass it "
-        "in args, or call .eval() on the module."
+        "in args, or call .eval() on the module. randomness='frozen' repeats the numbers of torch's default generators, of no other."
     ),
     "SADDLE": (
         "the gradient vanishes, but this is no minimum: a saddle point or a maximum, where the Hessian has a negative eigenvalue, or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -261,3 +262,73 @@ def test_a_path_that_has_changed_since_the_forward_is_an_error(W: Tensor) -> Non
     layer.eval()
     with pytest.raises(ti.CaptureError, match="another path"):
         torch.autograd.grad(z.sum(), W, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda b: b.shape[0], len, lambda b: b.size(0), lambda b: b.numel() * (b.dtype == torch.float64)]
+)
+def test_a_tensor_of_which_only_the_shape_is_read_may_change(read: Callable[[Tensor], int]) -> None:
+    b, x = torch.ones(5, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    z = ti.root(lambda z: read(b) * z - x, torch.zeros((), dtype=torch.float64)).value
+    b.add_(1)
+    (grad,) = torch.autograd.grad(z, x)
+    assert abs(grad.item() - 0.2) < 1e-12
+
+
+def test_a_shape_is_that_of_the_tensor_at_the_solve() -> None:
+    x = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for n in (2, 5):
+        b = torch.ones(n, dtype=torch.float64)
+
+        def g(z: Tensor) -> Tensor:
+            return b.shape[0] * z + 0 * torch.ones(b.shape, dtype=z.dtype).sum() - x  # noqa: B023
+
+        total = total + ti.root(g, 0 * x.detach()).value
+    (grad,) = torch.autograd.grad(total, x)
+    assert abs(grad.item() - (1 / 2 + 1 / 5)) < 1e-12
+
+
+def test_a_shape_is_that_of_each_sample_in_vmap() -> None:
+    b, x = torch.ones(4, 5, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+
+    def grad(x: Tensor, b: Tensor) -> Tensor:
+        return torch.func.grad(
+            lambda x: ti.root(lambda z: b.shape[0] * z - x, torch.zeros((), dtype=torch.float64)).value
+        )(x)
+
+    torch.testing.assert_close(torch.vmap(grad)(x, b), torch.full((4,), 0.2, dtype=torch.float64))
+
+
+NAMED: dict[str, Callable[[Tensor, Tensor], Any]] = {  # b is used by what the user gave, and a too
+    "equal": lambda a, b: ti.minimize(
+        lambda z: (z - a).square().sum(), 0 * a.detach(), constraints=ti.Constraints(equal=lambda z: (z * b).sum() - 1)
+    ),
+    "objective": lambda a, b: ti.minimize(
+        lambda z: (z - a * b).square().sum(), 0 * a.detach(), constraints=ti.Constraints(equal=lambda z: z.sum() - 1)
+    ),
+    "complementarity": lambda a, b: ti.complementarity(lambda z: z * b - a, 1 + 0 * a.detach(), (), 0.0, 5.0),
+    "linear_solve": lambda a, b: ti.linear_solve(lambda z: z * b, a),
+    "bounds": lambda a, b: ti.minimize(lambda z: (b * z - a).square().sum(), 0 * a.detach(), bounds=(0.0, 9.0)),
+}
+
+
+@pytest.mark.parametrize("problem", NAMED)
+def test_what_was_overwritten_is_named_in_what_every_problem_is_given(problem: str) -> None:
+    a, b = torch.ones(3, dtype=torch.float64, requires_grad=True), torch.ones(3, dtype=torch.float64)
+    z = NAMED[problem](a, b).value
+    b.add_(1)
+    with pytest.raises(RuntimeError, match="uses 'b', which has been modified"):
+        z.sum().backward()
+
+
+def test_what_was_overwritten_of_the_data_of_a_program_is_named_as_it_is_given() -> None:
+    p, Q = torch.ones(3, dtype=torch.float64, requires_grad=True), torch.eye(3, dtype=torch.float64)
+    for solve, name in (
+        (lambda: ti.quadratic_program(Q, p), "quadratic_program uses 'Q'"),
+        (lambda: ti.linear_solve(Q, p), "linear_solve uses 'A'"),
+    ):
+        z = solve().value
+        Q.add_(1)
+        with pytest.raises(RuntimeError, match=name):
+            z.sum().backward()

@@ -101,3 +101,20 @@ def test_inside_a_transform_the_status_tells() -> None:
     torch.manual_seed(0)
     _, found = torch.func.grad(status, has_aux=True)(X)
     assert found == Status.STOCHASTIC
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_failure_is_called_noise_whatever_generator_it_comes_from(batch: int) -> None:
+    """Of torch.Generator, NumPy and random nothing is known beforehand: what fails is asked again."""
+    own = torch.Generator().manual_seed(0)
+
+    def noisy(z: Tensor) -> Tensor:
+        return z - torch.cos(z) / 2 - 0.1 * torch.rand(z.shape, generator=own, dtype=D)
+
+    info = quiet(ti.root, noisy, torch.zeros(3, 4, dtype=D), batch_ndim=batch, max_steps=20)
+    assert (info.status == Status.STOCHASTIC).all()
+
+
+def test_a_failure_without_noise_is_not_called_noise() -> None:
+    info = ti.root(lambda z: z**2 + 1, torch.ones(3, 1, dtype=D), batch_ndim=1, on_failure="ignore").info
+    assert not ((info.status == Status.STOCHASTIC) | (info.status == Status.COUPLED)).any()

@@ -186,7 +186,7 @@ class ImplicitFunction(torch.autograd.Function):
 def saved_tensors(ctx: Any) -> list[Tensor]:
     """Those that the Function has saved. Torch compares their versions here.
 
-    Raises RuntimeError, with the name of the tensor, where one was changed in place since: a captured buffer, say.
+    Raises RuntimeError where one was changed in place since: a captured buffer, say. Its name is known in the first backward.
     """
     try:
         return without_dead_wrappers(ctx.saved_tensors)

@@ -7,7 +7,8 @@ identity would be wrong: after ``functional_call`` returns, the module holds oth
 
 What cannot be captured raises :class:`CaptureError`; a gradient is never silently dropped. A tensor that is changed in place before
 the backward is noticed when the saved ones are read (:func:`torchimplicit.adjoints.function.saved_tensors`), and named here
-(:meth:`Captured.changed_since`).
+(:meth:`Captured.changed_since`), in the first backward through ``Implicit``. Elsewhere (``create_graph=True``, other adjoints, graphs)
+torch notices it, and names nothing.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ def capture(
             raise CaptureError(
                 f"{name(fn)} modifies {names} in place at every evaluation, so it is not a function of z. Likely cause: BatchNorm "
                 f"in training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation "
-                f"without state (GroupNorm, LayerNorm), or compute the state outside."
+                "without state (GroupNorm, LayerNorm; parametrizations.spectral_norm in place of torch.nn.utils.spectral_norm), or "
+                "compute the state outside."
             )
         with buffers_kept(states):
             tape, out, linearised = recorded(harmless)

@@ -2,8 +2,9 @@
 
 ``tanh(z @ W.T + x @ U.T + b)`` computes ``x @ U.T`` at every evaluation and always gets the same. During a solve, evaluations
 without autograd run under a mode that knows the sequence of torch calls of the first one. A call is given its first result
-again if it stands at the same place in that sequence, with the very same tensors (not changed in place since), the same plain
-arguments, and a result that nobody has changed. After the first call that differs, the rest is computed as usual.
+again if it stands at the same place in that sequence, with the very same tensors (not changed in place since, by their versions:
+what ``.data`` or NumPy write is not seen), the same plain arguments, and a result that nobody has changed. After the first call that
+differs, the rest is computed as usual.
 """
 
 from __future__ import annotations

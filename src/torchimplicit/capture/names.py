@@ -39,12 +39,22 @@ def reachable(fn: Any) -> Iterator[tuple[str, Any]]:
         return
     for variable, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
         try:
-            yield variable, cell.cell_contents
+            value = cell.cell_contents
         except ValueError:  # a cell that is not filled yet
             continue
+        yield variable, value
+        if _ours(fn):  # around functions of the user's, or an object that holds one
+            for inner in (value, *(vars(value).values() if _ours(value) and hasattr(value, "__dict__") else ())):
+                if callable(inner) and inner is not fn and not isinstance(inner, (type, nn.Module)):
+                    yield from reachable(inner)
     for variable in code.co_names:
         if variable in fn.__globals__:
             yield variable, fn.__globals__[variable]
+
+
+def _ours(value: Any) -> bool:
+    """Whether a function, or the class of an object, is of this package."""
+    return str(getattr(value, "__module__", "")).partition(".")[0] == "torchimplicit"
 
 
 def name_of(tensor: Tensor, fn: Any) -> str:

@@ -16,6 +16,11 @@ from torchimplicit.capture.mode import Mode, fetched
 from torchimplicit.private import functorch
 from torchimplicit.private.autograd import is_view_of, version
 
+SHAPES = {  # calls that read nothing of a tensor but its shape and kind, which no change in place touches
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__, Tensor.is_floating_point, Tensor.is_complex),
+    *(torch.numel, torch.is_floating_point, torch.is_complex),
+}
 _GRAD = inspect.signature(torch.autograd.grad)
 
 
@@ -88,6 +93,8 @@ class Tape(Mode):
                 self.foreign = self.foreign or isinstance(plain[-1], Numbers)
                 return leaf
             if id(leaf) in self._made:
+                return leaf
+            if func in SHAPES and id(leaf) not in self._slots and functorch.level(leaf) < 0:
                 return leaf
             tensor, depth = self._unwrapped(leaf)
             slot = self._slot(tensor)

@@ -58,13 +58,13 @@ def stochastic(solver: Method, equations: Equations, z: Tensor, norm: Tensor, st
     It may be the others that have moved since the answer before: systems that influence each other are called COUPLED.
     """
     with torch.no_grad():
-        differs = torch.zeros_like(status, dtype=torch.bool)
-        if not equations.draws_nothing:
-            r = solver.init(equations, z)[0]
-            change, size = (measured(r) - norm).abs(), norm + measured(z)
-            differs = norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
-        if z.shape[0] > 1 and not values_hidden() and occurs(doubtful := differs | (status != Status.CONVERGED)):
-            coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()))
+        r = solver.init(equations, z)[0]
+        change, size = (measured(r) - norm).abs(), norm + measured(z)
+        failed = status != Status.CONVERGED  # and that may be noise of a generator that is not torch's own
+        asked = failed | (not equations.default_generators_untouched)
+        differs = asked & norm.isfinite() & (change > torch.finfo(norm.dtype).eps ** 0.5 * size)
+        if z.shape[0] > 1 and not values_hidden() and occurs(doubtful := differs | failed):
+            coupled, same = _coupled(equations, z, int(doubtful.to(torch.int64).argmax()), occurs(differs))
             if coupled:
                 return torch.where(doubtful & same, Status.COUPLED, torch.where(differs, Status.STOCHASTIC, status))
     return torch.where(differs, Status.STOCHASTIC, status)
@@ -74,7 +74,7 @@ def coupled(equations: Equations, z: Tensor, norm: Tensor, status: Tensor, stray
     """COUPLED where systems that had converged have not stayed where they were, or are not solved by the z of all together, because
     they depend on each other."""
     with torch.no_grad():
-        depends, same = _coupled(equations, z, int(strayed.to(torch.int64).argmax()))
+        depends, same = _coupled(equations, z, int(strayed.to(torch.int64).argmax()), noisy=False)
         if not depends:
             return status
         changed = (measured(equations.residual(z)) - norm).abs()
@@ -82,11 +82,12 @@ def coupled(equations: Equations, z: Tensor, norm: Tensor, status: Tensor, stray
         return torch.where((strayed | differs) & same & (status == Status.CONVERGED), Status.COUPLED, status)
 
 
-def _coupled(equations: Equations, z: Tensor, row: int) -> tuple[bool, Tensor]:
-    """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice."""
+def _coupled(equations: Equations, z: Tensor, row: int, noisy: bool) -> tuple[bool, Tensor]:
+    """Whether g of one system depends on the z of the others, and the systems (B,) whose g is the same when it is asked twice: all,
+    unless it has drawn random numbers, or is known to be ``noisy``."""
     value = equations.residual(z)
     same = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
-    if not equations.draws_nothing:
+    if noisy or not equations.default_generators_untouched:
         same = (value == equations.residual(z)).all(-1)
     value = value[row].clone()
     moves = torch.where((size := rms(z)) > 0, size, 1)

@@ -58,6 +58,7 @@ class Conditions:
     """The conditions as a function of w = (z, y) and the tensors of a family."""
 
     family: Family
+    __name__ = "cone_program"  # as errors call it
 
     def __call__(self, w: tuple[Tensor, Tensor], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         return self.family.of(tensors).conditions(*w)

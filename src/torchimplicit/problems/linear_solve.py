@@ -203,8 +203,13 @@ def _spread(A: Tensor, b: Tensor) -> Tensor:
 
 def _function(A: Any, operator: LinearOperator) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
     """A z − b as a function of z, of A where its tensors can be given, and of b; what else A uses is captured."""
+    fn: Callable[..., Tensor]
+    args: tuple[Any, ...]
     if isinstance(A, Tensor) and isinstance(operator, Dense):
-        return lambda z, A, b: (A @ z.unsqueeze(-1)).squeeze(-1) - b, (operator.A,)
-    if is_made_of_tensors(operator):
-        return lambda z, A, b: A.apply(z) - b, (operator,)
-    return lambda z, b: operator.apply(z) - b, ()
+        fn, args = lambda z, A, b: (A @ z.unsqueeze(-1)).squeeze(-1) - b, (operator.A,)
+    elif is_made_of_tensors(operator):
+        fn, args = lambda z, A, b: A.apply(z) - b, (operator,)
+    else:
+        fn, args = lambda z, b: operator.apply(z) - b, ()
+    fn.__qualname__ = linear_solve.__name__  # as errors call it
+    return fn, args

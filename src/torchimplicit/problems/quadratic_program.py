@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class Conditions:
     """
 
     names: tuple[str, ...]
+    __name__ = "quadratic_program"  # as errors call it
+
+    @property
+    def __signature__(self) -> Signature:
+        return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("w", *self.names)])
 
     def __call__(self, w: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
         z, inequality, equality, bounds = w

@@ -89,8 +89,8 @@ class Equations:
         return None if self._watched is None else self._watched.noisy
 
     @property
-    def draws_nothing(self) -> bool:
-        """Whether it is known that the function draws no random numbers."""
+    def default_generators_untouched(self) -> bool:
+        """Whether it is known that the function draws no random numbers from torch's default generators. It may from others."""
         return self._watched is not None and self._watched.noisy is None
 
     @property
