@@ -13,9 +13,11 @@ from torchimplicit.linear.superlu import SuperLU
 SAME = 64  # in units of eps, beside the diagonal: entries that differ by no more are the same
 
 
-def best_factors(values: Tensor, pattern: Pattern) -> Direct:
-    """CHOLMOD's of matrices that are Hermitian and definite, where it is installed; else SuperLU's."""
-    sign = definite(values, pattern) if installed() else 0
+def best_factors(values: Tensor, pattern: Pattern, sign: int | None = None) -> Direct:
+    """CHOLMOD's of matrices that are Hermitian and definite, where it is installed; else SuperLU's. ``sign``: what is known of that, 1
+    or −1 for positive or negative ones, 0 for others."""
+    if sign is None or not installed():
+        sign = definite(values, pattern) if installed() else 0
     if sign:
         cholesky = CHOLMOD(values if sign > 0 else -values, pattern)
         if cholesky.complete:

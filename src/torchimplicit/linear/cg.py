@@ -90,7 +90,7 @@ def _of_one_system(A: Products, M: Apply, r: Tensor, tol: float, budget: int) ->
         broken = not 0 < gamma < math.inf
         p.mul_(gamma / before).add_(z)
     taken, ended, short = (torch.full(shape, each, device=r.device) for each in (steps, broken, cut and not broken))
-    return Cycle(d, taken, ended, max(steps, 1), short)
+    return Cycle(d, taken, ended, max(steps, 1), short, r if steps == 1 and not broken else None)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import inside_functorch, without_dead_wrappers
+from torchimplicit.private.autograd import apply as function_applied
+
 Apply = Callable[[Tensor, bool], Tensor]
 
 
 def applied(apply: Apply, x: Tensor, adjoint: bool) -> Tensor:
     """``apply(x, adjoint)`` for plain tensors x (*lead, *batch_shape, n), as an operation that autograd and vmap know."""
-    y: Tensor = _External.apply(apply, x, adjoint)
+    y: Tensor
+    if inside_functorch():
+        y = _External.apply(apply, x, adjoint)
+    else:
+        y = function_applied(_External, apply, *without_dead_wrappers((x,)), adjoint)
     return y
 
 

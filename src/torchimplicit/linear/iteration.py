@@ -89,6 +89,7 @@ class Cycle(NamedTuple):
         broken: whether the method could not go on (bool, per system).
         length: steps of the batch, by so many the budget of the next cycle is smaller.
         cut: whether nothing but the budget ended it (bool, per system); None: of no system.
+        left: the residual that d leaves, like d, where it is known without another product, as after one step; None: it is not known.
     """
 
     d: Tensor
@@ -96,6 +97,7 @@ class Cycle(NamedTuple):
     broken: Tensor
     length: int
     cut: Tensor | None = None
+    left: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,8 @@ class IterativeSolver(ABC):
             budget: steps.
 
         No system may disturb another: numbers of a system that breaks down are masked. Values are asked for by
-        `finished(~going)` alone, never by a Python `bool`, which transforms and graphs refuse. The loop evaluates b − A x itself.
+        `finished(~going)` alone, never by a Python `bool`, which transforms and graphs refuse. The loop evaluates b − A x itself,
+        unless it is told.
         """
 
 
@@ -235,9 +238,9 @@ class IterativeState(Bound):
         used = 0
         while used < limit and not nobody:
             rhs = r if everyone else torch.where(active.unsqueeze(-1), r, 0)
-            d, taken, broken, length, cut = self.solver.cycle(A, M, rhs, tol, active, limit - used)
+            d, taken, broken, length, cut, left = self.solver.cycle(A, M, rhs, tol, active, limit - used)
             x_new = d if x is None else x + d
-            r_new = b - A(x_new)
+            r_new = b - A(x_new) if left is None else left
             residual_new = self._size(r_new)
             used += length
             if everyone and finished(residual_new <= tol):  # the common case
@@ -274,7 +277,7 @@ class IterativeState(Bound):
             (x, r, *_, active), used = carried
             b, tol = operands.tensors
             rhs = torch.where(active.unsqueeze(-1), r, 0)
-            d, taken, broken, length, cut = self.solver.cycle(A, M, rhs, tol, active, min(limit, CYCLE_IN_GRAPH))
+            d, taken, broken, length, cut, _ = self.solver.cycle(A, M, rhs, tol, active, min(limit, CYCLE_IN_GRAPH))
             r_new = b - A(x + d)
             after = x + d, r_new, self._size(r_new), taken, broken
             cut = None if cut is None else cut & (used + length >= limit)

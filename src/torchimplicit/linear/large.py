@@ -13,6 +13,7 @@ from torchimplicit.autograd.transforms import finished, values_hidden
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
+from torchimplicit.linear.iteration import euclidean_norm
 from torchimplicit.linear.jacobian import Jacobian, memory_of
 from torchimplicit.linear.masked import Masked
 from torchimplicit.linear.memory import Memory
@@ -21,6 +22,7 @@ from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, aft
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
 
+LOOK = 4  # steps of a trial that show whether it is worth more
 PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a narrow band
 
 
@@ -29,7 +31,8 @@ class Large:
     """A documented rule for A x = b with A known by its products, and what its :class:`Memory` knows of matrices like it:
 
     1. A is symmetric if that was promised, or if Av = Aᵀv for a vector v. Symmetric, and not seen to be indefinite: CG. Else GMRES.
-    2. First by products alone, in `trial` steps, unless such a trial has failed before, or the band of A is known to be narrow.
+    2. First by products alone, in `trial` steps, unless such a trial has failed before, or the band of A is known to be narrow. It is
+       given up early where the first few steps do not go fast enough.
     3. For what that has not solved, the pattern of A is found and its entries are assembled. Where its factors are small (a narrow
        band, by LAPACK; a mesh in the plane, by SuperLU) they precondition all further systems, with this matrix and those after it,
        and are made anew where they would take more than `patience` steps.
@@ -67,8 +70,12 @@ class _Task(NamedTuple):
 
     def closer(self) -> _Task:
         """The same with half of the tolerance, so that what rounding adds to a residual does no harm."""
-        rtol = torch.finfo(self.b.dtype).eps ** 0.5 if self.rtol is None else self.rtol
-        return self._replace(rtol=rtol / 2, atol=None if self.atol is None else self.atol / 2)
+        return self._replace(rtol=self.relative / 2, atol=None if self.atol is None else self.atol / 2)
+
+    @property
+    def relative(self) -> float | Tensor:
+        """The relative tolerance, or its default."""
+        return torch.finfo(self.b.dtype).eps ** 0.5 if self.rtol is None else self.rtol
 
 
 class LargeState(Bound):
@@ -103,14 +110,27 @@ class LargeState(Bound):
         if not sparse:
             return self._krylov(self.operator, task, x0, limit)
         if not (memory.serves(b) or memory.slow or memory.banded or memory.chain):
-            result = self._krylov(self.operator, task, x0, min(self.solver.trial, limit))
+            result = self._tried(task, x0)
             if finished(result.converged):
                 return result
             memory.slow = True
-            x0 = result.x.nan_to_num()
+            x0 = result.x.nan_to_num() if self._fast(task, result) else x0
         self._sign()  # which entries are checked by
         way = self._by_factors if memory.cheap else self._by_entries
         return after(result, way(memory, jacobian, task, x0))
+
+    def _tried(self, task: _Task, x0: Tensor | None) -> LinearResult:
+        """By products alone, in as many steps as seem worth it."""
+        steps = min(self.solver.trial, task.limit)
+        first = self._krylov(self.operator, task, x0, min(LOOK, steps))
+        if finished(first.converged) or not self._fast(task, first):
+            return first
+        return after(first, self._krylov(self.operator, task, first.x.nan_to_num(), steps - LOOK))
+
+    def _fast(self, task: _Task, result: LinearResult) -> bool:
+        """Whether a trial would solve all systems if all of it went as fast as its first steps."""
+        left = result.residual_norm / euclidean_norm(task.b)
+        return finished(left ** (self.solver.trial / LOOK) <= task.relative)
 
     def _by_factors(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         old: LinearResult | None = None

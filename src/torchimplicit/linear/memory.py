@@ -206,7 +206,10 @@ class Memory:
     @property
     def cheap(self) -> bool:
         """Whether factors of these matrices cost little: they have a narrow band, or are those of a mesh in the plane."""
-        return self._shared.assembly is not None and (self.banded or self._shared.assembly.pattern.width <= WIDE)
+        if self._shared.assembly is None:
+            return False
+        pattern = self._shared.assembly.pattern
+        return max(pattern.bandwidths) <= WIDE or pattern.width <= WIDE  # the second takes as long as many products
 
     def assembled(self, operator: Linearised, wanted_by: str) -> Sparse:
         """The operator's entries. Raises TypeError where no pattern is known."""
@@ -240,7 +243,7 @@ class Memory:
         if self.banded or self.chain:
             return matrix.direct()
         if self.cheap:
-            return best_factors(matrix.values, matrix.pattern)
+            return best_factors(matrix.values, matrix.pattern, None if self.masked else self.sign)
         return multigrid_of(matrix)
 
     def _complete(self, operator: Linearised, matrix: Sparse) -> bool:

@@ -37,8 +37,9 @@ class SparseFactors(Estimated):
         values = values * d.index_select(-1, pattern.rows) * c.index_select(-1, pattern.columns)
         values = values.reshape(-1, values.shape[-1])
         finite = values.isfinite().all(-1).nonzero().flatten()
+        usable = values if len(finite) == len(values) else values[finite]
         try:
-            self._factors = [(finite, self._factorised(values[finite]))] if len(finite) else []
+            self._factors = [(finite, self._factorised(usable))] if len(finite) else []
         except (RuntimeError, ArithmeticError):  # one of them is exactly singular
             self._factors = []
             for at in finite.split(1) if len(finite) > 1 else ():
@@ -85,11 +86,18 @@ class SparseFactors(Estimated):
         before, after = self.units[::-1] if adjoint else self.units
         shape = b.shape
         b = (before * b).reshape(-1, self.batch_shape.numel(), self.pattern.n)
+        if len(self._factors) == 1 and self.complete:  # nothing to pick out
+            return after * _columns(self._factors[0][1], b, adjoint).reshape(shape)
         x = self._unsolved(b)
         for at, solve in self._factors:
-            columns = b[:, at].flatten(1).resolve_conj().numpy().T
-            x[:, at] = torch.from_numpy(solve(columns, adjoint).T).to(b.dtype).unflatten(1, (len(at), -1))
+            x[:, at] = _columns(solve, b[:, at], adjoint)
         return after * x.reshape(shape)
+
+
+def _columns(solve: Solve, b: Tensor, adjoint: bool) -> Tensor:
+    """What the library makes of right-hand sides b (L, k, n)."""
+    x = solve(b.flatten(1).resolve_conj().numpy().T, adjoint)
+    return torch.from_numpy(x.T).to(b.dtype).reshape(b.shape)
 
 
 def _largest(size: Tensor, index: Tensor, n: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.masks import places
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.sparse_factors import Solve, SparseFactors
 from torchimplicit.norms import inverse_power_of_two
@@ -91,12 +92,14 @@ def _spmatrix(values: Tensor, pattern: Pattern, which: Tensor | None = None) -> 
     """k matrices with entries (k, e) as the blocks of one of kvxopt's; of all entries, or of some."""
     from kvxopt import spmatrix
 
-    chosen = slice(None) if which is None else which.nonzero().flatten()
-    each = torch.arange(len(values)).unsqueeze(-1) * pattern.n
-    rows, columns = ((place[chosen] + each).flatten().numpy() for place in (pattern.rows, pattern.columns))
+    chosen = slice(None) if which is None else places(which)
+    rows, columns = pattern.rows[chosen], pattern.columns[chosen]
+    if len(values) > 1:
+        each = torch.arange(len(values)).unsqueeze(-1) * pattern.n
+        rows, columns = (rows + each).flatten(), (columns + each).flatten()
     size = len(values) * pattern.n
     return spmatrix(
-        values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(), rows, columns, (size, size)
+        values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(), rows.numpy(), columns.numpy(), (size, size)
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.masks import places
 from torchimplicit.linear.pattern import Pattern
 
 PUSH_COST = 2  # of a Jacobian-vector product, in vector-Jacobian products: it is the derivative of one
@@ -98,7 +99,7 @@ class Assembly:
         """For each product the entries that it gives, and their places in it."""
         which, place = self._places
         if self.colours <= FEW:
-            parts = [(which == colour).nonzero().flatten() for colour in range(self.colours)]
+            parts = [places(which == colour) for colour in range(self.colours)]
         else:
             parts = [*which.argsort(stable=True).split(torch.bincount(which, minlength=self.colours).tolist())]
         return [(entries, place[entries]) for entries in parts]
@@ -165,7 +166,7 @@ def _period(matrix: Any) -> int | None:
     """The smallest p, near the least number of colours, for which columns that share a row differ modulo p."""
     import numpy as np
 
-    columns, row = matrix.indices, np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    columns, row = matrix.indices, np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     least = int(np.diff(matrix.indptr).max(initial=0))
     if not 0 < least <= STENCIL:
         return None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.masks import places
 from torchimplicit.linear.pattern import Pattern
 
 
@@ -22,8 +23,9 @@ def of_rows(columns: Tensor, n: int) -> Pattern:
     columns = columns.sort(1).values if columns.device.type != "cpu" else _sorted(columns)
     entries = columns > 0
     entries[:, 1:] &= columns[:, 1:] != columns[:, :-1]
-    rows = torch.arange(len(columns), device=columns.device).repeat_interleave(entries.sum(1))
-    return Pattern(rows, columns[entries].long() - 1, len(columns), n)
+    found = places(entries.flatten())
+    rows = found // max(1, entries.shape[1])
+    return Pattern(rows, columns.flatten()[found].long() - 1, len(columns), n)
 
 
 def _sorted(columns: Tensor) -> Tensor:
@@ -50,13 +52,13 @@ def given(pattern: Any, n: int) -> Pattern:
         shape = tuple(pattern.shape)
     elif hasattr(pattern, "tocoo"):  # SciPy's
         coo = pattern.tocoo()
-        rows, columns = (torch.as_tensor(places, dtype=torch.int64) for places in (coo.row, coo.col))
+        rows, columns = (torch.as_tensor(index, dtype=torch.int64) for index in (coo.row, coo.col))
         shape = tuple(coo.shape)
     elif isinstance(pattern, Sequence) and not isinstance(pattern, str) and all(isinstance(k, int) for k in pattern):
         if any(k < 1 for k in pattern) or sum(pattern) != n:
             raise ValueError(f"sparsity: the blocks {list(pattern)} add up to {sum(pattern)}; expected {n} unknowns.")
-        places = [torch.ones(k, k).nonzero() + sum(pattern[:i]) for i, k in enumerate(pattern)]
-        rows, columns = torch.cat(places).mT
+        blocks = [torch.ones(k, k).nonzero() + sum(pattern[:i]) for i, k in enumerate(pattern)]
+        rows, columns = torch.cat(blocks).mT
         shape = (n, n)
     else:
         raise TypeError(
@@ -72,6 +74,6 @@ def with_diagonal(pattern: Pattern) -> Pattern:
     """The same with all places of the diagonal, where unknowns that are held have their entry."""
     if int((pattern.rows == pattern.columns).sum()) == pattern.n:
         return pattern
-    places = torch.arange(pattern.n, device=pattern.rows.device)
-    rows, columns = torch.cat([pattern.rows, places]), torch.cat([pattern.columns, places])
+    each = torch.arange(pattern.n, device=pattern.rows.device)
+    rows, columns = torch.cat([pattern.rows, each]), torch.cat([pattern.columns, each])
     return of_places(rows, columns, pattern.m, pattern.n)
