@@ -9,11 +9,12 @@ import scipy.sparse as sparse
 import torch
 from torch import Tensor
 
-from torchimplicit.linear import GMRES, Jacobian, Memory, Sparse
+from torchimplicit.linear import GMRES, Banded, Jacobian, Memory, Sparse
 from torchimplicit.linear.multigrid import multigrid_of
-from torchimplicit.linear.pattern import Pattern
-from torchimplicit.sparsity.assembly import AT_ONCE, Assembly, colour
+from torchimplicit.linear.pattern import FullBand, Pattern
+from torchimplicit.sparsity.assembly import AT_ONCE, Assembly, bands_of, colour
 from torchimplicit.sparsity.construction import given
+from torchimplicit.sparsity.detection import detect
 
 torch.manual_seed(0)
 N, BATCH = 30, 3
@@ -49,6 +50,31 @@ def test_all_entries_come_from_a_product_for_each_colour(
     pattern = assembly.pattern
     torch.testing.assert_close(values, (A * z.cos().unsqueeze(1))[:, pattern.rows, pattern.columns])
     assert jacobian.products == assembly.colours < N / 2
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1, 1), (2, 1), (0, 3), (0, 0), (7, 2)])
+def test_a_full_band_is_seen_and_filled_without_its_places(lower: int, upper: int) -> None:
+    mask = torch.ones(N, N).tril(upper).triu(-lower)
+    A = torch.randn(N, N, dtype=torch.float64) * mask
+    pattern = detect(lambda z: z.sin() @ A.mT, torch.zeros(BATCH, N, dtype=torch.float64))
+    for band in (pattern, given(mask, N)):
+        assert isinstance(band, FullBand)
+        assert (band.lower, band.upper, band.entries) == (lower, upper, int(mask.sum()))
+        torch.testing.assert_close(torch.stack([band.rows, band.columns], -1), mask.nonzero())
+        z = torch.randn(BATCH, N, dtype=torch.float64)
+        jacobian = Jacobian(lambda z: z.sin() @ A.mT, z)
+        bands = bands_of(band, jacobian, z)
+        assert jacobian.products == lower + upper + 1
+        torch.testing.assert_close(Banded(bands, lower, upper).to_dense(), A * z.cos().unsqueeze(1))
+
+
+def test_a_band_with_a_hole_is_no_full_one() -> None:
+    mask = torch.ones(N, N).tril(1).triu(-1)
+    mask[4, 3] = 0
+    pattern = detect(lambda z: z @ mask.double().mT, torch.zeros(1, N, dtype=torch.float64))
+    for found in (pattern, given(mask, N)):
+        torch.testing.assert_close(torch.stack([found.rows, found.columns], -1), mask.nonzero())
+        assert not isinstance(found, FullBand)
 
 
 @pytest.mark.parametrize(("name", "products"), [("two full columns", 5), ("two full rows", 5), ("an arrow", 3)])

@@ -13,6 +13,7 @@ import scipy.sparse as sparse
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchimplicit as ti
@@ -119,6 +120,28 @@ def test_an_asymmetric_jacobian_and_its_transpose() -> None:
     u = torch.linalg.solve(J.T, weights.reshape(-1)).view(M, M)
     torch.testing.assert_close(lam.grad, u * z.detach().exp() / (M + 1) ** 2, rtol=1e-9, atol=1e-11)
     assert "GMRES, preconditioned by SuperLU" in info.linear
+
+
+def burgers(u: Tensor, source: Tensor) -> Tensor:
+    """A flow that carries itself: at rest its Jacobian is symmetric, and elsewhere it is not."""
+    p = torch.nn.functional.pad(u, (1, 1, 1, 1))
+    return laplacian(u) + 0.5 * u * (p[..., 1:-1, 2:] - p[..., 1:-1, :-2]) - source
+
+
+def test_a_jacobian_that_is_symmetric_at_the_start_only() -> None:
+    torch.manual_seed(0)
+    source = (0.05 * torch.rand(M, M, dtype=torch.float64)).requires_grad_()
+    weights, tangent = torch.randn(2, M, M, dtype=torch.float64)
+    z, info = ti.root(burgers, start(), (source,), rtol=1e-11)
+    (gradient,) = torch.autograd.grad(z, source, weights)
+    J = torch.autograd.functional.jacobian(lambda u: burgers(u, source.detach()), z.detach()).reshape(M * M, -1)
+    torch.testing.assert_close(gradient, torch.linalg.solve(J.T, weights.reshape(-1)).view(M, M), rtol=1e-8, atol=1e-9)
+    assert info.steps < 10
+    assert "pattern found" in info.linear
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(source.detach(), tangent)
+        moved = forward_ad.unpack_dual(ti.root(burgers, start(), (dual,), rtol=1e-11).value).tangent
+    torch.testing.assert_close(moved, torch.linalg.solve(J, tangent.reshape(-1)).view(M, M), rtol=1e-8, atol=1e-9)
 
 
 def test_a_negative_definite_jacobian_is_for_conjugate_gradients_too() -> None:
@@ -246,7 +269,7 @@ def test_batches_that_are_gathered() -> None:
 
 def test_a_pattern_that_lacks_entries_is_reported_and_changes_nothing() -> None:
     lam = rates()
-    with pytest.warns(PatternWarning, match=r"pattern that was given is wrong: .* outside of it, in row \d+"):
+    with pytest.warns(PatternWarning, match=r"pattern that was given is wrong: .* outside of it, in column \d+"):
         z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=sparse.eye_array(M * M))
     torch.testing.assert_close(z.detach(), by_hand(lam)[0], rtol=1e-9, atol=1e-12)
     assert "given is wrong" in info.linear

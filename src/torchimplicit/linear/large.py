@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import finished, values_hidden
+from torchimplicit.linear.bands import Banded
 from torchimplicit.linear.cg import CG
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
@@ -23,6 +24,8 @@ from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
 
 LOOK = 4  # steps of a trial that show whether it is worth more
+EXACT = 1e-4  # relative tolerance of solutions that are not steps of an inexact method
+SAME = 0.75  # power of eps: relative to b, by which products with A and with Aᵀ may differ
 PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a narrow band
 
 
@@ -115,7 +118,6 @@ class LargeState(Bound):
                 return result
             memory.slow = True
             x0 = result.x.nan_to_num() if self._fast(task, result) else x0
-        self._sign()  # which entries are checked by
         way = self._by_factors if memory.cheap else self._by_entries
         return after(result, way(memory, jacobian, task, x0))
 
@@ -134,6 +136,8 @@ class LargeState(Bound):
 
     def _by_factors(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         old: LinearResult | None = None
+        if memory.full_band is None:
+            self._sign()  # which entries are checked by
         if memory.serves(task.b):
             patience = self._patience(memory) if memory.chain else self.solver.patience
             old = self._krylov(self.operator, task, x0, min(patience, task.limit), memory)
@@ -141,13 +145,17 @@ class LargeState(Bound):
             if finished(old.converged) or task.limit <= patience:
                 return old
             x0 = old.x.nan_to_num()
-        memory.learn(memory.entries(jacobian))
+        matrix = memory.factorisable(jacobian)
+        if isinstance(matrix, Banded) and memory.sign is None:
+            memory.sign, memory.masked = probed(matrix), False  # at no product's cost
+        memory.learn(matrix)
         result = self._krylov(self.operator, task, x0, task.limit, memory)
         self._judge(memory, result)
         return after(old, result)
 
     def _by_entries(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         """The assembled matrix first, A itself for what that leaves."""
+        self._sign()  # which entries are checked by
         entries = memory.entries(jacobian)
         if entries is None:
             return self._krylov(self.operator, task, x0, task.limit)
@@ -193,6 +201,8 @@ class LargeState(Bound):
             # A vector-Jacobian product costs half as much as a Jacobian-vector product; entries are at hand by rows.
             pulled = operator is self.operator
             result = bound.iterate(-b if minus else b, pulled, x0=x0, **options)
+            if pulled and not task.adjoint:
+                result = self._checked(task, result)
             if values_hidden() or finished(~result.breakdown):
                 return result
             x0 = result.x.nan_to_num()
@@ -201,6 +211,22 @@ class LargeState(Bound):
         self._note("GMRES" + how)
         gmres = GMRES(restart=self.solver.restart, preconditioner=inverse, max_steps=limit).factorize(operator)
         return after(result, gmres.iterate(b, task.adjoint, x0=x0, **options))
+
+    def _checked(self, task: _Task, result: LinearResult) -> LinearResult:
+        """Of A x = b, solved by products with Aᵀ for they seemed the same: broken down where they are not. An inexact Newton step needs
+        no more than that they were the same at first, and are looked at again where it gets nowhere."""
+        if self.operator.symmetric or values_hidden() or not finished(torch.as_tensor(task.relative < EXACT)):
+            return result
+        size = euclidean_norm(task.b)
+        residual = euclidean_norm(task.b - self.operator.matvec(result.x))
+        eps = torch.finfo(task.b.dtype).eps
+        same = residual <= 2 * (result.residual_norm + eps**SAME * size)
+        return result._replace(
+            residual_norm=residual,
+            converged=result.converged & same,
+            breakdown=result.breakdown | ~same,
+            products=result.products + 1,
+        )
 
     def _note(self, used: str) -> None:
         if self.memory is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.compressed import turned
 from torchimplicit.private.autograd import storage, version
 
+NARROW = 16  # diagonals of a band that has more room for zeros than sparse factors
 SHORTEST = 8  # blocks of what is called a chain
 FULL = 4  # times as many places as entries, which the blocks of a chain may have
 
@@ -33,6 +34,11 @@ class Pattern:
         self.rows, self.columns, self.m, self.n = rows, columns, m, n
         self._blocks: tuple[int, Tensor, Tensor] | None = None
         self._kept: tuple[Tensor, int, Tensor] | None = None
+
+    @property
+    def entries(self) -> int:
+        """How many places there are."""
+        return len(self.rows)
 
     @cached_property
     def bandwidths(self) -> tuple[int, int]:
@@ -131,6 +137,43 @@ class Pattern:
         """The entries of u wᴴ in their places, (*batch, e), added up over the dimensions ``lead``."""
         products = u.index_select(-1, self.rows) * w.index_select(-1, self.columns).conj()
         return products.sum(lead) if lead else products
+
+
+class FullBand(Pattern):
+    """All places with i − j ≤ lower and j − i ≤ upper of (n, n) matrices. They are listed only where they are asked for."""
+
+    def __init__(self, lower: int, upper: int, n: int) -> None:
+        self.m = self.n = n
+        self.lower, self.upper = self.bandwidths = min(lower, n - 1), min(upper, n - 1)
+        self.width = max(self.bandwidths)
+        self._blocks = self._kept = None
+
+    @property
+    def diagonals(self) -> int:
+        """How many there are."""
+        return self.lower + self.upper + 1
+
+    @property
+    def entries(self) -> int:
+        """How many places there are."""
+        return self.n * self.diagonals - sum(k * (k + 1) // 2 for k in self.bandwidths)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(self.n).unsqueeze(-1)
+        columns = rows + torch.arange(-self.lower, self.upper + 1)
+        inside = (columns >= 0) & (columns < self.n)
+        return rows.expand_as(columns)[inside], columns[inside]
+
+    @property
+    def rows(self) -> Tensor:  # type: ignore[override]
+        """The row of each entry."""
+        return self._places[0]
+
+    @property
+    def columns(self) -> Tensor:  # type: ignore[override]
+        """The column of each entry."""
+        return self._places[1]
 
 
 def _product(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:

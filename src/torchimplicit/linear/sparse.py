@@ -14,10 +14,8 @@ from torchimplicit.linear.bilinear import multiply
 from torchimplicit.linear.block_tridiagonal import BlockTridiagonal
 from torchimplicit.linear.direct import Direct
 from torchimplicit.linear.operators import LinearOperator
-from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.pattern import NARROW, Pattern
 from torchimplicit.linear.superlu import usable
-
-NARROW = 16  # diagonals of a band that has more room for zeros than sparse factors
 
 
 class Sparse(LinearOperator):

@@ -99,7 +99,10 @@ def _spmatrix(values: Tensor, pattern: Pattern, which: Tensor | None = None) -> 
         rows, columns = (rows + each).flatten(), (columns + each).flatten()
     size = len(values) * pattern.n
     return spmatrix(
-        values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(), rows.numpy(), columns.numpy(), (size, size)
+        values[..., chosen].to(_double(values)).resolve_conj().flatten().numpy(),
+        rows.numpy(),
+        columns.numpy(),
+        (size, size),
     )
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import below
 from torchimplicit.linear.binding import bind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.large import Large
@@ -19,6 +20,7 @@ from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
 from torchimplicit.solvers.method import Method
 
 RUN_OFF = 0.75  # a step whose J s is less than eps to this power of s, beside ‖J‖, is along a gauge, and rounding is all it rests on
+UNLIKE = 0.3  # of a residual: if a step leaves as much, the Jacobian may be no more what it was at the start
 FAR = 10  # times as far as z is large
 
 
@@ -93,6 +95,9 @@ class NewtonKrylov(Method):
             z = z - s
             jacobian = equations.jacobian(z)
         ratio = rms(jacobian.value.detach()) / rms(r.detach())
+        memory = jacobian.memory
+        if memory is not None and not below(ratio, UNLIKE):
+            memory.doubt()
         forcing = 0.9 * ratio**2
         safeguard = 0.9 * state.forcing**2
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)

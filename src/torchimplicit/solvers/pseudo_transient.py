@@ -79,6 +79,8 @@ class PseudoTransient(TrialMethod[Tensor, Jacobian, Jacobian]):
         if isinstance(state.jacobian, Dense):
             s = -_solved(state.jacobian.A + torch.diag_embed(state.rate.unsqueeze(-1).expand(z.shape)), r)
         else:
+            if state.jacobian.memory is not None:
+                state.jacobian.memory.doubt()  # far from a root J is soon another
             s = -self._bound(Damped(state.jacobian, state.rate)).iterate(r, max_steps=self.max_inner).x
         return z + s, s, state
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.masks import places
-from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.pattern import FullBand, Pattern
 
 PUSH_COST = 2  # of a Jacobian-vector product, in vector-Jacobian products: it is the derivative of one
 STENCIL = 64  # entries of a row of what may be a stencil
@@ -59,6 +59,8 @@ class Assembly:
     def plan(self) -> Plan:
         """That with the lowest cost. A line with k entries takes k colours at least."""
         pattern = self.pattern
+        if isinstance(pattern, FullBand):
+            return Plan(True, torch.arange(pattern.n) % pattern.diagonals, torch.arange(0))
         in_columns, in_rows = torch.bincount(pattern.columns, minlength=pattern.n), pattern.starts.diff()
         cost_by_rows, columns = _fullest(in_columns, 1, PUSH_COST)
         cost_by_columns, rows = _fullest(in_rows, PUSH_COST, 1)
@@ -127,6 +129,23 @@ class Assembly:
                 product = alone(unit)
             found[:, entries.to(device)] = product[:, place.to(device)]
         return found
+
+
+def bands_of(band: FullBand, jacobian: Products, like: Tensor) -> Tensor:
+    """The diagonals of Jacobians whose entries are those of a band, (B, lower + upper + 1, n), as :class:`torchimplicit.linear.Banded`
+    takes them; ``like`` (B, n) tells dtype and device. One product for each: of every so manyth row no two have a column in common."""
+    period = band.diagonals
+    found = like.new_empty(like.shape[0], period, band.n)
+    for colour in range(period):
+        seed = torch.zeros_like(like)
+        seed[:, colour::period] = 1
+        product = jacobian.rmatvec(seed)
+        for below in range(
+            -band.upper, band.lower + 1
+        ):  # i − j, and from some j on each such j has an i of that colour
+            j = (colour - below) % period
+            found[:, band.upper + below, j::period] = product[:, j::period]
+    return found
 
 
 def _fullest(entries: Tensor, cost: int, cost_alone: int) -> tuple[int, Tensor]:
