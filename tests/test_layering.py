@@ -34,11 +34,16 @@ def imports(path: Path) -> set[str]:
 IMPORTS = {name: imports(path) for name, path in MODULES.items()}
 
 
-def floors() -> list[list[str]]:
-    """The floors as CONTRIBUTING draws them, the lowest last: each line of the map begins with what stands on one."""
+def drawing() -> str:
+    """CONTRIBUTING's map: floors, and a line for each file on them."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (drawn,) = re.findall(r"^    src/torchimplicit/\n((?:      .*\n)+)", text, re.M)
-    lines = [line for line in drawn.splitlines() if re.match(r"      \S", line)]
+    return str(drawn)
+
+
+def floors() -> list[list[str]]:
+    """The floors as CONTRIBUTING draws them, the lowest last: each begins with a line of what stands on it."""
+    lines = [line for line in drawing().splitlines() if re.match(r"      \S", line)]
     return [[entry.strip(" ,") for entry in re.match(r"      ((?:\S+, )*\S+)", line)[1].split(",")] for line in lines]  # type: ignore[index]
 
 
@@ -60,6 +65,15 @@ def test_every_module_stands_on_a_floor_and_imports_none_above_it() -> None:
         if name and other and height[other] > height[name]
     }
     assert not above
+
+
+def test_the_map_names_every_file_and_no_other() -> None:
+    drawn = re.findall(r"^ {6,8}(\S+\.py)(?: .*)?$", drawing(), re.M)
+    named = {name for name in drawn if "/" in name or (SOURCE / name).exists()}
+    files = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if path.name != "__init__.py"}
+    assert named == files, (
+        f"the map in CONTRIBUTING.md lacks {sorted(files - named)}, and names {sorted(named - files)}, which are not there"
+    )
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
