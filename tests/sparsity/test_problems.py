@@ -419,3 +419,26 @@ def test_large_solves_a_definite_operator_under_vmap() -> None:
 
     b = torch.stack([torch.ones(n, dtype=torch.float64), diagonal])
     torch.testing.assert_close(torch.vmap(solved)(b), b / diagonal)
+
+
+def test_a_memory_of_symmetric_matrices_goes_on_to_others() -> None:
+    """A law of conduction that does not depend on u has a symmetric Jacobian, and one that does has none; so has a start u = 0."""
+    n = 300
+    x = torch.linspace(0, 1, n + 2, dtype=torch.float64)[1:-1]
+
+    def balance(law: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def g(u: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(u, (1, 1))
+            return u - x.sin() - torch.diff(law((padded[1:] + padded[:-1]) / 2) * torch.diff(padded)) * 100
+
+        return g
+
+    memory = ti.linear.Memory()
+    for law in (torch.ones_like, lambda u: 0.2 + u**2, lambda u: 1 / (1 + u)):
+        u, info = ti.root(balance(law), torch.zeros(n, dtype=torch.float64), sparsity=memory, rtol=1e-11)
+        alone = ti.root(
+            balance(law), torch.zeros(n, dtype=torch.float64), sparsity="off", solver="newton", rtol=1e-11
+        ).value
+        torch.testing.assert_close(u, alone, rtol=1e-9, atol=1e-12)
+        assert "pattern found" in info.linear
+        assert info.products < 100
