@@ -7,17 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, values_hidden
+from torchimplicit.autograd.transforms import finished, occurs, values_hidden
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import Programs
-from torchimplicit.programs.rows import Rows, largest, times
+from torchimplicit.programs.rows import largest, times
 
 CHANGES = 10  # of the set of constraints that hold the solution
 SOLVES = 3, 6  # of a linear system, each of what the last has left: at least, and at most
 EXACT = 1e-12  # a change of the solution beside its size after which no other is needed
 WEAK = 1e-9  # of the size of the terms: a slack and a multiplier that are both smaller are 0
 ROUNDED = 1e-5  # terms that are so small beside others count as so large
+SLOPES = 12  # solves for a slope that none removes
+LEVEL = 1e-6  # beside the slope of the objective, or of a row: none
 LEFT = 1e-3  # of a residual, at least: what is left after the least number of solves no solution removes
 
 
@@ -31,6 +33,7 @@ class Settled:
     weak : rows that touch their bound with a multiplier of 0, (B, M, 1).
     loose : whether the solution may move freely, (B,).
     tight : whether constraints that hold it depend on each other, inequalities among them, (B,).
+    ray : a direction (B, n, 1) of no curvature, along which these rows let the objective fall for ever: x is no solution; else 0.
     """
 
     x: Tensor
@@ -42,10 +45,11 @@ class Settled:
     weak: Tensor
     loose: Tensor
     tight: Tensor
+    ray: Tensor
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.x, self.y, self.held, self.residual, self.correction, self.weak, self.loose, self.tight
+        return self.x, self.y, self.held, self.residual, self.correction, self.weak, self.loose, self.tight, self.ray
 
     def of_systems(self, which: Tensor) -> Settled:
         """Some systems of the batch."""
@@ -67,14 +71,16 @@ def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK) -> Sett
 
 def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float, changes: int) -> Settled:
     found = _solved(programs, x, y, held, weak)
-    again = _next(programs, found, weak)
+    x, again = found.x, _next(programs, found, weak)
+    if occurs(found.ray):
+        x, again = _along(programs, found, again)
     changed = (again != found.held).flatten(1).any(-1)
     if changes == 0 or values_hidden():
         return found
     which = changed.nonzero().squeeze(-1)
     if not len(which):
         return found
-    later = _settled(programs.of_systems(which), found.x[which], found.y[which], again[which], weak, changes - 1)
+    later = _settled(programs.of_systems(which), x[which], found.y[which], again[which], weak, changes - 1)
     return found.put(which, later)
 
 
@@ -94,14 +100,16 @@ def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float)
             break
     x, y, dx = x[..., :1], y[..., :1], dx[..., :1]
     Rx = programs.rows.apply(x)
-    of_gradient, of_rows = _sizes(programs, x, y)
+    of_gradient, of_y, of_rows = _sizes(programs, x, y, weak)
     slack = (programs.upper - Rx).minimum(Rx - programs.lower)
-    small = (slack.abs() <= weak * of_rows) & (y.abs() <= weak * of_gradient) & (programs.lower < programs.upper)
+    small = (slack.abs() <= weak * of_rows) & (y.abs() <= weak * of_y) & (programs.lower < programs.upper)
     lacking = _lacking(programs, x, y, of_gradient)
-    up, down = y.clamp(min=0) / of_gradient, (-y).clamp(min=0) / of_gradient
+    up, down = y.clamp(min=0) / of_y, (-y).clamp(min=0) / of_y
     above, below = (programs.upper - Rx) / of_rows, (Rx - programs.lower) / of_rows
     residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
-    return Settled(x, y, held, K, residual, dx, small, loose, tight)
+    ray = _ray(programs, K, loose)
+    residual = torch.where((ray != 0).flatten(1).any(-1), torch.inf, residual)
+    return Settled(x, y, held, K, residual, dx, small, loose, tight, ray)
 
 
 def _with_probe(programs: Programs, x: Tensor, y: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,10 +135,35 @@ def _free(programs: Programs, left: tuple[Tensor, Tensor], target: Tensor, side:
     return loose.flatten(), ((of_rows > LEFT * largest(side)) & inequality).flatten(1).any(-1)
 
 
+def _ray(programs: Programs, K: Condensed, loose: Tensor) -> Tensor:
+    """Where the solution may move freely: what no solution removes of the objective's slope. It is not seen in the gradient at an x so
+    far away that the terms of Qx, which cancel, hide it."""
+    ray = torch.zeros_like(programs.q)
+    if not occurs(loose):
+        return ray
+    which = loose.nonzero().squeeze(-1)
+    slope, some = -programs.q[which], K.of_systems(which)
+    zero = torch.zeros_like(programs.upper[which])
+    left, _ = some.residual(*some.refined(slope, zero, SLOPES), slope, zero)
+    return ray.index_copy(0, which, torch.where(largest(left) > LEVEL * largest(slope), left, 0))
+
+
+def _along(programs: Programs, found: Settled, again: Tensor) -> tuple[Tensor, Tensor]:
+    """The way along the ray, where there is one, to the first row that it meets: x, and the rows that are held there."""
+    Rx, along = programs.rows.apply(found.x), programs.rows.apply(found.ray)
+    room = torch.where(along > 0, programs.upper - Rx, Rx - programs.lower).clamp(min=0)
+    meets = ~found.held & (along.abs() > LEVEL * largest(found.ray))
+    reach = torch.where(meets, room / along.abs(), torch.inf)
+    least = reach.amin(-2, keepdim=True) if reach.shape[-2] else torch.full_like(found.ray[:, :1], torch.inf)
+    beyond = (Rx > programs.upper) | (Rx < programs.lower)
+    first = found.held | beyond | (meets & (reach <= least) & (reach < torch.inf))
+    x = found.x + torch.where(least < torch.inf, least, 0) * found.ray
+    return x, torch.where((found.ray != 0).any(-2, keepdim=True), first, again)
+
+
 def _lacking(programs: Programs, x: Tensor, y: Tensor, of_gradient: Tensor) -> Tensor:
     """What the gradient lacks, each number beside its own terms, (B, n, 1)."""
-    rows = Rows(programs.rows.C.abs(), tuple(d.abs() for d in programs.rows.diagonals))
-    terms = times(programs.Q.abs(), x.abs()) + programs.q.abs() + rows.transposed(y.abs())
+    terms = times(programs.Q.abs(), x.abs()) + programs.q.abs() + programs.rows.abs().transposed(y.abs())
     gradient = times(programs.Q, x) + programs.q + programs.rows.transposed(y)
     return gradient.abs() / terms.maximum(ROUNDED * of_gradient)
 
@@ -150,13 +183,24 @@ def _next(programs: Programs, found: Settled, weak: float) -> Tensor:
     return _held(programs, programs.rows.apply(found.x), found.y) & ~found.weak
 
 
-def _sizes(programs: Programs, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the terms of the gradient, (B, 1, 1), and of those of each constraint, (B, M, 1)."""
-    ends = torch.stack([programs.lower, programs.upper]).abs()
-    smallest = torch.cat([torch.where(ends > 0, ends, torch.inf).amin(0), torch.ones_like(x[:, :1])], -2)
+def _sizes(programs: Programs, x: Tensor, y: Tensor, weak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the terms of the gradient and of the multipliers, (B, 1, 1) each, and of the terms of each constraint, (B, M, 1).
+
+    Where terms of Qx cancel, a multiplier is as small as what they leave, and known to their rounding; and a constraint is as small as
+    its own end and terms, whatever else is large. Of data of single precision all is known to that of the largest."""
+    ends = torch.stack([programs.lower, programs.upper])
+    sizes = ends.abs()
+    smallest = torch.cat([torch.where(sizes > 0, sizes, torch.inf).amin(0), torch.ones_like(x[:, :1])], -2)
     # a solution of 0 is 0 beside the ends of other constraints
-    largest = x.abs().amax(-2, keepdim=True).maximum(ROUNDED * smallest.amin(-2, keepdim=True))
-    curved = largest * programs.Q.abs().flatten(1).amax(-1).reshape(-1, 1, 1)
-    of_gradient = torch.cat([programs.q.abs(), y.abs(), curved], -2).amax(-2, keepdim=True)
+    far = x.abs().amax(-2, keepdim=True).maximum(ROUNDED * smallest.amin(-2, keepdim=True))
+    curved = far * programs.Q.abs().flatten(1).amax(-1).reshape(-1, 1, 1)
     tiny = torch.finfo(x.dtype).tiny
-    return of_gradient + tiny, torch.where(ends < torch.inf, ends, 0).amax(0) + largest + tiny
+    of_y = largest(torch.cat([programs.q, y, times(programs.Q, x)], -2)) + tiny
+    of_gradient = of_y.maximum(curved)
+    distance = (ends - programs.rows.apply(x)).abs()
+    near = torch.where(distance[0] < distance[1], *sizes)
+    near = torch.where(near < torch.inf, near, 0) + tiny
+    if weak > WEAK:
+        return of_gradient, of_gradient, near + far
+    of_rows = near + programs.rows.abs().apply(x.abs()).maximum(ROUNDED * far)
+    return of_gradient, of_y.maximum(EXACT / WEAK * curved), of_rows

@@ -42,6 +42,10 @@ class Rows:
             product = product + d * part
         return product
 
+    def abs(self) -> Rows:
+        """With the sizes of all entries."""
+        return Rows(self.C.abs(), tuple(d.abs() for d in self.diagonals))
+
     def dense(self) -> Tensor:
         """R as one matrix, (B, M, n)."""
         return torch.cat([self.C, *(torch.diag_embed(d.squeeze(-1)) for d in self.diagonals)], -2)

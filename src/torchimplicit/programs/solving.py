@@ -91,7 +91,10 @@ def _proof(point: Point, status: Tensor, units: Units, bounds: int) -> Tensor:
 
 
 def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Settled:
-    return settle(programs, point.x / point.tau, OneSided.signed(point.y / point.tau, bounds), weak)
+    x, y = point.x / point.tau, point.y / point.tau
+    there = (x.sum(-2, keepdim=True) + y.sum(-2, keepdim=True)).isfinite()  # else from the beginning
+    x, y = torch.where(there, x, 0), torch.where(there, y, 0)
+    return settle(programs, x, OneSided.signed(y, bounds), weak)
 
 
 def _found(
