@@ -198,7 +198,7 @@ def _sizes(programs: Programs, x: Tensor, y: Tensor, weak: float) -> tuple[Tenso
     of_y = largest(torch.cat([programs.q, y, times(programs.Q, x)], -2)) + tiny
     of_gradient = of_y.maximum(curved)
     distance = (ends - programs.rows.apply(x)).abs()
-    near = torch.where(distance[0] < distance[1], *sizes)
+    near = torch.where(distance[0] < distance[1], sizes[0], sizes[1])
     near = torch.where(near < torch.inf, near, 0) + tiny
     if weak > WEAK:
         return of_gradient, of_gradient, near + far
