@@ -143,16 +143,35 @@ def test_trees_and_has_aux() -> None:
     torch.testing.assert_close(info.dual.inequality[0], real(2.8, 2.8))
 
 
-def test_a_mixed_batch_is_told_system_by_system() -> None:
-    """‖z‖² = c: feasible, infeasible, NaN, and feasible again."""
-    c = real(1.0, -1.0, torch.nan, 4.0)
-    constraints = Constraints(equal=lambda z, c: (z**2).sum(-1) - c)
+def test_each_system_of_a_batch_has_its_own_end() -> None:
+    """½k‖z‖² + qz₁ with z₂² = r and z₁ ≥ 0: held, contradictory, unbounded, held without force, NaN, and free."""
+    k, q = real(1, 1, 0, 1, 1, 2), real(1, 1, -1, 0, 1, -3).requires_grad_()
+    r = real(1, -1, 1, 4, torch.nan, 9).requires_grad_()
+    constraints = Constraints(
+        equal=lambda z, k, q, r: z[:, 1:] ** 2 - r.unsqueeze(-1), at_most=lambda z, k, q, r: -z[:, :1]
+    )
     with pytest.warns(ti.ConvergenceWarning, match="primal_infeasible"):
         z, info = ti.minimize(
-            linear, torch.ones(4, 2, dtype=D), (c,), constraints=constraints, batch_ndim=1, batched=(True,)
+            lambda z, k, q, r: k * z.square().sum(-1) / 2 + q * z[:, 0],
+            torch.ones(6, 2, dtype=D),
+            (k, q, r),
+            constraints=constraints,
+            batch_ndim=1,
+            batched=(True, True, True),
         )
-    assert info.status.tolist() == [Status.CONVERGED, Status.PRIMAL_INFEASIBLE, Status.NONFINITE, Status.CONVERGED]
-    torch.testing.assert_close(z[[0, 3]], -torch.stack([real(1, 2), real(2, 4)]) / 5**0.5, rtol=1e-7, atol=1e-8)
+    solved = "converged"
+    assert info.status_names == [solved, "primal_infeasible", "diverged", solved, "nonfinite", solved]
+    found = info.converged
+    assert ((z[found] - torch.stack([real(0, 1), real(0, 2), real(1.5, 3)])).abs() < 1e-7).all()
+    inequality, equality = (part[found].squeeze(-1) for part in info.dual[:2])
+    torch.testing.assert_close(inequality, real(1, 0, 0), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(equality, -k[found] / 2, rtol=1e-7, atol=1e-7)
+    with pytest.warns(ti.ConvergenceWarning, match="degenerate"):
+        grads = torch.autograd.grad(z[found].sum(), (q, r))
+    assert [info.adjoint.status_names[i] for i in (0, 3, 5)] == [solved, "degenerate", solved]
+    for grad, exact in zip(grads, (real(0, -0.5), real(1 / 2, 1 / 6)), strict=True):
+        torch.testing.assert_close(grad[[0, 5]], exact, rtol=1e-6, atol=1e-7)
+        assert not grad[found].isnan().any()
 
 
 def test_inequalities_and_bounds_that_contradict_each_other_are_infeasible() -> None:
