@@ -262,6 +262,48 @@ def test_what_does_not_fit_is_refused() -> None:
     assert inside[1].isnan().all()
 
 
+@pytest.mark.parametrize(
+    ("project", "error", "message"),
+    [
+        (lambda v: projections.simplex(v, torch.ones(3)), ValueError, r"v \(5, 6\), total \(3,\)"),
+        (lambda v: projections.simplex(v, "1.0.0"), TypeError, "the total must be a number or a tensor; got str"),
+        (lambda v: projections.box(v, torch.ones(3), 2.0), ValueError, r"box: lower .*to shape \(5, 6\); got .*\(3,\)"),
+        (
+            lambda v: projections.box_and_hyperplane(v, torch.ones(4), 1.0, 0.0, 1.0),
+            ValueError,
+            r"a \(4,\), lower \(\)",
+        ),
+        (
+            lambda v: projections.isotonic(v, torch.ones(3)),
+            ValueError,
+            r"weights .*got a float64 tensor of shape \(3,\)",
+        ),
+        (lambda v: projections.l2_ball(v, torch.ones(3)), ValueError, r"radius .*to shape \(5,\); got .*\(3,\)"),
+        (lambda v: projections.proximal_l1(v, torch.ones(3)), ValueError, r"proximal_l1: t .*to shape \(5, 6\)"),
+        (lambda v: projections.affine(v, A[:, :3], A[:, 0]), ValueError, r"v of shape \(5, 6\), A \(2, 3\), b \(2,\)"),
+        (lambda v: projections.affine(v, A.float(), A[:, 0]), TypeError, "A must be a tensor of v's dtype.*float32"),
+        (lambda v: projections.transport(v, 1.0, v[0]), TypeError, "a must be a tensor of vectors; got float"),
+    ],
+)
+def test_what_was_given_is_named(project: Callable[[Tensor], Tensor], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        project(points())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_matrices_in_half_precision_are_projected_in_single(dtype: torch.dtype) -> None:
+    V = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = V.double().requires_grad_()
+    V.requires_grad_()
+    P, Q = projections.positive_semidefinite(V), projections.positive_semidefinite(exact)
+    assert P.dtype == dtype
+    torch.testing.assert_close(
+        P.double(), Q, rtol=0.6 * torch.finfo(dtype).eps, atol=1e-6
+    )  # rounded to the nearest, once
+    (grad,), (same,) = torch.autograd.grad(P.sum(), V), torch.autograd.grad(Q.sum(), exact)
+    torch.testing.assert_close(grad, same.to(dtype))
+
+
 def test_what_is_not_finite_shows_in_its_own_system_only() -> None:
     v = points()
     v[1, 2] = torch.nan

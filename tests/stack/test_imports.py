@@ -19,7 +19,8 @@ SOLVE = "import torch; x = torch.ones(3, requires_grad=True); ti.root(lambda z: 
 def test_neither_the_import_nor_a_solve_imports_dynamo_or_anything_but_torch() -> None:
     own = modules_after("import torch, torch.utils.checkpoint")  # which in an older torch imports sympy
     assert "torch._dynamo" not in own
-    new = modules_after(f"import torchimplicit as ti; {SOLVE}") - own
+    half = "ti.projections.positive_semidefinite(torch.ones(2, 2).half())"
+    new = modules_after(f"import torchimplicit as ti; {SOLVE}; {half}") - own
     assert "torch._dynamo" not in new
     assert not {"numpy", "scipy", "sympy", "matplotlib"} & {name.partition(".")[0] for name in new}
 

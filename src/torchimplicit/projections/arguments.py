@@ -20,9 +20,31 @@ def check(v: Tensor, ndim: int = 1) -> None:
         raise ValueError(f"what is projected must be {what}; got a {describe(v)}.")
 
 
-def like(value: Number, v: Tensor) -> Tensor:
-    """A number or tensor as a tensor of v's dtype and device."""
-    return value.to(v) if isinstance(value, Tensor) else v.new_tensor(float(value))
+def like(value: Number, v: Tensor, name: str, shape: torch.Size | None = None) -> Tensor:
+    """A number or tensor as a tensor of v's dtype and device, and of a shape; raises TypeError or ValueError where it is none."""
+    try:
+        tensor = value.to(v) if isinstance(value, Tensor) else v.new_tensor(float(value))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or a tensor; got {describe(value)}.") from None
+    if shape is None:
+        return tensor
+    try:
+        return tensor.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must be a number, or a tensor that broadcasts to shape {tuple(shape)}; got a {describe(tensor)}, beside a "
+            f"{describe(v)}."
+        ) from None
+
+
+def common_shape(name: str, vectors: dict[str, Tensor], numbers: dict[str, Tensor]) -> torch.Size:
+    """What the shapes of vectors (..., n), and of numbers (...), one for each, broadcast to; raises ValueError where they do not."""
+    shapes = [t.shape for t in vectors.values()] + [(*t.shape, 1) for t in numbers.values()]
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        given = ", ".join(f"{key} {tuple(t.shape)}" for key, t in {**vectors, **numbers}.items())
+        raise ValueError(f"{name}: shapes of vectors (..., n) and numbers (...) do not broadcast: {given}.") from None
 
 
 def possible(answer: Tensor, ok: Tensor, message: str) -> Tensor:

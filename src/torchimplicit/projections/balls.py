@@ -21,7 +21,7 @@ def l1_ball(v: Tensor, radius: Number = 1.0) -> Tensor:
     Source: Duchi et al., Efficient projections onto the ℓ1-ball, ICML 2008.
     """
     check(v)
-    r = like(radius, v).expand(v.shape[:-1])
+    r = like(radius, v, "l1_ball: the radius", v.shape[:-1])
     outside = v.detach().abs().sum(-1) > r.detach()
     sign = v.detach().sign()
     nearest = sign * simplex(sign * v, torch.where(r > 0, r, 1))
@@ -40,7 +40,7 @@ def l2_ball(v: Tensor, radius: Number = 1.0) -> Tensor:
         ValueError: the radius is not positive.
     """
     check(v)
-    r = like(radius, v).expand(v.shape[:-1])
+    r = like(radius, v, "l2_ball: the radius", v.shape[:-1])
     outside = norm(v.detach()) > r.detach()
     length = norm(v, outside)
     z = torch.where(outside.unsqueeze(-1), v * (r / length).unsqueeze(-1), v)

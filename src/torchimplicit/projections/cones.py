@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoints import Implicit
-from torchimplicit.layout import describe
+from torchimplicit.layout import HALF, describe
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.problems.root import root
 from torchimplicit.projections.arguments import check
@@ -52,12 +52,14 @@ def positive_semidefinite(V: Tensor, *, on_failure: OnFailure = "warn") -> Tenso
         on_failure: "warn", "raise", "nan" or "ignore".
     """
     check(V, 2)
+    dtype = V.dtype
     if V.shape[-1] != V.shape[-2]:
         raise ValueError(f"positive_semidefinite: matrices must be square, (..., n, n); got a {describe(V)}.")
-    V = (V + V.mT) / 2
+    wide = V.float() if V.dtype in HALF else V  # so that nothing has to be looked at for its noise
+    V = (wide + wide.mT) / 2
     options: dict[str, Any] = {"solver": Spectral(), "adjoint": Implicit(Sylvester()), "on_failure": on_failure}
     P: Tensor = root(_vanishes, V.detach(), (V,), batch_ndim=V.ndim - 2, **options).value
-    return P
+    return P.to(dtype)
 
 
 def _vanishes(P: Tensor, V: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def isotonic(v: Tensor, weights: Number = 1.0) -> Tensor:
     Source: Best and Chakravarti, Active set algorithms for isotonic regression, Math. Program. 47 (1990) (pool adjacent violators).
     """
     check(v)
-    w = like(weights, v).expand(v.shape)
+    w = like(weights, v, "isotonic: weights", v.shape)
     with torch.no_grad():
         block = torch.arange(v.shape[-1], device=v.device).expand(v.shape)
         joined = torch.zeros_like(v[..., 1:], dtype=torch.bool)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.projections.arguments import Number, check, like, possible, undefined
+from torchimplicit.layout import describe
+from torchimplicit.projections.arguments import Number, check, common_shape, like, possible, undefined
 
 INCONSISTENT = 1e4  # in units of eps: a residual of A z = b, beside the sizes of its parts, that is no rounding error
 
@@ -21,7 +22,8 @@ def box(v: Tensor, lower: Number, upper: Number) -> Tensor:
         ValueError: a lower bound lies above its upper one, or is NaN.
     """
     check(v, 0)
-    low, high = (like(bound, v).expand(v.shape) for bound in (lower, upper))
+    low = like(lower, v, "box: lower", v.shape)
+    high = like(upper, v, "box: upper", v.shape)
     z = torch.where(v < low, low, torch.where(v > high, high, v))
     z = torch.where(low == high, low / 2 + high / 2, z)  # both move it together
     message = "box: a lower bound lies above its upper bound, or is NaN"
@@ -39,7 +41,8 @@ def simplex(v: Tensor, total: Number = 1.0) -> Tensor:
         ValueError: ``total`` is not positive.
     """
     check(v)
-    sum_ = like(total, v)
+    sum_ = like(total, v, "simplex: the total")
+    common_shape("simplex", {"v": v}, {"total": sum_})
     z = box_and_hyperplane(v, 1.0, torch.where(sum_ > 0, sum_, 1), 0.0, torch.inf)
     return possible(z, (sum_.detach() > 0).expand(z.shape[:-1]), "simplex: the total is not positive")
 
@@ -60,9 +63,9 @@ def box_and_hyperplane(v: Tensor, a: Number, b: Number, lower: Number, upper: Nu
     Source: Kiwiel, Breakpoint searching algorithms for the continuous quadratic knapsack problem, Math. Program. 112 (2008).
     """
     check(v)
-    a, low, high = (like(value, v) for value in (a, lower, upper))
-    level = like(b, v)
-    shape = torch.broadcast_shapes(v.shape, a.shape, low.shape, high.shape, (*level.shape, 1))
+    given = {"a": a, "lower": lower, "upper": upper, "b": b}
+    a, low, high, level = (like(value, v, f"box_and_hyperplane: {name}") for name, value in given.items())
+    shape = common_shape("box_and_hyperplane", {"v": v, "a": a, "lower": low, "upper": high}, {"b": level})
     v, a, low, high = (t.expand(shape) for t in (v, a, low, high))
     level = level.expand(shape[:-1])
     with torch.no_grad():
@@ -136,9 +139,24 @@ def affine(v: Tensor, A: Tensor, b: Tensor) -> Tensor:
         b: vectors (..., m).
 
     Raises:
-        ValueError: no z solves A z = b.
+        ValueError: no z solves A z = b, or the shapes do not fit.
+        TypeError: A or b is no tensor of v's dtype.
     """
     check(v)
+    for name, t, core in (("A", A, 2), ("b", b, 1)):
+        if not isinstance(t, Tensor) or t.dtype != v.dtype or t.device != v.device:
+            raise TypeError(
+                f"affine: {name} must be a tensor of v's dtype and device; got {describe(t)}, beside a {describe(v)}."
+            )
+        if t.ndim < core:
+            raise ValueError(
+                f"affine: A must be matrices (..., m, n) and b vectors (..., m); got as {name} a {describe(t)}."
+            )
+    if A.shape[-1] != v.shape[-1] or A.shape[-2] != b.shape[-1]:
+        raise ValueError(
+            f"affine: A (..., m, n) must have a column for each number of v (..., n), and a row for each of b (..., m); got v of "
+            f"shape {tuple(v.shape)}, A {tuple(A.shape)}, b {tuple(b.shape)}."
+        )
     residual = (A @ v.unsqueeze(-1)).squeeze(-1) - b
     z = v - (torch.linalg.pinv(A) @ residual.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():

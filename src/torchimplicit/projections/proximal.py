@@ -20,7 +20,7 @@ def proximal_l1(v: Tensor, t: Number = 1.0) -> Tensor:
         ValueError: t is negative.
     """
     check(v, 0)
-    step = like(t, v).expand(v.shape)
+    step = like(t, v, "proximal_l1: t", v.shape)
     z = torch.where(v.detach().abs() >= step.detach(), v - step * v.detach().sign(), 0 * v)
     return possible(z.unsqueeze(-1), step.detach() >= 0, "proximal_l1: t is negative").squeeze(-1)
 
@@ -36,7 +36,7 @@ def proximal_l2(v: Tensor, t: Number = 1.0) -> Tensor:
         ValueError: t is negative.
     """
     check(v)
-    step = like(t, v).expand(v.shape[:-1])
+    step = like(t, v, "proximal_l2: t", v.shape[:-1])
     outside = (norm(v.detach()) > step.detach()).logical_or(v.detach().isnan().any(-1))
     shorter = v * (1 - step / norm(v, outside)).unsqueeze(-1)
     z = torch.where(outside.unsqueeze(-1), shorter, 0 * v)
@@ -54,5 +54,5 @@ def proximal_max(v: Tensor, t: Number = 1.0) -> Tensor:
         ValueError: t is not positive.
     """
     check(v)
-    possible(v, like(t, v).expand(v.shape[:-1]).detach() > 0, "proximal_max: t is not positive")
+    possible(v, like(t, v, "proximal_max: t", v.shape[:-1]).detach() > 0, "proximal_max: t is not positive")
     return v - l1_ball(v, t)

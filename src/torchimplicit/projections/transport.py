@@ -36,6 +36,11 @@ def transport(
     Source: Cuturi and Peyré, A smoothed dual approach for variational Wasserstein problems, SIAM J. Imaging Sci. 9 (2016).
     """
     check(cost, 2)
+    for name, t in (("a", a), ("b", b)):
+        if not isinstance(t, Tensor) or not t.ndim:
+            raise TypeError(
+                f"transport: {name} must be a tensor of vectors; got {describe(t)}, beside a {describe(cost)}."
+            )
     if a.shape[-1] != cost.shape[-2] or b.shape[-1] != cost.shape[-1]:
         raise ValueError(
             f"transport: a and b must have as many numbers as the cost has rows and columns; got a {describe(cost)}, "
@@ -43,7 +48,7 @@ def transport(
         )
     shape = torch.broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
     cost, a, b = (t.expand(*shape, *t.shape[k:]) for t, k in ((cost, -2), (a, -1), (b, -1)))
-    eps = like(temperature, cost).expand(shape)
+    eps = like(temperature, cost, "transport: the temperature", shape)
     with torch.no_grad():
         totals = a.sum(-1), b.sum(-1)
         rounding = BALANCED * torch.finfo(cost.dtype).eps * totals[0].abs()
