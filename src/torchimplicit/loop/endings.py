@@ -116,9 +116,9 @@ def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
     """Of systems whose g is exactly 0 at z, those (B,) where an equation has only become too small for a float on the way from z0, as
     e⁻ᶻ and 1 − tanh z do, or for the numbers that it is a difference of, as (z + e⁻ᶻ) − z does, so that z is no root.
 
-    Where the first of them becomes 0 for the first time tells it from one with a root or a whole region of them: to these Newton's step leads from
-    nearby, and to the others it points as far beyond as ever. An equation is asked for the shortest step that it could be met by; and
-    at a distance where rounding is all that is left of it, whether g still does what its Jacobian says.
+    Where the first of them becomes 0 for the first time tells it from one with a root or a whole region of them: to these Newton's step
+    leads from nearby, and to the others it points as far beyond as ever. An equation is asked for the shortest step that it could be
+    met by; and at a distance where rounding is all that is left of it, whether g still does what its Jacobian says.
     """
     with torch.no_grad():
         rows = equations.residual(z) == 0  # the equations, (B, n)
@@ -134,7 +134,9 @@ def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
         first = rows & (equations.residual(z0 + high * d) == 0)  # not those that have their root farther on
         there = equations.jacobian(z0 + low * d)
         slope = there.matvec(unpatterned(z)) * measured(low * d).unsqueeze(-1)  # about ‖row‖ ‖way‖
-        beyond = torch.where(first & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf).amax(-1)
+        beyond = (
+            torch.where(first & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf).amax(-1)
+        )
         gone = beyond > torch.finfo(z.dtype).eps ** 0.5
         return gone | jagged(equations, z, FALLEN) if occurs(distant(z0, z) & ~gone) else gone
 
