@@ -26,7 +26,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs, values_hidden, without_dead_wrappers
 from torchimplicit.capture.names import name as name_of
-from torchimplicit.condition import Flat, Kind, between
+from torchimplicit.condition import Flat, Kind, between, held
 from torchimplicit.graph.explicit import Explicit
 from torchimplicit.layout import Layout, describe, same_as_z
 from torchimplicit.linear.jacobian import Jacobian
@@ -75,6 +75,12 @@ class Limited(Kind):
         inside = lambda z: (lower < z) & (z < upper)  # noqa: E731
         step = torch.where(inside(z + step), step, -step)
         return torch.where(inside(z) & inside(z + step), step, 0)
+
+    def held(self, f: Flat, z: Tensor) -> Tensor:
+        """Which unknowns a bound holds, (B, n)."""
+        gradient, z, lower, upper = self.slope_and_limits(f, z)
+        at_lower, at_upper = held(gradient, z, lower, upper)
+        return at_lower | at_upper | (lower == upper)
 
     def undecided(self, f: Flat, z: Tensor, error: Tensor) -> Tensor:
         """Systems (B,) where an ``error`` (B, n) of z decides which unknowns are held: one lies at its bound, and its gradient is no

@@ -62,6 +62,10 @@ class Kind:
         """The lower and the upper bounds of the unknowns, (B, n)."""
         return torch.full_like(z, -torch.inf), torch.full_like(z, torch.inf)
 
+    def held(self, f: Flat, z: Tensor) -> Tensor:
+        """Which unknowns a bound holds, (B, n)."""
+        return torch.zeros_like(z, dtype=torch.bool)
+
     def permitted(self, f: Flat, z: Tensor, step: Tensor) -> Tensor:
         """The step from z, or what may be taken in its place to see the condition beside z: (B, n) each."""
         return step

@@ -1,4 +1,4 @@
-"""A solve inside torch.compile is part of the graph: the same values, gradients and statuses as in plain code, or a refusal by name."""
+"""A solve inside torch.compile is part of the graph: what test_matrix.py does not try by kinds and methods."""
 
 from __future__ import annotations
 
@@ -64,50 +64,9 @@ def compiled(model: Model, **options: Any) -> Model:
     return torch.compile(model, fullgraph=True, **{"backend": "aot_eager", **options})
 
 
-def minima(x: Tensor, **options: Any) -> Any:
-    phi = lambda z: ((z - x.outer(x)) ** 4 + z**2).sum(-1)  # noqa: E731
-    return ti.minimize(phi, torch.zeros(2, 2, dtype=D), batch_ndim=1, **options)
-
-
 def bounded(x: Tensor, **options: Any) -> Any:
     phi = lambda z: ((z - x) ** 2).sum() + (z**4).sum() / 10 + z.prod() / 3  # noqa: E731
     return ti.minimize(phi, torch.zeros(2, dtype=D), bounds=(-2.0, x - 0.5), **options)
-
-
-def bounded_fit(x: Tensor, **options: Any) -> Any:
-    r = lambda z: z[0] * torch.exp(-z[1] * T) - x[0] * torch.exp(-x[1] * T)  # noqa: E731
-    return ti.least_squares(r, torch.ones(2, dtype=D), bounds=(None, 1.2), **options)
-
-
-MATRIX = {
-    root: (None, "newton", "chord", "broyden", "newton_krylov", "dogleg", "anderson", "picard"),
-    numbers: (None, "chandrupatla", "bisection", "itp"),
-    fixed_point: (None, "newton", "broyden", "picard"),
-    minimum: (None, "bfgs", "lbfgs", "newton_cg"),
-    bounded: (None,),
-    bounded_fit: (None,),
-    minima: (None,),
-    fit: (None, "gauss_newton", "levenberg_marquardt", "trust_newton", "dogleg"),
-}
-FAST = {(root, None)}  # of fixed points the test after next is one
-CASES = [
-    pytest.param(problem, solver, marks=() if (problem, solver) in FAST else pytest.mark.slow)
-    for problem, solvers in MATRIX.items()
-    for solver in solvers
-]
-
-
-@pytest.mark.parametrize(("problem", "solver"), CASES)
-def test_values_gradients_statuses_and_steps_are_those_of_plain_code(problem: Model, solver: str | None) -> None:
-    def model(x: Tensor) -> Any:
-        return problem(x, solver=solver, rtol=1e-10)
-
-    z, info, grad = gradient(model)
-    z_graph, info_graph, grad_graph = gradient(compiled(model))
-    torch.testing.assert_close(z_graph, z, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(grad_graph, grad, rtol=1e-8, atol=1e-8)
-    assert torch.equal(info_graph.status, info.status)
-    assert torch.equal(info_graph.steps, info.steps)
 
 
 def test_systems_that_mix_after_plain_steps_take_the_steps_of_plain_code() -> None:
@@ -213,29 +172,6 @@ def test_what_is_computed_before_a_loop_may_be_views_of_one_tensor() -> None:
 
     found, expected = (torch.autograd.grad(each(x).square().sum(), x)[0] for each in (compiled(model), model))
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-
-
-OF_ANY_BATCH: dict[str, Model] = {
-    "root": lambda x: ti.root(lambda z: z**3 + z - x, torch.zeros_like(x), batch_ndim=1)[0],
-    "minimum": lambda x: ti.minimize(lambda z: ((z - x) ** 4 + z**2).sum(-1), torch.zeros_like(x), batch_ndim=1)[0],
-    "system": lambda x: ti.linear_solve(torch.diag_embed(x + 2) + 0.1, x)[0],
-    "products": lambda x: ti.linear_solve(lambda z: (x + 2) * z, x)[0],
-    "answer": lambda x: answer(x)[0],
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", OF_ANY_BATCH)
-def test_one_graph_serves_batches_of_any_size(which: str) -> None:
-    solve, counter = OF_ANY_BATCH[which], CompileCounterWithBackend("aot_eager")
-    model = compiled(solve, backend=counter, dynamic=True)
-    for batch in (5, 7, 64):
-        x = torch.rand(batch, 2, dtype=D, requires_grad=True)
-        z, expected = model(x), solve(x)
-        torch.testing.assert_close(z, expected, rtol=1e-6, atol=1e-8)
-        for found, wanted in zip(*(torch.autograd.grad(each.sum(), x) for each in (z, expected)), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
-    assert counter.frame_count == 1
 
 
 def test_a_start_that_the_function_uses_too_is_no_unknown_there() -> None:
@@ -441,23 +377,6 @@ def test_failures_are_reported_when_the_graph_runs(policy: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ti.ConvergenceWarning)
             assert model(x).isnan().all()
-
-
-REFUSED = {
-    "callback=": lambda x: root(x, callback=print),
-    "trace=True": lambda x: root(x, trace=True),
-    "frozen": lambda x: root(x, randomness="frozen"),
-    "pseudo": lambda x: root(x, solver=ti.solvers.Polyalgorithm((ti.solvers.Newton(),))),
-    "every": lambda x: root(x, solver=ti.solvers.Newton(every=2)),
-    "Unrolled": lambda x: root(x, adjoint=ti.Unrolled()),
-    "transform": lambda x: torch.func.grad(lambda x: root(x)[0].sum())(x),
-}
-
-
-@pytest.mark.parametrize("why", [why for why in REFUSED if why != "pseudo"])
-def test_what_cannot_be_in_a_graph_is_refused_by_name(why: str) -> None:
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=why):
-        compiled(REFUSED[why])(torch.ones(2, dtype=D))
 
 
 def test_without_fullgraph_it_breaks_the_graph_and_is_solved_in_plain_code() -> None:

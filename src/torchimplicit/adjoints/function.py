@@ -40,6 +40,7 @@ from torchimplicit.autograd.products import Linearisation
 from torchimplicit.autograd.transforms import inside_functorch, values_hidden, without_dead_wrappers
 from torchimplicit.capture.autocast import full_precision
 from torchimplicit.condition import Condition
+from torchimplicit.private import left_alone
 from torchimplicit.private.autograd import apply, changed_in_place, forward_mode_on, over_batched
 from torchimplicit.solution import SolveStats
 from torchimplicit.status import all_converged
@@ -128,7 +129,10 @@ class LinearSystem(System, Protocol):
 
 
 class ImplicitFunction(torch.autograd.Function):
-    """(system, z0, *tensors) -> (z*, *facts, *inverse): only z* is differentiable, and not in z0."""
+    """(system, z0, *tensors) -> (z*, *facts, *inverse): only z* is differentiable, and not in z0.
+
+    Autograd calls it in the midst of code that is compiled too, where Dynamo would read what runs.
+    """
 
     @staticmethod
     def forward(system: System, z0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -150,6 +154,7 @@ class ImplicitFunction(torch.autograd.Function):
         ctx.save_for_forward(*saved)
 
     @staticmethod
+    @left_alone
     def backward(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
@@ -159,6 +164,7 @@ class ImplicitFunction(torch.autograd.Function):
         return tuple(grads)
 
     @staticmethod
+    @left_alone
     def jvp(ctx: Any, _system: None, _z0: Tensor | None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
         # Torch calls this with forward mode off, for the levels around this one too, whose tangents would be lost: it is
         # switched on again, for tensors without the tangents of this level.
@@ -169,6 +175,7 @@ class ImplicitFunction(torch.autograd.Function):
         return (w, *(None,) * (STATS + ctx.inverses))
 
     @staticmethod
+    @left_alone
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], system: System, z0: Tensor, *tensors: Tensor
     ) -> tuple[Any, Any]:

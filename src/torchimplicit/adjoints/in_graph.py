@@ -12,11 +12,11 @@ from torchimplicit.adjoints.at_solution import CHANGE, FAR, doubt
 from torchimplicit.adjoints.posed import Derivative, Found, Posed
 from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands
-from torchimplicit.linear import GMRES, LU, LinearOperator, LinearResult
+from torchimplicit.linear import GMRES, LU, MINRES, LinearOperator, LinearResult
 from torchimplicit.linear.binding import bind
 from torchimplicit.linear.factors import DirectSolver
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.linear.solver import Preconditioner
+from torchimplicit.linear.solver import LinearSolver, Preconditioner
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import solve
 from torchimplicit.norms import largest
@@ -38,8 +38,10 @@ def solve_in_graph(posed: Posed) -> Found:
         found = _by_inverse(posed, posed.inverse)
     elif isinstance(named, DirectSolver) or (named is None and (small or (not kind.near_identity and n <= DENSE))):
         return _by_factors(posed)
+    elif named is None and kind.near_identity:
+        found = _by_steps(posed)
     else:
-        found = _by_steps(posed) if named is None and kind.near_identity else _by_products(posed)
+        found = _among_free(posed) if named is None and kind.bounded and posed.transpose else _by_products(posed)
     if posed.transpose and not kind.linear:
         # The error of z as the loss sees it, v·w = u·g, is one that it has.
         seen = (found.result.x * posed.base(z, *posed.tensors)).sum(-1).abs()
@@ -95,10 +97,34 @@ def _by_inverse(posed: Posed, inverse: Preconditioner) -> Found:
 
 def _by_products(posed: Posed) -> Found:
     """By a Krylov method."""
+    automatic = MINRES() if posed.base.kind.symmetric else GMRES()
+    return Found(_iterated(posed, posed.settings.solver or automatic, posed.b, *_product(posed)), [], 1, 1)
+
+
+def _iterated(
+    posed: Posed, solver: LinearSolver, b: Tensor, product: Callable[[Tensor], Tensor], known: Operands
+) -> LinearResult:
     settings = posed.settings
-    state = bind(settings.solver or GMRES(), _Products(posed.b, *_product(posed)))
-    result = state.iterate(posed.b, rtol=settings.rtol, atol=settings.atol, max_steps=settings.max_steps)
-    return Found(result, [], 1, 1)
+    state = bind(solver, _Products(b, product, known))
+    return state.iterate(b, rtol=settings.rtol, atol=settings.atol, max_steps=settings.max_steps)
+
+
+def _among_free(posed: Posed) -> Found:
+    """Aᵀ w = b for a minimum within bounds. A row of A is that of the Hessian H where the unknown is free, of the identity where it is
+    held: of the free ones H w = b, which is symmetric, and then each held one follows from its own equation. Of all together
+    restarted GMRES would lose itself in the two units."""
+    b, z = posed.b, posed.z
+    product, known = _product(posed)
+    operands = Operands((posed.base.kind.held(posed.base.at(posed.tensors), z),), outer=known)
+    (held,) = operands.tensors
+
+    def symmetric(v: Tensor) -> Tensor:
+        (held,) = operands.tensors
+        return torch.where(held, v, product(torch.where(held, 0, v)))
+
+    result = _iterated(posed, MINRES(), torch.where(held, 0, b), symmetric, operands)
+    free = torch.where(held, 0, result.x)
+    return Found(result._replace(x=torch.where(held, b - product(free), free)), [], 1, 1)
 
 
 def _by_steps(posed: Posed) -> Found:

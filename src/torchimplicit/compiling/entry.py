@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from torchimplicit.graph.explicit import Explicit
-from torchimplicit.private import dynamo_is_loaded
+from torchimplicit.private import left_alone
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,14 +33,13 @@ def entry_point(fn: F) -> F:
 
     Dynamo, which takes twice as long to import as all else of torch, is imported only where somebody compiles.
     """
-    plain: Any = None
+    plain = left_alone(fn)
     name = fn.__name__.lstrip("_")
     code = fn.__code__
     first = code.co_varnames[0] if code.co_argcount else ""  # the user's function, which has many names
 
     @wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal plain
         if first in kwargs:
             args = (kwargs.pop(first), *args)
         if torch.compiler.is_dynamo_compiling() and args:
@@ -66,10 +65,6 @@ def entry_point(fn: F) -> F:
             from torchimplicit.compiling.compiled_search import compiled_search
 
             kwargs["compile"] = compiled_search(call, *args, **{**kwargs, "compile": False}) or False
-        if not dynamo_is_loaded():
-            return fn(*args, **kwargs)
-        if plain is None:
-            plain = torch.compiler.disable(fn)
         return plain(*args, **kwargs)
 
     return call  # type: ignore[return-value]

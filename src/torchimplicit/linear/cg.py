@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
+from torchimplicit.graph.loop import settle
 from torchimplicit.linear.iteration import EUCLIDEAN, Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide, single
+
+
+class _State(NamedTuple):
+    """d, the best one yet and the size of its residual; the residual r, the direction p, and gamma = rᴴ M r."""
+
+    d: Tensor
+    best: Tensor
+    smallest: Tensor
+    r: Tensor
+    p: Tensor
+    gamma: Tensor
+    steps: Tensor
+    broken: Tensor
+    done: Tensor
 
 
 @dataclass(frozen=True)
@@ -24,24 +38,24 @@ class CG(IterativeSolver):
     """
 
     approaches: ClassVar[bool] = True
+    in_graph: ClassVar[bool] = True
+    steps_in_graph: ClassVar[int | None] = None
 
     def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         if self.geometry is EUCLIDEAN and single(r):
             return _of_one_system(A, M, r, float(tol), budget)
-        inner, norm = self.geometry.inner, self.norm
-        d = best = torch.zeros_like(r)
+        inner, norm, before = self.geometry.inner, self.norm, A.count
         smallest = norm(r.detach())
-        steps = torch.zeros_like(smallest, dtype=torch.int64)
-        broken = torch.zeros_like(active)
         z = M(r)
         gamma = inner(r, z).real
         going = active & (gamma > 0)
-        broken = active & ~going
         p = torch.where(going.unsqueeze(-1), z, 0)
-        length = 0
-        while length < budget and not finished(~going):
-            length += 1
-            steps = steps + going
+        nothing, none = torch.zeros_like(r), torch.zeros_like(smallest, dtype=torch.int64)
+        start = _State(nothing, nothing, smallest, r, p, gamma, none, active & ~going, ~going)
+
+        def step(state: tuple[Tensor, ...], tol: Tensor) -> tuple[Tensor, ...]:
+            d, best, smallest, r, p, gamma, steps, broken, done = state
+            going = ~done
             q = A(p)
             curvature = inner(p, q).real
             turns = going & (curvature > 0) & curvature.isfinite()
@@ -58,12 +72,15 @@ class CG(IterativeSolver):
             gamma_new = inner(r, z).real
             onward = turns & (residual > tol)
             broken = broken | (going & ~turns) | (onward & ~(gamma_new > 0))
-            going = onward & (gamma_new > 0) & gamma_new.isfinite()
-            beta = divide(gamma_new, gamma, going).unsqueeze(-1)
-            p = torch.where(going.unsqueeze(-1), z + beta * p, 0)
-            gamma = torch.where(going, gamma_new, gamma)
-        d = torch.where(going.unsqueeze(-1), d, best)
-        return Cycle(d, steps, broken, max(length, 1), going)
+            again = onward & (gamma_new > 0) & gamma_new.isfinite()
+            beta = divide(gamma_new, gamma, again).unsqueeze(-1)
+            p = torch.where(again.unsqueeze(-1), z + beta * p, 0)
+            gamma = torch.where(again, gamma_new, gamma)
+            return _State(d, best, smallest, r, p, gamma, steps + going, broken, ~again)
+
+        end = _State(*settle(step, start, budget, (tol,), A.operands))
+        d = torch.where(end.done.unsqueeze(-1), end.best, end.d)
+        return Cycle(d, end.steps, end.broken, max(A.count - before, 1), ~end.done)
 
 
 def _of_one_system(A: Products, M: Apply, r: Tensor, tol: float, budget: int) -> Cycle:

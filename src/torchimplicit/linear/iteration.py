@@ -74,6 +74,11 @@ class Products:
         self.count += 1
         return self.operator.apply(x, self._of_adjoint)
 
+    @property
+    def operands(self) -> Operands:
+        """What they use, for the body of a loop in a graph."""
+        return self.operator.operands
+
     def adjoint(self, y: Tensor) -> Tensor:
         """With the adjoint of what it multiplies with."""
         self.count += 1
@@ -105,7 +110,8 @@ class IterativeSolver(ABC):
     """Parameters that every iterative solver has.
 
     Attributes:
-        in_graph: whether a solve by it may be part of a graph of torch.compile: cycles there have few steps, ``CYCLE_IN_GRAPH``.
+        in_graph: whether a solve by it may be part of a graph of torch.compile.
+        steps_in_graph: of one cycle there, which are written out; None: these are a loop themselves.
         approaches: whether each step comes nearer to the solution in a measure of the method's own, while the residual may grow: then
             what a cycle has that its budget ended is taken, whatever its residual.
         preconditioner: an approximate inverse: anything with `solve(b, adjoint=False)`; or a solver, which is then
@@ -118,6 +124,7 @@ class IterativeSolver(ABC):
 
     cycles_in_graph: ClassVar[int | None] = None  # so few that they are written out; else a loop
     in_graph: ClassVar[bool] = False
+    steps_in_graph: ClassVar[int | None] = CYCLE_IN_GRAPH
     approaches: ClassVar[bool] = False
     preconditioner: Preconditioning = None
     max_steps: int | None = None
@@ -269,6 +276,7 @@ class IterativeState(Bound):
     ) -> tuple[Tensor, ...]:
         """The same loop, of masked cycles, as one operator of a graph that is being made."""
         operands = Operands((b, tol), outer=self.operator.operands)
+        most = limit if self.solver.steps_in_graph is None else min(limit, self.solver.steps_in_graph)
 
         def going(carried: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
             return carried[0][-1].any() & (carried[1] < limit)
@@ -277,11 +285,12 @@ class IterativeState(Bound):
             (x, r, *_, active), used = carried
             b, tol = operands.tensors
             rhs = torch.where(active.unsqueeze(-1), r, 0)
-            d, taken, broken, length, cut, _ = self.solver.cycle(A, M, rhs, tol, active, min(limit, CYCLE_IN_GRAPH))
+            d, taken, broken, _, cut, _ = self.solver.cycle(A, M, rhs, tol, active, most)
             r_new = b - A(x + d)
             after = x + d, r_new, self._size(r_new), taken, broken
-            cut = None if cut is None else cut & (used + length >= limit)
-            return self._better(carried[0], after, tol, cut), used + length
+            used = used + taken.amax().clamp(min=1)
+            cut = None if cut is None else cut & (used >= limit)
+            return self._better(carried[0], after, tol, cut), used
 
         carried = state, state[3].new_zeros(())
         if self.solver.cycles_in_graph is None:

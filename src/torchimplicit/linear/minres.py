@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
+from torchimplicit.graph.loop import settle
 from torchimplicit.linear.iteration import Apply, Cycle, IterativeSolver, Products
 from torchimplicit.linear.masks import divide
+
+
+class _State(NamedTuple):
+    """d, and the last two of everything that the recurrences remember: vectors v and w, rotations (c, s)."""
+
+    d: Tensor
+    before: Tensor
+    v: Tensor
+    z: Tensor
+    w_before: Tensor
+    w: Tensor
+    c_before: Tensor
+    c: Tensor
+    s_before: Tensor
+    s: Tensor
+    beta: Tensor
+    left: Tensor
+    steps: Tensor
+    broken: Tensor
+    done: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,29 +43,26 @@ class MINRES(IterativeSolver):
     """
 
     approaches: ClassVar[bool] = True  # in the norm of M
+    in_graph: ClassVar[bool] = True
+    steps_in_graph: ClassVar[int | None] = None
 
     def cycle(self, A: Products, M: Apply, r: Tensor, tol: Tensor, active: Tensor, budget: int) -> Cycle:
         inner, norm = self.geometry.inner, self.norm
-        eps = torch.finfo(r.dtype).eps
+        eps, before = torch.finfo(r.dtype).eps, A.count
         size = norm(r)
-        d = torch.zeros_like(r)
-        steps = torch.zeros_like(size, dtype=torch.int64)
         z = M(r)
         square = inner(z, r).real
         going = active & (square > 0) & square.isfinite()
-        broken = active & ~going
-        gamma = torch.where(going, square, 1).sqrt()
-        left = start = gamma  # of the residual, in the norm of M
-        wanted = divide(tol * start, size, going)
-        before, v = torch.zeros_like(r), divide(r, gamma.unsqueeze(-1), going.unsqueeze(-1))
-        z = divide(z, gamma.unsqueeze(-1), going.unsqueeze(-1))
-        w_before, w = torch.zeros_like(r), torch.zeros_like(r)
-        c_before = c = torch.ones_like(gamma)
-        s_before = s = beta = torch.zeros_like(gamma)
-        length = 0
-        while length < budget and not finished(~going):
-            length += 1
-            steps = steps + going
+        gamma = torch.where(going, square, 1).sqrt()  # of the residual, in the norm of M
+        nothing, zero, one = torch.zeros_like(r), torch.zeros_like(gamma), torch.ones_like(gamma)
+        v, z = (divide(vector, gamma.unsqueeze(-1), going.unsqueeze(-1)) for vector in (r, z))
+        none = torch.zeros_like(size, dtype=torch.int64)
+        vectors, numbers = (nothing, nothing, v, z, nothing, nothing), (one, one, zero, zero, zero, gamma)
+        start = _State(*vectors, *numbers, none, active & ~going, ~going)
+
+        def step(state: tuple[Tensor, ...], wanted: Tensor) -> tuple[Tensor, ...]:
+            d, before, v, z, w_before, w, c_before, c, s_before, s, beta, left, steps, broken, done = state
+            going = ~done
             q = A(z)
             delta = inner(z, q).real
             usable = going & delta.isfinite()
@@ -67,11 +84,12 @@ class MINRES(IterativeSolver):
             d = torch.where(turns.unsqueeze(-1), d + (c_new * left).unsqueeze(-1) * w_new, d)
             left = torch.where(turns, -s_new * left, left)
 
-            broken = broken | (going & ~turns)
-            going = turns & grows & (left.abs() > wanted)
-            onward = going.unsqueeze(-1)
-            before, v = v, divide(new, gamma.unsqueeze(-1), onward)
-            z = divide(z_new, gamma.unsqueeze(-1), onward)
-            w_before, w = w, torch.where(onward, w_new, 0)
-            c_before, c, s_before, s, beta = c, c_new, s, s_new, gamma
-        return Cycle(d, steps, broken, max(length, 1), going)
+            onward = turns & grows & (left.abs() > wanted)
+            keep = onward.unsqueeze(-1)
+            v_new, z_new = (divide(vector, gamma.unsqueeze(-1), keep) for vector in (new, z_new))
+            w_new = torch.where(keep, w_new, 0)
+            vectors, numbers = (d, v, v_new, z_new, w, w_new), (c, c_new, s, s_new, gamma, left)
+            return _State(*vectors, *numbers, steps + going, broken | (going & ~turns), ~onward)
+
+        end = _State(*settle(step, start, budget, (divide(tol * gamma, size, going),), A.operands))
+        return Cycle(end.d, end.steps, end.broken, max(A.count - before, 1), ~end.done)

@@ -80,5 +80,8 @@ def birkhoff(scores: Tensor, temperature: Number = 1.0, *, on_failure: OnFailure
     check(scores, 2)
     if scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"birkhoff: matrices must be square, (..., n, n); got a {describe(scores)}.")
-    ones = torch.ones_like(scores[..., 0])
-    return transport(-scores, ones, ones, temperature, on_failure=on_failure)
+    rows, columns = (
+        torch.ones_like(scores[..., 0]),
+        torch.ones_like(scores[..., 0]),
+    )  # in a graph no two may be views of one tensor
+    return transport(-scores, rows, columns, temperature, on_failure=on_failure)
