@@ -12,11 +12,10 @@ FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus th
 
 def rms(v: Tensor) -> Tensor:
     """Root-mean-square norm of each row: (B, n) -> (B,)."""
-    if v.shape[-1] == 0:
-        return v.new_zeros(v.shape[:-1])
-    if v.shape[-1] == 1:
-        return v.abs().squeeze(-1)
-    return torch.linalg.vector_norm(v, dim=-1) / v.shape[-1] ** 0.5
+    n = v.shape[-1]
+    if n > 1:
+        return torch.linalg.vector_norm(v, dim=-1) / n**0.5
+    return v.abs().squeeze(-1) if n else v.new_zeros(v.shape[:-1])
 
 
 def largest(v: Tensor) -> Tensor:

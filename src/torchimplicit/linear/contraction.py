@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.linear.auto import Auto, AutoState, better_of
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.gmres import GMRES
@@ -76,7 +77,7 @@ class ContractionState(Bound):
             steps = _Steps.anew(operator, adjoint, b, x0, bound)
         left = limit - steps.take(min(PROBE, limit))
         result = steps.result()
-        if bool(result.converged.all()) or left <= 0:
+        if finished(result.converged) or left <= 0:
             return result
         further = _forecast(result, bound, steps.rate)
         before: LinearResult | None = None
@@ -89,7 +90,7 @@ class ContractionState(Bound):
             gain = _worst(second.residual_norm, result.residual_norm, bound) ** (1 / cycle)
             before = result = better_of(result, second)
             left -= cycle
-            if bool(result.converged.all()) or left == 0:
+            if finished(result.converged) or left == 0:
                 return result
             further = _forecast(result, bound, steps.rate)
             krylov_products = KRYLOV_COST * _forecast(result, bound, gain)
@@ -100,7 +101,7 @@ class ContractionState(Bound):
             steps = _Steps.anew(operator, adjoint, b, result.x, bound)
         left -= steps.take(int(min(2 * further + PROBE, left)))
         result = steps.result() if before is None else better_of(before, steps.result())
-        if bool(result.converged.all()) or left == 0:
+        if finished(result.converged) or left == 0:
             return result
         return better_of(result, self._automatic(b, adjoint, result.x, rtol, atol, left, Auto()))
 
@@ -134,7 +135,7 @@ class _Steps:
         self.operator, self.adjoint, self.b, self.x, self.r, self.bound = operator, adjoint, b, x.clone(), r, bound
         self.norms = [torch.linalg.vector_norm(r, dim=-1)]
         self.active = self.norms[0] > bound  # False for NaN
-        if not bool(self.active.all()):
+        if not finished(self.active):
             self.r = torch.where(self.active.unsqueeze(-1), r, 0)
         self.taken = torch.zeros_like(self.norms[0], dtype=torch.int64)
         self.products = products
@@ -150,11 +151,11 @@ class _Steps:
     def take(self, limit: float) -> int:
         """At most so many steps; returns how many there were."""
         taken = 0
-        while taken < limit and bool(self.active.any()):
+        while taken < limit and occurs(self.active):
             mixed = None
             if self.dr is not None and self.dp is not None and self.k and self.k % PERIOD == 0:
                 m = min(self.k, MEMORY)
-                mixed = (mixture(self.dr[..., :m, :], self.r) @ self.dp[..., :m, :]).squeeze(-2)
+                mixed = mixture(self.dr[..., :m, :], self.dp[..., :m, :], self.r)
             self.x += self.r if mixed is None else self.r - mixed
             before = self.r if self.dr is not None or self.r is self.b else None
             del self.r  # what nobody needs any more makes room for the product
@@ -163,7 +164,7 @@ class _Steps:
             self.taken = self.taken + self.active
             self.norms.append(torch.linalg.vector_norm(self.r, dim=-1))
             self.active = self.active & (self.norms[-1] > self.bound)
-            if not bool(self.active.all()):
+            if not finished(self.active):
                 self.r.masked_fill_(~self.active.unsqueeze(-1), 0)
             if self.dr is None and _worst(self.norms[-1], self.norms[-2], self.bound) > FAST:
                 self.dr = self.r.new_empty(*self.r.shape[:-1], MEMORY, self.r.shape[-1])

@@ -9,20 +9,21 @@ from torchimplicit.autograd.transforms import tracing
 from torchimplicit.linear import written_out
 
 
-def mixture(dr: Tensor, r: Tensor, eps: float | None = None) -> Tensor:
-    """γ, (..., 1, m), which minimises ‖r − ΔRᵀ γ‖² + ε ‖ΔR‖² ‖γ‖² for m differences of residuals (..., m, n).
+def mixture(dr: Tensor, dp: Tensor, r: Tensor, eps: float | None = None) -> Tensor:
+    """γ ΔP, (..., n), with the γ that minimises ‖r − γ ΔR‖² + ε ‖ΔR‖² ‖γ‖² for m differences of residuals ΔR (..., m, n).
 
     From the normal equations, scaled to a unit diagonal; ε is the dtype's rounding unit where None is given. A difference that is
     zero or not finite plays no part, and a system whose equations have no finite solution gets zeros.
     """
-    eps = torch.finfo(r.dtype).eps if eps is None else eps
-    gram = dr @ dr.mH
-    square = gram.detach().diagonal(dim1=-2, dim2=-1).real
-    usable = (square > 0) & (square < torch.inf)
-    scale = torch.where(usable, square, torch.inf).rsqrt().unsqueeze(-1)
+    about = torch.finfo(r.dtype)
+    eps = about.eps if eps is None else eps
+    product = torch.bmm if dr.ndim == 3 else torch.matmul  # which costs as much again, around a small one
+    gram = product(dr, dr.mH)
+    # Of a difference of zeros finite, and 0 of one whose square has overflowed: its equation is then 0 = 0.
+    scale = (gram.detach().diagonal(dim1=-2, dim2=-1).real + about.tiny).rsqrt().unsqueeze(-1)
     gram = (gram.mT * scale * scale.mT).nan_to_num(0, 0, 0)
-    gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(usable, eps, 1))
-    rhs = scale * (r.unsqueeze(-2) @ dr.mH).mT  # as dr @ r it takes ten times longer
+    gram.diagonal(dim1=-2, dim2=-1).add_(max(eps, about.tiny))
+    rhs = scale * product(r.unsqueeze(-2), dr.mH).mT  # as dr @ r it takes ten times longer
     solution = written_out.solve_definite(gram, rhs) if tracing() else torch.linalg.solve_ex(gram, rhs)[0]
-    gamma = scale * solution
-    return gamma.nan_to_num(0, 0, 0).mT  # rows in one piece, for a product with others is taken row by row
+    gamma = (scale * solution).nan_to_num(0, 0, 0)
+    return product(gamma.mT, dp).squeeze(-2)

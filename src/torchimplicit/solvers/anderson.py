@@ -130,12 +130,13 @@ class Anderson(Method):
                 else:
                     z_new, r_new, norm = self._safeguarded(equations, plain, before, z_new, r_new, norm)
                 shift = z_new - plain
+        fall = norm / before
         if mixing is not None:
-            mixing = mixing | ~(norm < self.plain_below * before)
+            mixing = mixing | ~(fall < self.plain_below)
             mixing = None if finished(mixing) else mixing
             if dr is None and mixing is not None and (tracing() or finished(~mixing)):
                 earlier = r if tracing() else None
-                return z_new, r_new, AndersonState(norm, norm / before, None, mixing, eager, k=k + 1, earlier=earlier)
+                return z_new, r_new, AndersonState(norm, fall, None, mixing, eager, k=k + 1, earlier=earlier)
         if dr is None or dp is None:
             dr, dp = self._windows(z), self._windows(z)
         ahead = r_new if self.damping == 1 else self.damping * r_new
@@ -154,7 +155,7 @@ class Anderson(Method):
                 seen = torch.where(forgets.squeeze(-1), torch.inf, seen)
             if gain is not None:
                 seen = seen.fmax(FADING * gain)
-        return z_new, r_new, AndersonState(norm, norm / before, seen, mixing, eager, dr, dp, k + 1)
+        return z_new, r_new, AndersonState(norm, fall, seen, mixing, eager, dr, dp, k + 1)
 
     def _windows(self, z: Tensor) -> Tensor:
         return z.new_zeros(z.shape[0], min(self.memory, max(1, z.shape[1])), z.shape[1])
@@ -187,7 +188,7 @@ class Anderson(Method):
 
     def _shift(self, r: Tensor, dr: Tensor, dp: Tensor) -> tuple[Tensor]:
         """From where the plain steps lead to the mixture of them, (B, n)."""
-        return ((-mixture(dr, r, self.regularisation) @ dp).squeeze(1),)
+        return (-mixture(dr, dp, r, self.regularisation),)
 
     def _led_astray(self, before: Tensor, z_new: Tensor, norm: Tensor) -> Tensor:
         """Systems (B,) whose residual has become larger."""
