@@ -62,6 +62,19 @@ def lacking(data: dict[str, Any], z: Tensor, dual: Any) -> float:
     return max(float(part.abs().max()) for part in (gradient, slack, A @ z - b, at_bounds) if part.numel())
 
 
+def test_a_vertex_that_rounding_moves_is_found() -> None:
+    """The 30 constraints that hold the 30 unknowns have a condition of 1e5; rounded to single precision, others hold them."""
+    (Q, p, G, h, A, b), *_ = known(4, 30, 60, 10, held=20, seed=67)
+    single = [t[1].float() for t in (Q, p, G, h, A, b)]
+    data = dict(zip(("Q", "p", "G", "h", "A", "b"), (t.double() for t in single), strict=True))
+    z, info = ti.quadratic_program(**data)
+    assert info.converged
+    assert lacking(data, z, info.dual) <= 1e-8
+    rounded, info = ti.quadratic_program(*single)
+    assert info.converged
+    torch.testing.assert_close(rounded, z.float(), rtol=1e-6, atol=1e-6)
+
+
 def test_linear_programs_have_the_vertices_that_highs_finds() -> None:
     (_, p, G, h, _, _), *_ = known(8, 10, 30, 0, held=10, rank=1, seed=3)
     p = -times(G.mT, torch.rand(8, 30, dtype=D, generator=torch.Generator().manual_seed(0)))

@@ -62,11 +62,11 @@ class Settled:
         return Settled(x, y, held, self.K.put(which, other.K), *others)
 
 
-def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK) -> Settled:
+def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK, changes: int = CHANGES) -> Settled:
     """The solutions near x, with multipliers near y: Newton's method on the conditions, which are linear between changes of the set of
     rows that are held. A weak row, which either may be, is not."""
     held = _held(programs, programs.rows.apply(x), y)
-    return _settled(programs, x, y, held, weak, CHANGES)
+    return _settled(programs, x, y, held, weak, changes)
 
 
 def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float, changes: int) -> Settled:

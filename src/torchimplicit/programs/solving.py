@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs
-from torchimplicit.programs.active_set import WEAK, Settled, settle
+from torchimplicit.programs.active_set import CHANGES, WEAK, Settled, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
 from torchimplicit.programs.earlier import Earlier
@@ -19,6 +19,7 @@ from torchimplicit.status import Status, proven, unanswered
 
 # of the interior point: from each the constraints that hold the solution are guessed, until right
 ACCURACIES = 1e-3, 1e-6, 1e-10, 1e-13
+PATIENT = 40  # changes of the set of constraints from the last of them, for those that have a solution
 SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
 MAX_STEPS = 100
 BLOCK = 2**20  # entries of the matrices of all systems that are solved together
@@ -90,11 +91,11 @@ def _proof(point: Point, status: Tensor, units: Units, bounds: int) -> Tensor:
     return torch.cat([x, units.y * dual], -2)
 
 
-def _settled(programs: Programs, point: Point, bounds: int, weak: float) -> Settled:
+def _settled(programs: Programs, point: Point, bounds: int, weak: float, changes: int = CHANGES) -> Settled:
     x, y = point.x / point.tau, point.y / point.tau
     there = (x.sum(-2, keepdim=True) + y.sum(-2, keepdim=True)).isfinite()  # else from the beginning
     x, y = torch.where(there, x, 0), torch.where(there, y, 0)
-    return settle(programs, x, OneSided.signed(y, bounds), weak)
+    return settle(programs, x, OneSided.signed(y, bounds), weak, changes)
 
 
 def _found(
@@ -120,7 +121,7 @@ def _found(
         some = programs.of_systems(which)
         start = None if anew else (point.of_systems(which), steps[which])
         later, how, taken = interior(some.one_sided(bounds), max_steps, accuracy, start)
-        nearer = _settled(some, later, bounds, weak)
+        nearer = _settled(some, later, bounds, weak, PATIENT if accuracy == ACCURACIES[-1] else CHANGES)
         better = (nearer.residual <= solved.residual[which].nan_to_num(nan=torch.inf)).nonzero().squeeze(-1)
         solved, point = solved.put(which[better], nearer.of_systems(better)), point.put(which, later)
         ended, steps, anew = ended.index_copy(0, which, how), steps.index_copy(0, which, taken), False
