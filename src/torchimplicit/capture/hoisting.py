@@ -4,7 +4,7 @@
 without autograd run under a mode that knows the sequence of torch calls of the first one. A call is given its first result
 again if it stands at the same place in that sequence, with the very same tensors (not changed in place since, by their versions:
 what ``.data`` or NumPy write is not seen), the same plain arguments, and a result that nobody has changed. After the first call that
-differs, the rest is computed as usual.
+differs, the rest is computed as usual. Where all such work reads and writes fewer than ``WORTH`` entries, nothing is given again.
 """
 
 from __future__ import annotations
