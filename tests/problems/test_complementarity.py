@@ -243,6 +243,17 @@ def test_rows_of_F_in_other_units_are_solved_as_without_or_not_at_all(solver: st
     assert info.converged.sum() >= 4
 
 
+def test_what_newton_leaves_of_rows_in_other_units_an_active_set_solves() -> None:
+    M, q = p_matrices(20, 12)
+    units = 10 ** (28 * torch.rand(20, 12, generator=torch.Generator().manual_seed(1), dtype=D) - 14)
+    z, info = ti.complementarity(
+        affine, torch.ones(20, 12, dtype=D), (units.unsqueeze(-1) * M, units * q), batch_ndim=1
+    )
+    assert info.converged.all()
+    assert info.tried == ("Newton", "ActiveSet")
+    assert torch.minimum(z, affine(z, M, q)).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("n", [3, 100])  # with the Jacobian, and by its products
 def test_a_solver_that_stops_where_a_small_row_of_F_is_not_solved_is_not_believed(n: int) -> None:
     class Believes(Method):

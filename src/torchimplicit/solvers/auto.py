@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchimplicit.condition import Kind
 from torchimplicit.layout import Layout
 from torchimplicit.linear.large import Large
+from torchimplicit.solvers.active_set import ActiveSet
 from torchimplicit.solvers.anderson import Anderson
 from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian
 from torchimplicit.solvers.backtracking import Backtracking
@@ -38,8 +39,9 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     line search, then along the flow. A minimum (``minimised``) is found by Newton's method in a trust region, which goes downhill
     and past saddle points, or by Newton-CG; a fit (``sums_squares``) by Levenberg–Marquardt, then as any minimum, beyond that size by
     Newton-CG; within bounds (``bounded``) by projected Newton steps, under constraints (``constrained``) by the augmented Lagrangian.
-    Without anything to minimise bounds are part of the equations; from n = 64 an interior point method is tried first, and last for
-    large minima within bounds. ``sparse`` Jacobians, by ``sparsity=``, are for the methods of large systems at any size.
+    Without anything to minimise bounds are part of the equations, and an active set is tried second; from n = 64 an interior point
+    method is the first, as it is the last for large minima within bounds. ``sparse`` Jacobians, by ``sparsity=``, are for the methods
+    of large systems at any size.
     A failure of all is reported like any other.
     """
     batch, n = layout.batch, layout.size
@@ -50,8 +52,9 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
         return AugmentedLagrangian()
     if kind.bounded and kind.minimised:
         return ProjectedNewton() if dense else LARGE_BOUNDED
-    if kind.bounded and not (dense and n < CHEAP_LIMIT):
-        return COMPLEMENTARY if dense else LARGE_COMPLEMENTARY
+    if kind.bounded and n > 1:
+        few = SMALL_COMPLEMENTARY if n < CHEAP_LIMIT else COMPLEMENTARY
+        return few if dense else LARGE_COMPLEMENTARY
     if kind.sums_squares and dense:
         return FITS
     if kind.minimised:
@@ -72,5 +75,6 @@ LARGE = Polyalgorithm(
     (NewtonKrylov(), NewtonKrylov(line_search=Backtracking()), PseudoTransient(linear_solver=Large()))
 )
 LARGE_BOUNDED = Polyalgorithm((ProjectedNewton(max_inner=200), InteriorPoint(max_inner=200)))
+SMALL_COMPLEMENTARY = Polyalgorithm((_ROBUST[0], ActiveSet(), *_ROBUST[1:]))
 COMPLEMENTARY = Polyalgorithm((InteriorPoint(), *_ROBUST))
 LARGE_COMPLEMENTARY = Polyalgorithm((InteriorPoint(max_inner=200), *LARGE.stages))

@@ -81,7 +81,7 @@ class PseudoTransient(TrialMethod[Tensor, Jacobian, Jacobian]):
         else:
             if state.jacobian.memory is not None:
                 state.jacobian.memory.doubt()  # far from a root J is soon another
-            s = -self._bound(Damped(state.jacobian, state.rate)).iterate(r, max_steps=self.max_inner).x
+            s = -self._bound(Damped(state.jacobian, state.rate)).iterate(r, rtol=LOOSE, max_steps=self.max_inner).x
         return z + s, s, state
 
     def look(self, equations: Equations, z: Tensor) -> Jacobian:
