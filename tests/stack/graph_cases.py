@@ -211,10 +211,12 @@ def layer(kind: type, module: nn.Module, **options: Any) -> Solve:
     return solve
 
 
+SINGLE = Cell()  # float32
+
+
 def cast(x: Tensor, **how: Any) -> Any:
-    cell = Cell()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        z, info = ti.fixed_point(lambda z: cell(z, x.float()), torch.zeros_like(x.float()), batch_ndim=1, **how)
+        z, info = ti.fixed_point(lambda z: SINGLE(z, x.float()), torch.zeros_like(x.float()), batch_ndim=1, **how)
     return z.to(D), info
 
 
