@@ -11,11 +11,12 @@ from torchimplicit.autograd.transforms import finished, occurs, values_hidden
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import Programs
-from torchimplicit.programs.rows import largest, times
+from torchimplicit.programs.rows import beside, largest, times
 
 CHANGES = 10  # of the set of constraints that hold the solution
-SOLVES = 3, 6  # of a linear system, each of what the last has left: at least, and at most
-EXACT = 1e-12  # a change of the solution beside its size after which no other is needed
+SOLVES = 2, 6  # of a linear system, each of what the last has left: at least, and at most
+EXACT = 1e-12  # beside the largest terms: what numbers that these leave are known to
+LAST = 1e-15  # a change of the solution beside its size that need not be made any more
 WEAK = 1e-9  # of the size of the terms: a slack and a multiplier that are both smaller are 0
 ROUNDED = 1e-5  # terms that are so small beside others count as so large
 SLOPES = 12  # solves for a slope that none removes
@@ -85,31 +86,34 @@ def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float
 
 
 def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float) -> Settled:
-    """The solution with given rows held. What it is changed by in the end tells how near it is; a second right-hand side, of no
-    pattern, is solved beside it, for what no solution removes of that tells whether there is one solution."""
+    """The solution with given rows held. A second right-hand side, of no pattern, is solved beside it: by what its changes shrink, so
+    do those of the solution, and what no solution removes of it tells whether there is one solution."""
     K = Condensed(programs.Q, programs.rows, torch.where(held, 0.0, torch.inf).to(x.dtype))
     x, y, target, side = _with_probe(programs, x, y, held)
+    rest, step = K.residual(x, y, target, side), torch.full_like(x[:, :1], torch.inf)
     least, most = SOLVES
-    dx = x
     for k in range(most):
-        dx, dy = K.approximate(*K.residual(x, y, target, side))
+        dx, dy = K.approximate(*rest)
         x, y = x + dx, y + dy
+        rest, last, step = K.residual(x, y, target, side), step, largest(dx)
         if k == least - 1:
-            loose, tight = _free(programs, K.residual(x, y, target, side), target, side)
-        if k >= least - 1 and finished(largest(dx[..., :1]) <= EXACT * largest(x[..., :1])):
+            shrinks = (step[..., 1:] / last[..., 1:]).clamp(max=1)
+            loose, tight = _free(programs, rest, target, side)
+            x, y, dx, step, target, side = (part[..., :1] for part in (x, y, dx, step, target, side))
+            rest = rest[0][..., :1], rest[1][..., :1]
+        if k >= least - 1 and finished(step * shrinks <= LAST * largest(x)):
             break
-    x, y, dx = x[..., :1], y[..., :1], dx[..., :1]
     Rx = programs.rows.apply(x)
     of_gradient, of_y, of_rows = _sizes(programs, x, y, weak)
     slack = (programs.upper - Rx).minimum(Rx - programs.lower)
     small = (slack.abs() <= weak * of_rows) & (y.abs() <= weak * of_y) & (programs.lower < programs.upper)
-    lacking = _lacking(programs, x, y, of_gradient)
+    lacking = _lacking(programs, x, y, rest[0], of_gradient)
     up, down = y.clamp(min=0) / of_y, (-y).clamp(min=0) / of_y
     above, below = (programs.upper - Rx) / of_rows, (Rx - programs.lower) / of_rows
     residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
     ray = _ray(programs, K, loose)
     residual = torch.where((ray != 0).flatten(1).any(-1), torch.inf, residual)
-    return Settled(x, y, held, K, residual, dx, small, loose, tight, ray)
+    return Settled(x, y, held, K, residual, shrinks * dx, small, loose, tight, ray)
 
 
 def _with_probe(programs: Programs, x: Tensor, y: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -122,7 +126,7 @@ def _with_probe(programs: Programs, x: Tensor, y: Tensor, held: Tensor) -> tuple
         (-programs.q, unpatterned(programs.q.mT).mT),
         (torch.where(held, side, 0), torch.where(held, unpatterned(side.mT).mT, 0)),
     )
-    x, y, target, side = (torch.cat(pair, -1) for pair in pairs)
+    x, y, target, side = (beside(*pair) for pair in pairs)
     return x, y, target, side
 
 
@@ -161,10 +165,9 @@ def _along(programs: Programs, found: Settled, again: Tensor) -> tuple[Tensor, T
     return x, torch.where((found.ray != 0).any(-2, keepdim=True), first, again)
 
 
-def _lacking(programs: Programs, x: Tensor, y: Tensor, of_gradient: Tensor) -> Tensor:
-    """What the gradient lacks, each number beside its own terms, (B, n, 1)."""
-    terms = times(programs.Q.abs(), x.abs()) + programs.q.abs() + programs.rows.abs().transposed(y.abs())
-    gradient = times(programs.Q, x) + programs.q + programs.rows.transposed(y)
+def _lacking(programs: Programs, x: Tensor, y: Tensor, gradient: Tensor, of_gradient: Tensor) -> Tensor:
+    """What the ``gradient`` lacks, each number beside its own terms, (B, n, 1)."""
+    terms = times(programs.Q.abs(), x.abs()) + programs.q.abs() + programs.rows.sizes.transposed(y.abs())
     return gradient.abs() / terms.maximum(ROUNDED * of_gradient)
 
 
@@ -202,5 +205,5 @@ def _sizes(programs: Programs, x: Tensor, y: Tensor, weak: float) -> tuple[Tenso
     near = torch.where(near < torch.inf, near, 0) + tiny
     if weak > WEAK:
         return of_gradient, of_gradient, near + far
-    of_rows = near + programs.rows.abs().apply(x.abs()).maximum(ROUNDED * far)
+    of_rows = near + programs.rows.sizes.apply(x.abs()).maximum(ROUNDED * far)
     return of_gradient, of_y.maximum(EXACT / WEAK * curved), of_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,12 +36,13 @@ class Condensed:
         W: Tensor,
         L: Tensor | None = None,
         proximal: float = PROXIMAL,
+        curvature: float = 0.0,
     ) -> None:
         self.Q, self.rows, self.W = Q, rows, W
         self.weights = 1 / (W + proximal)
         if L is None:
             H = rows.gram(self.weights, Q)
-            H.diagonal(dim1=-2, dim2=-1).add_(proximal)
+            H.diagonal(dim1=-2, dim2=-1).add_(proximal + curvature)
             L, _ = torch.linalg.cholesky_ex(H)
         self.L = L
 
@@ -72,9 +74,15 @@ class Condensed:
 
     def residual(self, x: Tensor, y: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(r, t) − K (x, y); 0 in rows that are left out, where y is 0."""
+        W, kept = self._kept
+        rest = torch.addcmul(t - self.rows.apply(x), W, y) * kept
+        return r - times(self.Q, x) - self.rows.transposed(y), rest
+
+    @cached_property
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """W in rows that are kept, and 1 there; 0 in others."""
         kept = self.W < torch.inf
-        rest = t - self.rows.apply(x) + torch.where(kept, self.W, 0) * y
-        return r - times(self.Q, x) - self.rows.transposed(y), torch.where(kept, rest, 0)
+        return torch.where(kept, self.W, 0), kept.to(self.W.dtype)
 
     def refined(self, r: Tensor, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """The same, refined in so many steps."""

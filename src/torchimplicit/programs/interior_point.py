@@ -10,11 +10,11 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import count, finished, occurs, values_hidden
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import OneSided
-from torchimplicit.programs.rows import largest, times
+from torchimplicit.programs.rows import beside, largest, times
 from torchimplicit.status import Status
 
 PROOF = 1e-7  # of a certificate: it excludes all solutions that are not 1/PROOF times larger than the data
-BACK = 0.995  # of the way to the boundary
+BACK = 0.98  # of the way to the boundary: nearer to it the next steps are shorter
 PROXIMAL = 1e-10  # of the linear systems: a certificate needs accurate steps
 REFINEMENTS = 1  # of the linear systems, where a first point was not near enough
 GATHERED = 0.75  # of the systems still run: then the others are left out
@@ -66,7 +66,7 @@ class Residuals:
         x, y, s, tau, kappa = point.parts
         Qx, Ry, Rx = times(program.Q, x), program.rows.transposed(y), program.rows.apply(x)
         xQx, qx, ty = _dot(x, Qx), _dot(program.q, x), _dot(program.t, y)
-        pairs = (~program.equal).sum(-2, keepdim=True) + 1
+        pairs = program.either[0].sum(-2, keepdim=True) + 1
         gap = (_dot(s, y) + tau * kappa) / pairs
         of_y = Rx + s - program.t * tau
         return Residuals(
@@ -117,8 +117,7 @@ def interior(
 
 def _start(program: OneSided) -> Point:
     """The solution with quadratic penalties for unknowns, slacks and multipliers, moved inside."""
-    eye = torch.eye(program.Q.shape[-1], dtype=program.q.dtype, device=program.q.device)
-    K = Condensed(program.Q + eye, program.rows, torch.where(program.equal, 0.0, 1.0).to(program.q.dtype))
+    K = Condensed(program.Q, program.rows, program.either[0], curvature=1.0)
     x, y = K.approximate(-program.q, program.t)
     s = torch.where(program.equal, torch.inf, -y)
     lift = _lift(s)
@@ -139,11 +138,11 @@ def _lift(v: Tensor) -> Tensor:
 def _step(program: OneSided, point: Point, r: Residuals, refinements: int) -> Point:
     """One step of predictor and corrector."""
     x, y, s, tau, kappa = point.parts
-    free = ~program.equal
-    of_y, of_s = (torch.where(free, 1 / v, 0) for v in (y, s))  # what is shared by all directions
+    free, equal, beyond = program.either
+    of_y, of_s = (free / v.maximum(equal) for v in (y, s))  # 1 / v, and 0 in equalities
     W = s * of_y
     K = Condensed(program.Q, program.rows, W, proximal=PROXIMAL)
-    X, Y = K.refined(torch.cat([-r.of_x, -program.q], -1), torch.cat([s - r.of_y, program.t], -1), refinements)
+    X, Y = K.refined(beside(-r.of_x, -program.q), beside(s - r.of_y, program.t), refinements)
     x1, y1, x2, y2 = X[..., :1], Y[..., :1], X[..., 1:], Y[..., 1:]
     slope = program.q + r.Qx * (2 / tau)
     off = x2 - x / tau
@@ -165,8 +164,7 @@ def _step(program: OneSided, point: Point, r: Residuals, refinements: int) -> Po
     affine = direction(x1, y1, 1.0, s, kappa * tau)
     sigma = (1 - length(affine, 1.0)) ** 3
     products = s * y
-    smallest = torch.where(free, products, torch.inf)
-    smallest = smallest.amin(-2, keepdim=True).minimum(tau * kappa) if smallest.shape[-2] else tau * kappa
+    smallest = torch.cat([products + beyond, tau * kappa], -2).amin(-2, keepdim=True)
     evenness = smallest / r.gap  # of the smallest product, beside the mean
     sigma = sigma.maximum(0.1 * (0.05 * (1 - evenness) / evenness).clamp(max=2) ** 3)
     left, centre = 1 - sigma, sigma * r.gap
@@ -183,7 +181,7 @@ def _verdict(program: OneSided, point: Point, r: Residuals, accuracy: float) -> 
     s, tau, kappa = point.s, point.tau, point.kappa
     # each row in its own size: some may be far away
     of_rows = torch.maximum(program.t.abs() * tau, r.Rx.abs()).maximum(s) + tau
-    feasible = (r.of_y.abs() <= accuracy * of_rows).all(-2, keepdim=True)
+    feasible = largest(r.of_y / of_rows) <= accuracy
     of_x = (largest(program.q) * tau).maximum(largest(r.Qx)).maximum(largest(r.Ry))
     stationary = largest(r.of_x) <= accuracy * (tau + of_x)
     half = r.xQx / tau / 2

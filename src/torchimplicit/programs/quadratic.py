@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,6 +62,12 @@ class OneSided:
     rows: Rows
     t: Tensor
     equal: Tensor
+
+    @cached_property
+    def either(self) -> tuple[Tensor, Tensor, Tensor]:
+        """In inequalities 1, 0 and 0; in equalities 0, 1 and infinite: arithmetic with them takes a tenth of what a choice does."""
+        equal = self.equal.to(self.q.dtype)
+        return 1 - equal, equal, torch.where(self.equal, torch.inf, 0.0).to(self.q.dtype)
 
     def of_systems(self, which: Tensor) -> OneSided:
         """Some systems of the batch."""
@@ -134,16 +141,22 @@ def scaled(data: Data) -> tuple[Programs, Units]:
         lower.append(data.lower.unsqueeze(-1) / d)
         upper.append(data.upper.unsqueeze(-1) / d)
     low, up = torch.cat(lower, -2), torch.cat(upper, -2)
-    Q, p = d * (data.Q + data.Q.mT) / 2 * d.mT, d * p
-    size_Q, size_p = (t.abs().flatten(1).amax(-1).reshape(-1, 1, 1) for t in (Q, p))
+    Q, p = (data.Q + data.Q.mT).mul_(d / 2).mul_(d.mT), d * p
+    size_Q, size_p = _largest_entry(Q), _largest_entry(p)
     size = _size(low, up, size_p / size_Q)
     c = 1 / _usable((size * size * size_Q).maximum(size * size_p))
-    rows = Rows(e * C * d.mT, tuple(torch.ones_like(d) for _ in upper[1:]))
+    rows = Rows(C.mul_(e).mul_(d.mT), tuple(torch.ones_like(d) for _ in upper[1:]))
     t = (torch.cat([e, 1 / d], -2) if data.bounded else e) / size
     units = Units(d * size, t / c, c * size * d, t)
     low, up = low / size, up / size
     low, up = torch.where(low < -FAR, -torch.inf, low), torch.where(up > FAR, torch.inf, up)
-    return Programs(c * size * size * Q, c * size * p, rows, low, up), units
+    return Programs(Q.mul_(c * size * size), c * size * p, rows, low, up), units
+
+
+def _largest_entry(t: Tensor) -> Tensor:
+    """The size of the largest entry of each matrix or vector, (B, 1, 1)."""
+    smallest, largest = t.flatten(1).aminmax(dim=-1)
+    return largest.maximum(-smallest).reshape(-1, 1, 1)
 
 
 def _equilibrated(Q: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+FEW = 400  # multiplications of a product below which PyTorch does without BLAS
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Rows:
 
     @cached_property
     def T(self) -> Tensor:
-        """Cᵀ, laid out as one: products of many small matrices take half the time."""
+        """Cᵀ, laid out by rows too: products take half the time (:func:`times`)."""
         return self.C.mT.contiguous()
 
     def parts(self, y: Tensor) -> list[Tensor]:
@@ -31,19 +34,20 @@ class Rows:
 
     def apply(self, x: Tensor) -> Tensor:
         """R x."""
-        product = times(self.C, x)
-        return torch.cat([product, *(d * x for d in self.diagonals)], -2) if self.diagonals else product
+        product = torch.bmm(x.mT, self.C.mT if _few(self.C, x) else self.T).mT
+        return stacked([product, *(d * x for d in self.diagonals)]) if self.diagonals else product
 
     def transposed(self, y: Tensor) -> Tensor:
         """Rᵀ y."""
         first, *others = self.parts(y)
-        product = times(self.T, first)
+        product = torch.bmm(first.mT, self.T.mT if _few(self.C, y) else self.C).mT
         for d, part in zip(self.diagonals, others, strict=True):
             product = product + d * part
         return product
 
-    def abs(self) -> Rows:
-        """With the sizes of all entries."""
+    @cached_property
+    def sizes(self) -> Rows:
+        """Those of all entries."""
         return Rows(self.C.abs(), tuple(d.abs() for d in self.diagonals))
 
     def dense(self) -> Tensor:
@@ -63,13 +67,27 @@ class Rows:
         return Rows(self.C[which], tuple(d[which] for d in self.diagonals))
 
 
-def times(C: Tensor, x: Tensor) -> Tensor:
-    """C x for columns x, as xᵀ Cᵀ: this way round, batches of small matrices take half the time."""
-    return torch.bmm(x.mT, C.mT).mT
+def times(Q: Tensor, x: Tensor) -> Tensor:
+    """Q x for symmetric Q (B, n, n) and columns x (B, n, c)."""
+    return torch.bmm(x.mT, Q.mT if _few(Q, x) else Q).mT
+
+
+def _few(C: Tensor, x: Tensor) -> bool:
+    """Whether a product is done without BLAS, and fastest as one with the transpose of what is laid out by rows, C x as xᵀ Cᵀ; else it
+    is with what is laid out by rows, which is Cᵀ."""
+    return x.shape[-1] * C.shape[-1] * C.shape[-2] < FEW
+
+
+def beside(*columns: Tensor) -> Tensor:
+    """Several columns (B, n, c) side by side, each laid out for itself, as products want them."""
+    return torch.cat([x.mT for x in columns], -2).mT
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Columns (B, n, c) one under the other, laid out in the same way."""
+    return torch.cat([x.mT for x in parts], -1).mT
 
 
 def largest(v: Tensor) -> Tensor:
     """The largest size of a number in each column, (B, 1, c)."""
-    return (
-        torch.linalg.vector_norm(v, torch.inf, -2, keepdim=True) if v.shape[-2] else v.new_zeros(len(v), 1, v.shape[-1])
-    )
+    return v.abs().amax(-2, keepdim=True) if v.shape[-2] else v.new_zeros(len(v), 1, v.shape[-1])
