@@ -72,6 +72,9 @@ def on_rows(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 EXACT = {
     "slices and pads": five_points,
+    "walls": on_rows(lambda u: functional.pad(u, (1, 1, 1, 1), mode="replicate")[..., 2:, 1:-1] * u),
+    "mirrors": on_rows(lambda u: functional.pad(u, (2, 2), mode="reflect")[..., 4:] - u.sin()),
+    "a ring": on_rows(lambda u: functional.pad(u, (1, 1), mode="circular")[..., 2:] - u.sin()),
     "conv2d": lambda z: functional.conv2d(z.view(-1, 1, 6, 6), STENCIL, padding=1).reshape(z.shape),
     "conv1d": lambda z: functional.conv1d(z.view(-1, 2, 18), KERNEL, padding=1).reshape(z.shape),
     "grouped": lambda z: functional.conv1d(z.view(-1, 4, 9), GROUPS, padding=1, groups=4).reshape(z.shape),
@@ -146,6 +149,12 @@ OBJECTIVES = {
     "a chain": lambda z: ((z[:, 1:] - z[:, :-1]) ** 4).sum(-1) + z.exp().sum(-1),
     "mse_loss": lambda z: functional.mse_loss(z[:, 1:].sin(), z[:, :-1], reduction="none").sum(-1),
     "a convolution": lambda z: functional.conv2d(z.view(-1, 1, 6, 6), STENCIL, padding=1).pow(4).flatten(1).sum(-1),
+    "walls": lambda z: (
+        functional.pad(z.view(-1, 6, 6), (1, 1, 1, 1), mode="replicate").diff(dim=-1).pow(4).flatten(1).sum(-1)
+    ),
+    "mirrors": lambda z: (
+        functional.pad(z.view(-1, 6, 6), (2, 2), mode="reflect").diff(dim=-1).pow(4).flatten(1).sum(-1)
+    ),
     "indexing": lambda z: (z[:, INDEX] * z).sum(-1),
     "a sparse matrix": lambda z: ((SPARSE.to_sparse_coo() @ z.T) ** 4).sum(0),
 }

@@ -203,6 +203,14 @@ def added_at(call: Call) -> Layers:
     return union(parts, x.shape)
 
 
+def padded_backward(call: Call) -> Layers:
+    """What a border repeats or mirrors is added up where it comes from."""
+    x, pad = call["self"], getattr(torch.ops.aten, name(call.func).removesuffix("_backward"))
+    target = pad(torch.arange(x.numel(), device=x.device).view(x.shape), call["padding"])
+    slots = slots_of(target, torch.arange(target.numel(), device=x.device), x.numel()).unflatten(-1, x.shape)
+    return gathered(call.layers(call["grad_output"]), slots)
+
+
 def put(call: Call) -> Layers:
     """Values are put, or added, where indices say."""
     x, indices, values = call["self"], call["indices"], call["values"]
@@ -295,6 +303,7 @@ def slice_backward(call: Call) -> Layers:
 
 
 PUT = moving("self", "values")
+PADS = [f"{border}_pad{d}d" for border in ("replication", "reflection") for d in (1, 2, 3)]
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("roll", "flip", "repeat", "index_select", "gather", "index", "take", "tril", "triu", "as_strided_copy", "im2col",
@@ -303,6 +312,8 @@ RULES: dict[str, Rule] = {
         moving("self"),
     ),
     "constant_pad_nd": moving("self", fill="value"),
+    **dict.fromkeys(PADS, moving("self")),
+    **{f"{pad}_backward": padded_backward for pad in PADS},
     **dict.fromkeys(
         ("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "scatter"),
         moving("self", "src", fill="value"),
