@@ -72,7 +72,7 @@ def fixed_number(x: Tensor, **how: Any) -> Any:
 
 
 def minimum(x: Tensor, **how: Any) -> Any:
-    phi = lambda z: ((z - x) ** 4 + z**2).sum(-1) + z.prod(-1) / 10  # noqa: E731
+    phi = lambda z: ((z - x) ** 4 + z**2 + (z @ A) * z / 10).sum(-1)  # noqa: E731
     return ti.minimize(phi, torch.zeros_like(x), batch_ndim=1, rtol=1e-10, **how)
 
 
