@@ -442,3 +442,26 @@ def test_a_memory_of_symmetric_matrices_goes_on_to_others() -> None:
         torch.testing.assert_close(u, alone, rtol=1e-9, atol=1e-12)
         assert "pattern found" in info.linear
         assert info.products < 100
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_a_mesh_is_solved_with_few_linear_steps_at_a_time_or_it_is_said(limit: int) -> None:
+    m = 20
+    b = torch.linspace(-1, 1, m * m, dtype=torch.float64, requires_grad=True)
+
+    def g(u: Tensor) -> Tensor:
+        p = torch.nn.functional.pad(u.view(m, m), (1, 1, 1, 1))
+        flow = 4 * u.view(m, m) - p[2:, 1:-1] - p[:-2, 1:-1] - p[1:-1, 2:] - p[1:-1, :-2]
+        return flow.flatten() + 0.1 * u**3 - b
+
+    solver = ti.solvers.NewtonKrylov(max_inner=limit)
+    z, info = ti.root(
+        g,
+        torch.zeros(m * m, dtype=torch.float64),
+        solver=solver,
+        on_failure="ignore",
+        adjoint=ti.Implicit(max_steps=limit),
+    )
+    assert info.converged
+    assert g(z).abs().max() < 1e-6
+    torch.autograd.grad(z.sum(), b)

@@ -40,7 +40,8 @@ from torchimplicit.linear.pattern import Pattern as Pattern
 from torchimplicit.linear.qr import QR as QR
 from torchimplicit.linear.richardson import Richardson as Richardson
 from torchimplicit.linear.solver import LinearResult as LinearResult
-from torchimplicit.linear.solver import is_linear_solver, written
+from torchimplicit.linear.solver import is_linear_solver as _is_linear_solver
+from torchimplicit.linear.solver import written as _written
 from torchimplicit.linear.sparse import Sparse as Sparse
 from torchimplicit.linear.sparse_lu import SparseCholesky as SparseCholesky
 from torchimplicit.linear.sparse_lu import SparseLU as SparseLU
@@ -51,10 +52,7 @@ from torchimplicit.parameters import names_its_parameters as _names_its_paramete
 __all__ = sorted(name for name, each in globals().items() if callable(each) and not name.startswith("_"))
 
 PRECONDITIONERS = {
-    "AMG": AMG,
-    "ILU": ILU,
-    "Jacobi": Jacobi,
-    "Lagged": Lagged,
+    each.__name__: each for each in (AMG, ILU, Jacobi, Lagged)
 }  # nearly inverses, not solvers by themselves
 SOLVERS = {
     name: globals()[name] for name in __all__ if hasattr(globals()[name], "factorize") and name not in PRECONDITIONERS
@@ -63,11 +61,11 @@ SOLVERS = {
 
 def check_linear_solver(name: str, solver: object) -> None:
     """Raise TypeError unless the parameter of that name is None or a linear solver."""
-    if solver is not None and not is_linear_solver(solver):
+    if solver is not None and not _is_linear_solver(solver):
         raise TypeError(
             f"{name} must be an object with factorize(operator); got {solver!r}."
             + (" Call the class." if isinstance(solver, type) else "")
-            + f" Of torchimplicit.linear: {', '.join(map(written, SOLVERS.values()))}."
+            + f" Of torchimplicit.linear: {', '.join(map(_written, SOLVERS.values()))}."
         )
 
 

@@ -125,7 +125,7 @@ class LargeState(Bound):
         """By products alone, in as many steps as seem worth it."""
         steps = min(self.solver.trial, task.limit)
         first = self._krylov(self.operator, task, x0, min(LOOK, steps))
-        if finished(first.converged) or not self._fast(task, first):
+        if finished(first.converged) or steps <= LOOK or not self._fast(task, first):
             return first
         return after(first, self._krylov(self.operator, task, first.x.nan_to_num(), steps - LOOK))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import below, finished, occurs, values_hidden
+from torchimplicit.autograd.transforms import below, finished, occurs, tracing, values_hidden
 from torchimplicit.condition import held
 from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear import LU, Cholesky
@@ -27,7 +27,9 @@ from torchimplicit.tolerance import ROUNDING, Tolerance
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
-HALVINGS = 60  # of the way from the start, for the place where a function vanishes
+ULPS = 4  # in units of eps and of the size of z: what a difference of numbers like z consists of
+HALVINGS = 30  # of the way from the start, for the place where a function vanishes
+FARTHER = 60  # the same where z is distant
 NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 PASSED = 100  # times the slope at an inflection: one beside it that is no rounding error
@@ -99,12 +101,11 @@ def _coupled(equations: Equations, z: Tensor, row: int, noisy: bool) -> tuple[bo
     return not bool((moved[row] - value).abs().amax() <= noise), same
 
 
-def jagged(equations: Equations, z: Tensor, share: float = 0.5) -> Tensor:
-    """Whether g beside z, at a distance of eps to the power of ``share``, in z, and in a generic direction, is something else than its
-    Jacobian at z says, (B,)."""
+def jagged(equations: Equations, z: Tensor) -> Tensor:
+    """Whether g beside z, at a distance of √eps in a generic direction, is something else than its Jacobian at z says, (B,)."""
     with torch.no_grad():
         unit = torch.where((size := measured(z)) > 0, size, 1).unsqueeze(-1)
-        d = torch.finfo(z.dtype).eps ** share * unit * unpatterned(z)
+        d = torch.finfo(z.dtype).eps ** 0.5 * unit * unpatterned(z)
         jacobian = equations.jacobian(z)
         expected, found = jacobian.matvec(d), equations.attempt(equations.residual, z + d)
         if found is None:
@@ -116,39 +117,71 @@ def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
     """Of systems whose g is exactly 0 at z, those (B,) where an equation has only become too small for a float on the way from z0, as
     e⁻ᶻ and 1 − tanh z do, or for the numbers that it is a difference of, as (z + e⁻ᶻ) − z does, so that z is no root.
 
-    Where the first of them becomes 0 for the first time tells it from one with a root or a whole region of them: to these Newton's step
-    leads from nearby, and to the others it points as far beyond as ever. An equation is asked for the shortest step that it could be
-    met by; and at a distance where rounding is all that is left of it, whether g still does what its Jacobian says.
+    Such an equation stays 0 beyond z. Where the first of them becomes 0 for the first time tells it from one with a whole region of
+    roots: to these Newton's step leads from nearby, or they begin with a jump, and to the others it points as far beyond as ever from
+    numbers that are nothing but rounding. An equation is asked for the shortest step that it could be met by.
     """
     with torch.no_grad():
-        rows = equations.residual(z) == 0  # the equations, (B, n)
-        d = z - z0
-        low, high = torch.zeros_like(d[:, :1]), torch.ones_like(d[:, :1])
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            value = equations.attempt(equations.residual, z0 + middle * d)
-            if value is None:
-                return torch.zeros_like(rows[:, 0])
-            zero = ((value == 0) & rows).any(-1, keepdim=True)
-            low, high = torch.where(zero, low, middle), torch.where(zero, middle, high)
-        first = rows & (equations.residual(z0 + high * d) == 0)  # not those that have their root farther on
-        there = equations.jacobian(z0 + low * d)
-        slope = there.matvec(unpatterned(z)) * measured(low * d).unsqueeze(-1)  # about ‖row‖ ‖way‖
-        beyond = (
-            torch.where(first & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf).amax(-1)
-        )
-        gone = beyond > torch.finfo(z.dtype).eps ** 0.5
-        return gone | jagged(equations, z, FALLEN) if occurs(distant(z0, z) & ~gone) else gone
+        eps, d, far = torch.finfo(z.dtype).eps, z - z0, distant(z0, z)
+        value, begins = equations.residual(z), equations.residual(z0)
+        ahead = equations.attempt(equations.residual, z + eps**FALLEN * d)
+        met = (value == 0) & (begins != 0)  # the equations, (B, n)
+        rows = torch.zeros_like(met) if ahead is None else met & (ahead == 0)
+        gone = rows.any(-1)
+        if occurs(gone):
+            gone = gone & _faded(equations, z0, d, rows, begins, FARTHER if occurs(far) else HALVINGS)
+        return gone | _drowned(equations, z, met) if occurs(far & ~gone) else gone
 
 
-def run_off(z0: Tensor, z: Tensor, start: Tensor, status: Tensor) -> Tensor:
-    """Of fixed points that count as found, DIVERGED where z has gone so far that its own rounding is as large as f(z) − z was at the
-    start: there z + 1 is z."""
+def _faded(equations: Equations, z0: Tensor, d: Tensor, rows: Tensor, begins: Tensor, halvings: int) -> Tensor:
+    """Whether what has become 0 first of some equations was nothing but rounding just before, and Newton's step there long, (B,)."""
+    eps = torch.finfo(d.dtype).eps
+    low, high = torch.zeros_like(d[:, :1]), torch.ones_like(d[:, :1])
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        value = equations.attempt(equations.residual, z0 + middle * d)
+        if value is None:
+            return torch.zeros_like(rows[:, 0])
+        zero = ((value == 0) & rows).any(-1, keepdim=True)
+        low, high = torch.where(zero, low, middle), torch.where(zero, middle, high)
+    first = rows & (equations.residual(z0 + high * d) == 0)  # not those that have their root farther on
+    there = equations.jacobian(z0 + low * d)
+    slope = there.matvec(unpatterned(d)) * measured(low * d).unsqueeze(-1)  # about ‖row‖ ‖way‖
+    beyond = torch.where(first & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf)
+    rounded = (eps**0.5 * begins.abs()).maximum(ULPS * eps * measured(z0 + high * d).unsqueeze(-1))
+    return ((beyond > eps**0.5) & (there.value.abs() <= rounded)).any(-1)
+
+
+def _drowned(equations: Equations, z: Tensor, rows: Tensor) -> Tensor:
+    """Whether one of the equations in ``rows``, (B, n), stays what it is where each unknown moves by a good part of itself, though the
+    Jacobian says otherwise, (B,): rounding is all that is left of it."""
+    change, d = _beside(equations, z)
+    expected = equations.jacobian(z).matvec(d)
+    return (rows & (change.abs() <= torch.finfo(z.dtype).eps ** 0.5 * expected.abs()) & (expected != 0)).any(-1)
+
+
+def _beside(equations: Equations, z: Tensor) -> tuple[Tensor, Tensor]:
+    """How g changes where each unknown moves by a good part of itself, infinite where that is not known, and how far they move."""
+    d = torch.finfo(z.dtype).eps ** FALLEN * torch.where(z != 0, z.abs(), 1) * unpatterned(z)
+    found = equations.attempt(equations.residual, z + d)
+    return (torch.full_like(z, torch.inf) if found is None else found - equations.residual(z)), d
+
+
+def run_off(equations: Equations, z0: Tensor, z: Tensor, start: Tensor, status: Tensor) -> Tensor:
+    """Of fixed points that count as found, DIVERGED where a number of z has gone so far that z + 1 is z, and f(z) − z is nothing but
+    rounding beside z too. In a graph, where that is not looked at: where the rounding of z is as large as f(z) − z was at the start."""
     eps, size = torch.finfo(z.dtype).eps, measured(z)
     if below(size, eps**-FAR):
         return status
-    off = distant(z0, z) & (size * eps > start * eps**FALLEN)
-    return torch.where(off & (status == Status.CONVERGED), Status.DIVERGED, status)
+    off = distant(z0, z) & (status == Status.CONVERGED)
+    if tracing():
+        off = off & (size * eps > start * eps**FALLEN)
+    elif occurs(off):
+        with torch.no_grad():
+            change, _ = _beside(equations, z)
+            gone = (change.abs() <= ULPS * eps * z.abs()) & (z.abs() > (1 + measured(z0)).unsqueeze(-1) / eps**FAR)
+            off = off & gone.any(-1)
+    return torch.where(off, Status.DIVERGED, status)
 
 
 def singular(equations: Equations, z0: Tensor, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def solve(
     doubts: dict[str, Callable[..., Tensor]] = {}
     if not equations.kind.minimised:
         doubts["jagged"] = lambda z: jagged(gathering.equations, z)
-    if not equations.kind.minimised:
+    if not (equations.kind.minimised or equations.kind.near_identity):
         doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
     with torch.no_grad():
         course = Course.at(settings, solver.patience, z, r, estimate(z, r, state), lowest, allowed, judges, doubts)
@@ -151,7 +151,7 @@ def solve(
     best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
 
     if equations.kind.near_identity:
-        status = run_off(z0.detach(), best_z.detach(), started, status)
+        status = run_off(equations, z0.detach(), best_z.detach(), started, status)
     failed = (course.noted or equations.kind.near_identity) and not all_converged(status)
     if failed:
         status = singular(equations, z0.detach(), best_z.detach(), best, status)
@@ -267,7 +267,7 @@ def _in_graph(
         status, error, _, polish, _ = second_order(equations, z, status, error, settings.tolerance, bounds=bounds)
         z = z if polish is None else z - polish
     if equations.kind.near_identity:
-        status = run_off(z0, z, course.start, status)
+        status = run_off(equations, z0, z, course.start, status)
     return SearchResult(z, status, steps, best, error, bound, counts=(evaluations, products))
 
 
