@@ -1,8 +1,7 @@
-"""No unit plays a part: not that of g, of an objective or of residuals, nor that of z; nor do the other numbers beside one."""
+"""No unit plays a part: not that of g, of an objective or of residuals, nor that of z."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,94 +11,38 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.solvers import Backtracking, Broyden, Newton
 
 from ..every_solver import GENERAL
-from .outcomes import D, Outcome, S, error, outcome, right, tolerance
-
-slow = pytest.mark.slow
-
-
-def fast_but(slow_ones: set[str], names: list[str]) -> list[Any]:
-    """All of them, some marked slow."""
-    return [pytest.param(name, marks=[slow] * (name in slow_ones)) for name in names]
-
+from .outcomes import D, Outcome, outcome, right
+from .units import (
+    AFFINE,
+    BRACKETS,
+    DTYPES,
+    EQUATIONS,
+    FIT,
+    FIXED,
+    LEAST,
+    LONG,
+    MINIMISERS,
+    NEAR,
+    ROOT,
+    SEE_RESIDUALS,
+    SQUARES,
+    START,
+    X,
+    Y,
+    bowl,
+    contraction,
+    cubic,
+    decay,
+    fast_but,
+    number,
+    polished_by_hand,
+    slow,
+)
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
 MANY = settings(FEW, max_examples=400)
-
-# Their plain steps z − g(z), or a first inverse Jacobian that is the identity, are those of a g that has z's unit.
-UNIT_OF_Z = {"broyden", "anderson", "picard"}
-LINE_SEARCH = Newton(line_search=Backtracking())
-EQUATIONS: dict[str, Any] = {name: name for name in GENERAL if name not in UNIT_OF_Z} | {
-    "auto": "auto",
-    "newton with a line search": LINE_SEARCH,
-    "broyden from a jacobian": Broyden(start="jacobian"),
-}
-AFFINE = ["newton", "chord"]  # what they do is the same for every A g
-BRACKETS = ["bisection", "chandrupatla", "itp"]
-MINIMISERS = [
-    "auto",
-    "newton_cg",
-    "bfgs",
-    "lbfgs",
-    "nonlinear_cg",
-    "newton",
-    "chord",
-    "newton_krylov",
-    "pseudo_transient",
-]
-SQUARES = ["auto", "gauss_newton", "dogleg", *MINIMISERS[1:]]
-
-LONG = {"nonlinear_cg", "pseudo_transient", "newton_krylov", "chord"}
-
-DTYPES = {"double": (D, 300), "single": (S, 40)}
-A = torch.tensor([[1.3, 0.4, -0.2], [-0.3, 0.9, 0.1], [0.2, -0.5, 1.1]], dtype=D)
-H = torch.tensor([[3.0, 0.5, -0.3], [0.5, 1.0, 0.2], [-0.3, 0.2, 0.6]], dtype=D)
-X = torch.tensor([1.0, -2.0, 0.5], dtype=D)
-T = torch.linspace(0, 2, 12, dtype=D)
-Y = 3 * (-1.5 * T).exp() + 0.1 * (7 * T).sin()  # no curve goes through all of them
-
-
-def cubic(z: Tensor, x: Tensor) -> Tensor:
-    return A.to(z.dtype) @ z + 0.1 * z**3 - x
-
-
-def bowl(z: Tensor, x: Tensor) -> Tensor:
-    return z @ H.to(z.dtype) @ z / 2 + (z**4).sum() / 40 - x @ z
-
-
-def decay(z: Tensor, y: Tensor) -> Tensor:
-    return z[0] * (-z[1] * T.to(z.dtype)).exp() - y
-
-
-def number(z: Tensor, x: Tensor) -> Tensor:
-    return z**3 + z - x
-
-
-def contraction(z: Tensor, x: Tensor) -> Tensor:
-    return 0.4 * torch.tanh(A.to(z.dtype) @ z) + x
-
-
-def polished_by_hand(jacobian_of: Callable[..., Tensor], z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The root in float64 and the gradient of its sum in x, by dense linear algebra."""
-    for _ in range(100):
-        step = torch.linalg.solve(torch.func.jacrev(jacobian_of)(z, x), jacobian_of(z, x))
-        z = z - step
-        if step.abs().max() <= 1e-13 * z.abs().max():
-            break
-    J, K = torch.func.jacrev(jacobian_of, argnums=(0, 1))(z, x)
-    return z, -K.mT @ torch.linalg.solve(J.mT, torch.ones_like(z))
-
-
-START = torch.tensor([0.5, 0.3, -0.4], dtype=D)
-NEAR = torch.tensor([1.0, -2.0, 2.0], dtype=D)  # from where a chord finds the minimum too
-ROOT = polished_by_hand(cubic, START, X)
-LEAST = polished_by_hand(torch.func.grad(bowl), START, X)
-FIT = polished_by_hand(
-    torch.func.grad(lambda z, y: decay(z, y).square().sum() / 2), torch.tensor([3.0, 1.5], dtype=D), Y
-)
-FIXED = polished_by_hand(lambda z, x: z - contraction(z, x), START, X)
 
 
 def alike(base: Outcome, other: Outcome, truth: tuple[Tensor, Tensor], unit: float = 1.0, steps: bool = True) -> None:
@@ -290,10 +233,6 @@ def solve_fit(solver: str, dtype: torch.dtype, factor: float = 1.0, unit: float 
     return outcome(ti.least_squares, r, unit * start, Y.to(dtype), atol=eps * unit, **options)
 
 
-# They see the residuals themselves, and the others an objective, whose unit is the square of theirs.
-SEE_RESIDUALS = {"auto", "gauss_newton", "dogleg"}
-
-
 @pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=slow)], ids=["few", "many"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_unit_of_residuals(dtype: str, examples: settings) -> None:
@@ -368,167 +307,3 @@ def test_the_unit_of_the_unknowns_of_a_fit(solver: str, dtype: str) -> None:
     base = solve_fit(solver, kind)
     for unit in units_of_z(dtype):
         alike(base, solve_fit(solver, kind, unit=unit), FIT, unit=unit)
-
-
-# A right answer is not reported as a failure
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("factor", [1e-8, 1e-3, 1.0, 1e3, 1e8])
-@pytest.mark.parametrize(
-    "solver", ["auto", "newton", "chord", "newton_krylov", "dogleg", "levenberg_marquardt", "gauss_newton"]
-)
-def test_a_solution_is_recognised_in_single_precision(solver: str, factor: float) -> None:
-    for n in (3, 20):
-        draw = torch.Generator().manual_seed(n)
-        M = torch.eye(n) + 0.3 * torch.randn(n, n, generator=draw) / n**0.5
-        exact = torch.randn(n, generator=draw)
-        b = M @ exact + 0.1 * exact**3
-        g = lambda z, M=M, b=b: factor * (M @ z + 0.1 * z**3 - b)  # noqa: E731
-        result = outcome(ti.root, g, exact, solver=solver)
-        assert result.silent, result.words
-        assert result.info.steps <= 1
-        assert right(result.z, exact)
-
-
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
-def test_a_large_objective_within_bounds_that_hold_nothing(scale: float, dtype: torch.dtype) -> None:
-    target = torch.tensor([0.3, -1.0, 2.0, 0.7], dtype=dtype)
-    weights = torch.tensor([1.0, 3.0, 0.5, 10.0], dtype=dtype)
-
-    def phi(z: Tensor) -> Tensor:
-        return scale * (weights * ((z - target) ** 2 + (z - target) ** 4)).sum()
-
-    for start in (torch.zeros(4, dtype=dtype), target.clone(), torch.full((4,), 4.0, dtype=dtype)):
-        result = outcome(ti.minimize, phi, start, bounds=(-5.0, 5.0))
-        assert result.silent, result.words
-        assert right(result.z, target)
-        # With a bound that holds: the first unknown may not come below 0.5.
-        lower = torch.tensor([0.5, -5.0, -5.0, -5.0], dtype=dtype)
-        held = outcome(ti.minimize, phi, start.maximum(lower), bounds=(lower, 5.0))
-        assert held.silent, held.words
-        assert right(held.z, target.maximum(lower))
-
-
-def test_a_right_answer_is_not_destroyed() -> None:
-    exact = torch.tensor([1.0, -2.0, 0.5])
-    b = A.float() @ exact + 0.1 * exact**3
-    z, info = ti.root(lambda z: 1e3 * (A.float() @ z + 0.1 * z**3 - b), exact, on_failure="nan")
-    assert info.converged
-    assert right(z, exact)
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", fast_but(LONG, SQUARES))
-def test_residuals_that_vanish_twice_are_a_solution(solver: str, dtype: torch.dtype) -> None:
-    """(w − a)² has a Jacobian that vanishes with it: methods halve their distance, and what they end with is right or a failure."""
-    a = torch.tensor([5.0, 0.0, -2.0], dtype=dtype)
-    result = outcome(ti.least_squares, lambda w: (w - a) ** 2, torch.ones(3, dtype=dtype), solver=solver)
-    # A residual of eps is that of any w within √eps of a: nobody can tell them apart.
-    near = error(result.z, a) <= 10 * torch.finfo(dtype).eps ** 0.5 * 5
-    assert near or not result.found, (result.z, result.info.status)
-    if solver == "auto":
-        assert result.silent, result.words
-        assert near
-        assert result.info.steps <= 60
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", ["levenberg_marquardt", "dogleg"])
-def test_a_start_near_nothing_is_a_start_at_nothing(solver: str, dtype: torch.dtype) -> None:
-    """The radius of the trust region is measured by the start only where the start says anything of the unit of z."""
-    b = torch.tensor([3.0, -1.0, 2.0], dtype=dtype)
-    M, t, y = A.to(dtype), T.to(dtype), Y.to(dtype)
-    problems: dict[str, tuple[Any, Any, int]] = {
-        "linear fit": (ti.least_squares, lambda z: M @ z - b, 3),
-        "linear root": (ti.root, lambda z: M @ z - b, 3),
-        "cubic root": (ti.root, lambda z: M @ z + 0.1 * z**3 - b, 3),
-        "curve": (ti.least_squares, lambda z: z[0] + z[1] * t + (z[1] * t).sin() - y, 2),
-        "far away": (ti.root, lambda z: M @ z / 1e6 - b, 3),
-    }
-    for name, (solve, f, n) in problems.items():
-        at_zero = outcome(solve, f, torch.zeros(n, dtype=dtype), solver=solver)
-        assert at_zero.silent, (name, at_zero.words)
-        for start in (1e-9, 1e-15, 1e-30):
-            result = outcome(solve, f, torch.full((n,), start, dtype=dtype), solver=solver)
-            assert result.silent, (name, start, result.words)
-            assert result.info.steps <= at_zero.info.steps + 3, (name, start, result.info.steps, at_zero.info.steps)
-            assert error(result.z, at_zero.z) <= 10 * tolerance(at_zero.z), (name, start)
-
-
-# One number among others
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", ["auto", "picard", "anderson", "broyden", "newton", "newton_krylov"])
-def test_each_leaf_of_a_tree_is_judged_by_itself(solver: str, dtype: torch.dtype) -> None:
-    x = torch.tensor(0.03, dtype=dtype)
-    start = {"p": torch.tensor(9e4, dtype=dtype), "x": torch.tensor(0.0, dtype=dtype)}
-
-    def f(z: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-        return {"p": 0.5 * z["p"] + 5e4, "x": 0.9 * z["x"] + x}
-
-    result = outcome(ti.fixed_point, f, start, x, solver=solver)
-    good = right(result.z["x"], torch.tensor(0.3, dtype=D)) and right(result.z["p"], torch.tensor(1e5, dtype=D))
-    assert good or not result.found, (result.z, result.info.status)
-    if solver in ("auto", "newton", "newton_krylov"):
-        assert result.silent, result.words
-        assert float(result.gradient) == pytest.approx(10, rel=1e-3)
-
-
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", ["auto", "newton_cg", "bfgs", "lbfgs", "nonlinear_cg"])
-def test_each_leaf_of_a_minimum_is_judged_by_itself(solver: str, dtype: torch.dtype) -> None:
-    x = torch.tensor(0.3, dtype=dtype)
-    start = {"p": torch.tensor(9e4, dtype=dtype), "x": torch.tensor(2.0, dtype=dtype)}
-
-    def phi(z: dict[str, Tensor], x: Tensor) -> Tensor:
-        return (z["p"] / 1e5 - 1) ** 2 + (z["x"] - x) ** 2 / 2 + (z["x"] - x) ** 4
-
-    result = outcome(ti.minimize, phi, start, x, solver=solver)
-    good = right(result.z["x"], torch.tensor(0.3, dtype=D)) and right(result.z["p"], torch.tensor(1e5, dtype=D))
-    assert good or not result.found, (result.z, result.info.status)
-    if solver == "auto":
-        assert result.silent, result.words
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", ["auto", "picard", "anderson", "broyden", "newton_krylov"])
-@pytest.mark.parametrize("slowness", [0.9, 0.99])
-def test_one_slow_number_does_not_hide_among_many(solver: str, slowness: float, dtype: torch.dtype) -> None:
-    n = 1024
-    rates = torch.full((n,), 0.1, dtype=dtype)
-    rates[417] = slowness
-    x = (1 - rates.double()).to(dtype)
-    truth = x.double() / (1 - rates.double())
-    result = outcome(ti.fixed_point, lambda z, x: rates * z + x, torch.zeros(n, dtype=dtype), x, solver=solver)
-    assert result.found <= right(result.z, truth), (error(result.z, truth), result.info.status)
-    root = outcome(ti.root, lambda z, x: z - rates * z - x, torch.zeros(n, dtype=dtype), x, solver=solver)
-    assert root.found <= right(root.z, truth), (error(root.z, truth), root.info.status)
-    if solver == "auto":
-        assert result.silent
-        assert root.silent
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("dtype", [D, S])
-@pytest.mark.parametrize("solver", ["auto", "lbfgs", "nonlinear_cg", "newton_cg"])
-def test_one_flat_number_of_a_minimum_does_not_hide_among_many(solver: str, dtype: torch.dtype) -> None:
-    n = 1024
-    weights = torch.ones(n, dtype=dtype)
-    weights[417] = 1e-3
-    truth = 1 + torch.arange(n, dtype=dtype) / n
-
-    def phi(z: Tensor) -> Tensor:
-        return (weights * ((z - truth) ** 2 + 0.1 * (z - truth) ** 4)).sum()
-
-    result = outcome(ti.minimize, phi, torch.zeros(n, dtype=dtype), solver=solver)
-    assert result.found <= right(result.z, truth), (error(result.z, truth), result.info.status)
-    if solver == "auto":
-        assert result.silent, result.words

@@ -13,7 +13,7 @@ import torchimplicit as ti
 from torchimplicit.solvers import Bisection, Chandrupatla
 
 from ..every_solver import GENERAL
-from . import test_units as units
+from . import units
 from .outcomes import D, S, error, outcome, right
 
 slow = pytest.mark.slow
