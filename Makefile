@@ -24,7 +24,8 @@ test-all: .venv/installed
 REPRESENTATIVE := tests/test_readme.py tests/capture tests/loop tests/gradients/test_every_problem.py \
 	tests/gradients/test_tensors.py tests/gradients/test_paths.py tests/problems/test_black_boxes.py \
 	tests/problems/test_scalar.py tests/problems/test_traps.py tests/stack/test_imports.py tests/stack/test_compile.py \
-	tests/stack/test_graph.py tests/stack/test_matrix.py tests/stack/test_memory.py tests/stack/test_recomputation.py
+	tests/stack/test_graph.py tests/stack/test_graph_linear.py tests/stack/test_export.py tests/stack/test_matrix.py \
+	tests/stack/test_memory.py tests/stack/test_recomputation.py
 
 # Each version in an environment of its own (GBs). Any other: make test-versions VERSIONS=2.9.1
 test-versions: $(VERSIONS:%=test-with-%)

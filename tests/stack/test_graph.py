@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,41 +13,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import torchimplicit as ti
-from torchimplicit.compiling import region
 from torchimplicit.private.dynamo import AVAILABLE
 
-D = torch.float64
-A = torch.tensor([[1.2, 0.3], [-0.2, 0.9]], dtype=D)
-T = torch.linspace(0, 1, 20, dtype=D)
-
-Model = Callable[..., Any]
-
+from .graph_models import Cell, D, Model, answer, compiled, cube, fit, fixed_point, minimum, root, value_and_gradient
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
-
-
-def root(x: Tensor, **options: Any) -> Any:
-    return ti.root(lambda z: A @ z + 0.1 * z**3 - x, torch.zeros(2, dtype=D), **options)
-
-
-def numbers(x: Tensor, **options: Any) -> Any:
-    return ti.root(lambda z: z**3 + z - x, torch.ones(2, dtype=D), batch_ndim=1, **options)
-
-
-def fixed_point(x: Tensor, **options: Any) -> Any:
-    return ti.fixed_point(lambda z: torch.tanh(0.4 * A @ z + x), torch.zeros(2, dtype=D), **options)
-
-
-def minimum(x: Tensor, **options: Any) -> Any:
-    phi = lambda z: ((z - x) ** 4).sum() + (z**2).sum() + z.prod() / 10  # noqa: E731
-    return ti.minimize(phi, torch.zeros(2, dtype=D), **options)
-
-
-def fit(x: Tensor, **options: Any) -> Any:
-    def r(z: Tensor) -> Tensor:
-        return z[0] * torch.exp(-z[1] * T) - x[0] * torch.exp(-x[1] * T) - 0.01 * torch.sin(9 * T)
-
-    return ti.least_squares(r, torch.ones(2, dtype=D), **options)
 
 
 def gradient(model: Model) -> tuple[Tensor, Any, Tensor]:
@@ -57,16 +25,6 @@ def gradient(model: Model) -> tuple[Tensor, Any, Tensor]:
     z, info = model(x)
     (grad,) = torch.autograd.grad((z * torch.tensor([1.0, 2.0], dtype=D)).sum(), x)
     return z.detach(), info, grad
-
-
-def compiled(model: Model, **options: Any) -> Model:
-    torch._dynamo.reset()
-    return torch.compile(model, fullgraph=True, **{"backend": "aot_eager", **options})
-
-
-def bounded(x: Tensor, **options: Any) -> Any:
-    phi = lambda z: ((z - x) ** 2).sum() + (z**4).sum() / 10 + z.prod() / 3  # noqa: E731
-    return ti.minimize(phi, torch.zeros(2, dtype=D), bounds=(-2.0, x - 0.5), **options)
 
 
 def test_systems_that_mix_after_plain_steps_take_the_steps_of_plain_code() -> None:
@@ -186,138 +144,6 @@ def test_the_function_may_be_given_by_name() -> None:
     torch.testing.assert_close(compiled(model, backend="eager")(x), model(x))
 
 
-def test_what_cannot_be_exported_is_refused_by_name() -> None:
-    class Model(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return root(x, solver="pseudo_transient")[0]
-
-    with pytest.raises(RuntimeError, match="root cannot be exported: solver='pseudo_transient'"):
-        torch.export.export(Model(), (torch.ones(2, dtype=D),), strict=False)
-
-
-class Solves(nn.Module):
-    """A model in which derivatives are part of the forward."""
-
-    def __init__(self, solve: Model) -> None:
-        super().__init__()
-        self.solve = solve
-
-    def forward(self, x: Tensor) -> Any:
-        return self.solve(x)[0]
-
-
-def cube(x: Tensor) -> Tensor:
-    z = torch.zeros_like(x)
-    for _ in range(40):
-        z = z - (z**3 + z - x) / (3 * z**2 + 1)
-    return z
-
-
-def answer(x: Tensor) -> Any:
-    return ti.implicit(lambda z, x: z**3 + z - x, batch_ndim=1)(cube)(x), None
-
-
-def system(x: Tensor) -> Any:
-    return ti.linear_solve(A + torch.diag_embed(x), x)
-
-
-def product(x: Tensor) -> Any:
-    return ti.linear_solve(lambda z: A @ z + x * z, x)
-
-
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("solve", [numbers, system, product, answer, bounded])
-def test_what_takes_derivatives_is_exported(solve: Model, strict: bool) -> None:
-    model, x = Solves(solve), torch.tensor([0.7, 1.3], dtype=D)
-    program = torch.export.export(model, (x,), strict=strict)
-    for inputs in (x, 2 * x):
-        torch.testing.assert_close(program.module()(inputs), model(inputs), rtol=1e-7, atol=1e-9)
-
-
-def value_and_gradient(model: Model, *inputs: Tensor) -> tuple[Tensor, ...]:
-    inputs = tuple(x.clone().requires_grad_() for x in inputs)
-    z = model(*inputs)
-    weights = torch.arange(1, z.numel() + 1, dtype=D).reshape(z.shape)
-    grads = torch.autograd.grad((z * weights).abs().sum(), inputs, allow_unused=True)
-    return (z.detach(), *[torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)])
-
-
-torch.manual_seed(0)
-MATRIX_5 = torch.randn(5, 5, dtype=D) + 4 * torch.eye(5, dtype=D)
-LINEAR: dict[str, tuple[Model, Tensor, Tensor]] = {
-    "entries": (lambda A, b: ti.linear_solve(A, b)[0], MATRIX_5, torch.randn(5, dtype=D)),
-    "right-hand sides": (lambda A, b: ti.linear_solve(A, b)[0], MATRIX_5, torch.randn(3, 5, dtype=D)),
-    "matrices": (lambda A, b: ti.linear_solve(A, b)[0], torch.stack([MATRIX_5, 2 * MATRIX_5]), torch.randn(5, dtype=D)),
-    "products": (lambda A, b: ti.linear_solve(lambda z: A @ z, b)[0], MATRIX_5, torch.randn(5, dtype=D)),
-    "by name": (lambda A, b: ti.linear_solve(A=A, b=b, solver=ti.linear.QR())[0], MATRIX_5, torch.randn(5, dtype=D)),
-    "definite": (
-        lambda A, b: ti.linear_solve(ti.linear.Dense(A @ A.mT, positive_definite=True), b)[0],
-        *(MATRIX_5, torch.randn(5, dtype=D)),
-    ),
-    "complex": (
-        lambda A, b: ti.linear_solve(A + 1j * torch.eye(5, dtype=D), b + 0j)[0],
-        *(MATRIX_5, torch.randn(5, dtype=D)),
-    ),
-    "one tensor twice": (lambda A, _: ti.linear_solve(A, A)[0], MATRIX_5, torch.randn(5, dtype=D)),
-    "diagonals": (
-        lambda A, b: ti.linear_solve(ti.linear.Diagonal(A.abs() + 1), b)[0],
-        *(MATRIX_5[:3], torch.randn(5, dtype=D)),
-    ),
-    "larger than what is made dense": (
-        lambda A, b: ti.linear_solve(A, b)[0],
-        *(torch.randn(300, 300, dtype=D) + 40 * torch.eye(300, dtype=D), torch.randn(300, dtype=D)),
-    ),
-    **{
-        name: (
-            lambda A, b, name=name: ti.linear_solve(A @ A.mT, b, solver=getattr(ti.linear, name)(), rtol=1e-12)[0],
-            *(MATRIX_5, torch.randn(5, dtype=D)),
-        )
-        for name in region.LINEAR
-    },
-}
-
-
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("which", LINEAR)
-def test_a_linear_system_is_solved_in_a_graph(which: str) -> None:
-    model, *inputs = LINEAR[which]
-    for found, expected in zip(
-        value_and_gradient(compiled(model), *inputs), value_and_gradient(model, *inputs), strict=True
-    ):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
-
-
-def test_a_linear_system_without_a_solution_is_reported_in_a_graph() -> None:
-    A, b = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=D), torch.tensor([1.0, 0.0], dtype=D)
-    with pytest.warns(ti.ConvergenceWarning, match="singular"):
-        _, info = compiled(lambda A, b: ti.linear_solve(A, b))(A, b)
-    assert info.status == ti.Status.SINGULAR
-    with pytest.warns(ti.ConvergenceWarning, match="solution of the linear system was not found"):
-        compiled(lambda b: ti.linear_solve(lambda z: z**3 + z, b)[0])(torch.ones(2, dtype=D))
-
-
-def test_a_linear_system_keeps_its_step_limit_and_its_checks_in_a_graph() -> None:
-    b = torch.ones(5, dtype=D)
-    _, info = compiled(lambda A, b: ti.linear_solve(A, b, max_steps=0, on_failure="ignore"))(MATRIX_5, b)
-    assert info.status == ti.linear_solve(MATRIX_5, b, max_steps=0, on_failure="ignore")[1].status
-    with pytest.raises(Exception, match="on_failure must be"):
-        compiled(lambda A, b: ti.linear_solve(A, b, on_failure="rasie")[0])(MATRIX_5, b)
-
-
-def test_a_sparse_matrix_is_refused_by_name() -> None:
-    A = torch.eye(3, dtype=D).to_sparse_coo()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="sparse"):
-        compiled(lambda b: ti.linear_solve(A, b)[0])(torch.ones(3, dtype=D))
-
-
-def test_a_sparse_matrix_breaks_the_graph_where_it_may() -> None:
-    A = (4 * torch.eye(3, dtype=D)).to_sparse_coo()
-    torch._dynamo.reset()
-    found = torch.compile(lambda b: 2 * ti.linear_solve(A, b)[0], backend="aot_eager")(torch.ones(3, dtype=D))
-    torch.testing.assert_close(found, torch.full((3,), 0.5, dtype=D))
-
-
 def by_values(x: Tensor) -> Tensor:
     return cube(torch.tensor([float(number) for number in x.numpy()], dtype=D))
 
@@ -430,16 +256,6 @@ def test_a_second_derivative_is_refused() -> None:
         torch.autograd.grad(grad.sum(), x)
 
 
-class Cell(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.linear, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
-
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        return torch.tanh(0.3 * self.linear(z) + self.norm(x))
-
-
 def test_a_layer_under_autocast_is_in_the_graph_and_keeps_its_info() -> None:
     layer, x = ti.nn.FixedPoint(Cell()), torch.randn(4, 3)
 
@@ -455,22 +271,6 @@ def test_a_layer_under_autocast_is_in_the_graph_and_keeps_its_info() -> None:
     assert layer.last_info is not info
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
     assert torch.equal(layer.last_info.status, info.status)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strict", [True, False])
-def test_an_exported_model_is_saved_and_runs_with_other_batch_sizes(strict: bool) -> None:
-    layer, x = ti.nn.FixedPoint(Cell()).eval(), torch.randn(4, 3)
-    sizes = {"args": ({0: torch.export.Dim("batch", min=2, max=512)},)}
-    with torch.no_grad():
-        program = torch.export.export(layer, (x,), dynamic_shapes=sizes, strict=strict)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    for batch in (2, 9):
-        x = torch.randn(batch, 3)
-        torch.testing.assert_close(loaded(x), layer(x))
 
 
 @pytest.mark.slow
