@@ -1,4 +1,4 @@
-"""Minima and fits within bounds: SciPy's values, and the derivatives of the solution in its bounds and parameters."""
+"""Minima and fits within bounds: SciPy's values, what is refused, and how a solve there ends."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import optimize
 from torch import Tensor
 
@@ -15,7 +13,6 @@ import torchimplicit as ti
 from tests.problem_sets.mgh import PROBLEMS
 from torchimplicit import Status
 from torchimplicit.bounds import Bounded
-from torchimplicit.interop import SciPy
 from torchimplicit.layout import Layout
 from torchimplicit.problems.minimize import Minimum
 from torchimplicit.solvers.equations import Estimate
@@ -107,51 +104,6 @@ def test_boxes_around_the_starts_of_the_standard_problems(problem: object) -> No
     assert phi(z) <= found.fun * (1 + 1e-6) + 1e-12
 
 
-def solution(b: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    return ti.minimize(phi, torch.zeros_like(b), (b,), bounds=(lower, upper), rtol=1e-13).value
-
-
-def limits() -> tuple[Tensor, Tensor, Tensor]:
-    b = torch.tensor([2.0, -2.0, 0.1, 1.5, -0.2], dtype=D)
-    return b, torch.full((5,), -1.0, dtype=D), torch.tensor([0.5, 3.0, 3.0, torch.inf, 2.0], dtype=D)
-
-
-def test_derivatives_in_parameters_and_bounds_are_those_of_differences() -> None:
-    b, lower, upper = limits()
-    z = solution(b, lower, upper)
-    assert held(z, lower, upper).tolist() == [True, True, False, False, False]
-    arguments = [t.clone().requires_grad_() for t in (b, lower, upper)]
-    exact = torch.autograd.functional.jacobian(solution, tuple(arguments))
-    h = 1e-5
-    for k in range(3):
-        for j in range(5):
-            step = torch.zeros(5, dtype=D)
-            step[j] = h
-            ends = [
-                solution(*(t + sign * step if i == k else t for i, t in enumerate((b, lower, upper))))
-                for sign in (1, -1)
-            ]
-            torch.testing.assert_close(exact[k][:, j], (ends[0] - ends[1]) / (2 * h), rtol=1e-6, atol=1e-8)
-    assert exact[2][0, 0] == 1
-    assert exact[1][1, 1] == 1
-
-
-def test_second_derivatives_are_exact_too() -> None:
-    b, lower, upper = (t.requires_grad_() for t in limits())
-    assert torch.autograd.gradcheck(solution, (b, lower, upper), atol=1e-5)
-    assert torch.autograd.gradgradcheck(solution, (b, lower, upper), atol=1e-5, fast_mode=True)
-
-
-def test_derivatives_under_vmap_are_those_of_each_system() -> None:
-    _, lower, upper = limits()
-    b = 2 * random(3, 5)
-    together = torch.vmap(torch.func.jacrev(solution, argnums=(0, 2)), in_dims=(0, None, None))(b, lower, upper)
-    for i in range(3):
-        alone = torch.func.jacrev(solution, argnums=(0, 2))(b[i], lower, upper)
-        for part, single in zip(together, alone, strict=True):
-            torch.testing.assert_close(part[i], single, rtol=1e-8, atol=1e-10)
-
-
 def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
     b, lower = 2 * random(4, 5), -random(4, 5, seed=5).abs()
     b[2, 0] = torch.nan
@@ -167,25 +119,6 @@ def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
             assert abs(int(info.steps[i]) - int(single.steps)) <= 1
             if i != 2:
                 torch.testing.assert_close(z[i], alone, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("max_inner", [None, 50])
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_unrolled_steps_have_the_same_derivatives(max_inner: int | None, checkpoint: bool) -> None:
-    arguments = [t.requires_grad_() for t in limits()]
-    b, lower, upper = arguments
-    z = ti.minimize(
-        phi,
-        torch.zeros(5, dtype=D),
-        (b,),
-        bounds=(lower, upper),
-        solver=ti.solvers.ProjectedNewton(max_inner=max_inner),
-        adjoint=ti.Unrolled(steps=12, checkpoint=checkpoint),
-    ).value
-    explicit, exact = (torch.autograd.grad(v.square().sum(), arguments) for v in (z, solution(b, lower, upper)))
-    for one, other in zip(explicit, exact, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_without_active_bounds_nothing_changes() -> None:
@@ -274,52 +207,6 @@ def test_without_matrices_the_minimum_is_the_same() -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Unrolled(steps=4), ti.OneStep()])
-@pytest.mark.parametrize("target", [-3.0, 0.5, 3.0])
-def test_between_equal_bounds_the_solution_is_the_bound(target: float, adjoint: object) -> None:
-    """z* = b, whichever way the slope there points: derivative 1, and no second one."""
-    b = torch.tensor(0.5, dtype=D, requires_grad=True)
-    c = torch.tensor(target, dtype=D, requires_grad=True)
-    zero = torch.zeros((), dtype=D)
-    for z in (
-        ti.minimize(lambda z: (z - c) ** 2 + z**4, zero, bounds=(b, b), adjoint=adjoint).value,
-        ti.least_squares(lambda z: z + z**3 - c, zero, bounds=(b, b), adjoint=adjoint).value,
-    ):
-        assert z == 0.5
-        first = torch.autograd.grad(z, (b, c), create_graph=True)
-        assert [g.item() for g in first] == [1, 0]
-        if isinstance(adjoint, ti.Implicit):
-            assert not any(torch.autograd.grad(first[0], (b, c), allow_unused=True, materialize_grads=True))
-
-
-def test_some_unknowns_fixed_by_equal_bounds_are_parameters_of_the_others() -> None:
-    """The derivatives in the fixed values are those in a parameter that takes their place; also under vmap, and of second order."""
-    b = 2 * random(3)
-    fixed = torch.tensor([0.4, -0.3, 0.2], dtype=D)
-
-    def bounded(b: Tensor, fixed: Tensor) -> Tensor:
-        free = torch.full((1,), torch.inf, dtype=D)
-        lower, upper = torch.cat([fixed[:1], -free, fixed[1:]]), torch.cat([fixed[:1], free, fixed[1:]])
-        target = torch.cat([b, b[:1] * b[1:2]])
-        return ti.minimize(phi, torch.zeros(4, dtype=D), (target,), bounds=(lower, upper), rtol=1e-14).value
-
-    def reduced(b: Tensor, fixed: Tensor) -> Tensor:
-        target = torch.cat([b, b[:1] * b[1:2]])
-        whole = lambda z: torch.cat([fixed[:1], z, fixed[1:]])  # noqa: E731
-        z = ti.minimize(lambda z: phi(whole(z), target), torch.zeros(1, dtype=D), rtol=1e-14).value
-        return whole(z)
-
-    both = {"argnums": (0, 1)}
-    for derivative, values in (
-        (lambda f: torch.func.jacrev(f, **both), fixed),
-        (lambda f: torch.func.jacfwd(f, **both), fixed),
-        (lambda f: torch.func.jacrev(torch.func.jacrev(f, argnums=1), **both), fixed),
-        (lambda f: torch.vmap(torch.func.jacrev(f, **both), in_dims=(None, 0)), torch.stack([fixed, -fixed])),
-    ):
-        for one, other in zip(derivative(bounded)(b, values), derivative(reduced)(b, values), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
-
-
 def test_numbers_as_bounds_have_the_precision_of_z() -> None:
     z = ti.minimize(lambda z: ((z - 2) ** 2).sum(), torch.zeros(2, dtype=D), bounds=(None, 0.7)).value
     assert z.tolist() == [0.7, 0.7]
@@ -342,87 +229,6 @@ def test_a_small_gradient_is_not_lost_beside_a_large_z(scale: float) -> None:
     )
     assert info.converged
     torch.testing.assert_close(z, torch.full((2,), 200.0, dtype=D), rtol=1e-3, atol=0)
-
-
-# No unit plays a part in who is held
-
-
-POWERS = {torch.float64: 300, torch.float32: 40}
-TARGET = [1.0, -2.0, 0.5, 4.0]
-
-
-def in_a_unit(c: float, d: float, dtype: torch.dtype, **options: Any) -> tuple[ti.Solution, Tensor, Tensor]:
-    """The minimum of c Σ ((z − x)² + (z − x)⁴) + d, each free unknown of which is x, and the derivatives of its sum in x and bounds.
-
-    The third unknown is pressed on its lower bound, the fourth on its upper one.
-    """
-    x, size = torch.tensor(TARGET, dtype=dtype, requires_grad=True), 1e3
-    limits = torch.tensor([[-size, -size, 0.8, -size], [size, size, size, 3.0]], dtype=dtype, requires_grad=True)
-    found = ti.minimize(
-        lambda z, x: c * ((z - x) ** 2 + (z - x) ** 4).sum() + d,
-        torch.zeros(4, dtype=dtype),
-        (x,),
-        bounds=tuple(limits.unbind()),
-        **options,
-    )
-    return found, *torch.autograd.grad(found.value.sum(), (x, limits))
-
-
-@pytest.mark.parametrize("examples", [12, pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", POWERS)
-def test_no_unit_of_the_objective_plays_a_part(dtype: torch.dtype, examples: int) -> None:
-    @settings(max_examples=examples, deadline=None, derandomize=True)
-    @given(power=st.integers(-POWERS[dtype], POWERS[dtype]), shift=st.sampled_from([0.0, 1.0, -3e3]))
-    def check(power: int, shift: float) -> None:
-        c = 2.0**power
-        (z, info), in_x, in_limits = in_a_unit(c, shift * c, dtype)
-        assert info.converged
-        assert info.adjoint.converged
-        rtol = 10 * torch.finfo(dtype).eps ** 0.5
-        torch.testing.assert_close(z, torch.tensor([1.0, -2.0, 0.8, 3.0], dtype=dtype), rtol=rtol, atol=0)
-        assert z[2:].tolist() == torch.tensor([0.8, 3.0], dtype=dtype).tolist()  # exactly
-        torch.testing.assert_close(in_x, torch.tensor([1.0, 1, 0, 0], dtype=dtype), rtol=rtol, atol=rtol)
-        torch.testing.assert_close(
-            in_limits, torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]], dtype=dtype), rtol=rtol, atol=rtol
-        )
-
-    check()
-
-
-@pytest.mark.parametrize("dtype", POWERS)
-def test_no_unit_of_the_residuals_of_a_fit_plays_a_part(dtype: torch.dtype) -> None:
-    """z₀ e^(−z₁ t) with the rate held at 1: then z₀ is linear in y, with the weights e⁻ᵗ / Σ e⁻²ᵗ."""
-    t = T.to(dtype)
-    weights = (-T).exp() / (-2 * T).exp().sum()
-
-    @settings(max_examples=25, deadline=None, derandomize=True)
-    @given(power=st.integers(-POWERS[dtype] // 2, POWERS[dtype] // 2))
-    def check(power: int) -> None:
-        y = (3 * (-1.5 * T).exp()).to(dtype).requires_grad_()
-        z, info = ti.least_squares(
-            lambda z, y: 2.0**power * (z[0] * (-z[1] * t).exp() - y),
-            torch.tensor([2.0, 0.5], dtype=dtype),
-            (y,),
-            bounds=(-1e3, torch.tensor([1e3, 1.0], dtype=dtype)),
-        )
-        assert info.converged
-        rtol = 100 * torch.finfo(dtype).eps ** 0.5
-        torch.testing.assert_close(z.double(), torch.stack([weights @ y.double(), T.new_ones(())]), rtol=rtol, atol=0)
-        (gradient,) = torch.autograd.grad(z.sum(), y)
-        torch.testing.assert_close(gradient.double(), weights, rtol=rtol, atol=rtol)
-
-    check()
-
-
-@pytest.mark.parametrize(
-    "solver", ["newton", "newton_krylov", "broyden", "anderson", SciPy("trust-constr"), SciPy("SLSQP")]
-)
-def test_what_others_leave_next_to_its_bound_is_put_there(solver: Any) -> None:
-    (z, info), in_x, in_limits = in_a_unit(0.1, 0.0, D, solver=solver, rtol=1e-6)
-    assert info.converged
-    assert z[2:].tolist() == [0.8, 3.0]
-    torch.testing.assert_close(in_x, torch.tensor([1.0, 1, 0, 0], dtype=D), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(in_limits, torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]], dtype=D), rtol=1e-6, atol=1e-6)
 
 
 def test_a_solver_that_stops_too_early_within_bounds_does_not_go_unnoticed() -> None:
@@ -461,21 +267,3 @@ def test_an_objective_that_is_no_number_has_no_minimum_within_bounds(bounds: obj
         on_failure="ignore",
     ).info
     assert info.status == Status.NONFINITE
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_a_minimum_beside_a_bound_that_holds_another_has_a_derivative_unless_it_is_flat(flat: bool) -> None:
-    """What is seen from beside z* says whether there is one; there the bound still holds what it holds."""
-    x = torch.tensor([0.25, 3.0], dtype=D, requires_grad=True)
-    z, info = ti.minimize(
-        lambda z, x: (z[0] - x[0]) ** (4 if flat else 2) + (z[1] - x[1]) ** 2 + z[0] * (z[1] - 1),
-        torch.ones(2, dtype=D),
-        (x,),
-        bounds=(-5.0, 1.0),
-        on_failure="ignore",
-    )
-    assert z[1] == 1
-    (gradient,) = torch.autograd.grad(z.sum(), x)
-    assert (info.converged and info.adjoint.converged) != flat
-    if not flat:
-        torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0], dtype=D), rtol=1e-7, atol=1e-9)
