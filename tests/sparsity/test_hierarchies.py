@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from tests.sparsity.test_problems import bratu, by_hand, rates, start
+from tests.sparsity.bratu import bratu, by_hand, rates, start
 from torchimplicit.linear import Memory
 
 

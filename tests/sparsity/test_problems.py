@@ -3,61 +3,25 @@ they cost in factorisations and products."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import scipy.sparse as sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchimplicit as ti
-from torchimplicit.linear import Memory, PatternWarning
+from torchimplicit.linear import Memory
 
-M = 20
-
-
-def laplacian(u: Tensor) -> Tensor:
-    """−Δu on the unit square, u = 0 around it, times the square of the mesh's width."""
-    p = torch.nn.functional.pad(u, (1, 1, 1, 1))
-    return 4 * u - p[..., 2:, 1:-1] - p[..., :-2, 1:-1] - p[..., 1:-1, 2:] - p[..., 1:-1, :-2]
-
-
-def bratu(u: Tensor, lam: Tensor) -> Tensor:
-    """−Δu − λ eᵘ."""
-    return laplacian(u) - lam * u.exp() / (u.shape[-1] + 1) ** 2
+from .bratu import M, bratu, by_hand, laplacian, rates, start
 
 
 def convection(u: Tensor, lam: Tensor) -> Tensor:
     """With a wind, which makes the Jacobian asymmetric."""
     p = torch.nn.functional.pad(u, (1, 1, 1, 1))
     return bratu(u, lam) + 0.6 * (p[..., 1:-1, 2:] - p[..., 1:-1, :-2]) * (1 + u)
-
-
-def rates(m: int = M) -> Tensor:
-    return (5 + torch.sin(torch.arange(m * m, dtype=torch.float64)).view(m, m)).requires_grad_()
-
-
-def by_hand(lam: Tensor) -> tuple[Tensor, Tensor]:
-    """Bratu's solution, and the derivative of its sum in λ, by SciPy."""
-    m = len(lam)
-    line = sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(m, m))
-    stiffness = sparse.kronsum(line, line)
-    u, rate = np.zeros(m * m), lam.detach().numpy().reshape(-1) / (m + 1) ** 2
-    for _ in range(10):
-        factors = scipy.sparse.linalg.splu((stiffness - sparse.diags_array(rate * np.exp(u))).tocsc())
-        u = u - factors.solve(stiffness @ u - rate * np.exp(u))
-    w = factors.solve(np.ones(m * m), trans="T") * np.exp(u) / (m + 1) ** 2
-    return torch.from_numpy(u).view(m, m), torch.from_numpy(w).view(m, m)
-
-
-def start(m: int = M) -> Tensor:
-    return torch.zeros(m, m, dtype=torch.float64)
 
 
 OPTIONS = {
@@ -83,32 +47,6 @@ def test_value_and_gradient_are_those_by_scipy(how: str) -> None:
     torch.testing.assert_close(z.detach(), value, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(lam.grad, gradient, rtol=1e-9, atol=1e-12)
     assert ("CHOLMOD" in info.linear) == (how != "not at all")
-
-
-def test_one_factorisation_serves_all_steps_and_the_backward() -> None:
-    memory, lam = Memory(), rates()
-    z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=memory)
-    assert memory.setups == 1
-    z.sum().backward()
-    assert memory.setups == 1
-    assert info.steps > 1
-    assert info.products < 60
-    assert info.adjoint.products < 12
-    assert info.adjoint.converged
-    assert "CG, preconditioned by CHOLMOD" in info.adjoint.linear
-
-
-def test_a_memory_that_is_kept_serves_the_next_call() -> None:
-    memory = Memory()
-    counts = []
-    for shift in (0.0, 0.1, 0.2):
-        lam = (rates().detach() + shift).requires_grad_()
-        z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=memory)
-        z.sum().backward()
-        torch.testing.assert_close(lam.grad, by_hand(lam)[1], rtol=1e-9, atol=1e-12)
-        counts.append(int(info.products))
-    assert memory.setups == 1
-    assert counts[1] < counts[0] / 1.5  # without a trial, and without colours
 
 
 def test_an_asymmetric_jacobian_and_its_transpose() -> None:
@@ -267,80 +205,6 @@ def test_batches_that_are_gathered() -> None:
     torch.testing.assert_close(lam.grad[3], by_hand(lam[3])[1], rtol=1e-9, atol=1e-12)
 
 
-def test_a_pattern_that_lacks_entries_is_reported_and_changes_nothing() -> None:
-    lam = rates()
-    with pytest.warns(PatternWarning, match=r"pattern that was given is wrong: .* outside of it, in column \d+"):
-        z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=sparse.eye_array(M * M))
-    torch.testing.assert_close(z.detach(), by_hand(lam)[0], rtol=1e-9, atol=1e-12)
-    assert "given is wrong" in info.linear
-
-
-def test_where_factors_would_be_large_the_entries_are_multiplied() -> None:
-    """In space: few products with the Jacobian itself, though conjugate gradients take many steps."""
-    m = 12
-    lam = torch.full((m, m, m), 5.0, dtype=torch.float64, requires_grad=True)
-
-    def g(u: Tensor, lam: Tensor) -> Tensor:
-        p = torch.nn.functional.pad(u, (1,) * 6)
-        near = p[2:, 1:-1, 1:-1] + p[:-2, 1:-1, 1:-1] + p[1:-1, 2:, 1:-1] + p[1:-1, :-2, 1:-1]
-        return 6 * u - near - p[1:-1, 1:-1, 2:] - p[1:-1, 1:-1, :-2] - lam * u.exp() / (m + 1) ** 2
-
-    def solved(**options: Any) -> tuple[Tensor, Tensor, Any]:
-        z, info = ti.root(g, torch.zeros_like(lam), (lam,), rtol=1e-11, **options)
-        (gradient,) = torch.autograd.grad(z.sum(), lam)
-        return z.detach(), gradient, info
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torchimplicit.linear.memory.WIDE", 10)
-        z, gradient, info = solved()
-    expected, of_expected, plain = solved(sparsity="off")
-    torch.testing.assert_close(z, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradient, of_expected, rtol=1e-8, atol=1e-12)
-    assert info.linear.startswith("CG; pattern found")
-    assert info.adjoint.steps > 2 * info.adjoint.products
-    assert plain.linear == ""
-
-
-class Hidden(torch.autograd.Function):
-    """Its derivative is not that of what it computes: that of z + z.roll(1)."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Tensor:
-        return v + v.roll(-1)
-
-
-def test_what_detection_cannot_see_a_product_does() -> None:
-    c = torch.linspace(0, 1, 400, dtype=torch.float64)
-    coupled = torch.diag(torch.full((399,), 0.25, dtype=torch.float64), 1)
-
-    def g(z: Tensor) -> Tensor:
-        return 4 * z - Hidden.apply(z) - z.square() / 8 - c + 0 * (coupled.to_sparse_coo() @ z)
-
-    z, info = ti.root(g, torch.zeros(400, dtype=torch.float64), sparsity="detect", max_steps=200)
-    assert info.converged
-    assert float(g(z).abs().max()) < 1e-6
-
-
-@pytest.mark.parametrize("g", [lambda z: torch.linalg.solve(torch.eye(300).double() * 2, z) + z**3 - 1])
-def test_where_no_pattern_is_found_products_do(g: Callable[[Tensor], Tensor]) -> None:
-    z, info = ti.root(g, torch.zeros(300, dtype=torch.float64))
-    assert info.converged
-    assert float(g(z).abs().max()) < 1e-7
-
-
-def test_without_scipy_there_are_products_and_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchimplicit.linear.memory.available", lambda: False)
-    lam = rates()
-    z, info = ti.root(bratu, start(), (lam,), rtol=1e-11)
-    z.sum().backward()
-    torch.testing.assert_close(lam.grad, by_hand(lam)[1], rtol=1e-8, atol=1e-12)
-    assert "pip install torchimplicit[scipy]" in info.linear
-
-
 class Largest(TorchDispatchMode):
     """Of all tensors that are made."""
 
@@ -378,36 +242,6 @@ def test_single_precision(sparsity: str | None) -> None:
     assert float((z - by_hand(lam.double())[0]).abs().max()) < 1e-4
 
 
-def test_what_sparsity_may_be() -> None:
-    with pytest.raises(ValueError, match="must be 'detect', 'off', a pattern or a Memory"):
-        ti.root(lambda z: z, torch.zeros(3), sparsity="dense")
-    memory = Memory()
-    ti.root(bratu, start(), (rates().detach(),), sparsity=memory)
-    with pytest.raises(ValueError, match="a Memory of systems with 400 unknowns; these have 3"):
-        ti.root(lambda z: z, torch.zeros(3), sparsity=memory)
-    with pytest.raises(ValueError, match=r"shape \(2, 2\); expected \(3, 3\)"):
-        ti.root(lambda z: z, torch.zeros(3), sparsity=torch.eye(2))
-
-
-def test_defaults_do_not_warn() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ti.root(bratu, start(), (rates().detach(),)).info.converged
-
-
-def test_a_pattern_that_was_given_keeps_its_colours_from_call_to_call() -> None:
-    n = 300
-    memory = Memory(torch.eye(n).roll(1, 0) + torch.eye(n) + torch.eye(n).roll(-1, 0))
-    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
-    patterns = []
-    for _ in range(2):
-        _, info = ti.root(lambda z: 3 * z - z.roll(1) - z.roll(-1) / 2 + z**3 / 10 - x, x, sparsity=memory)
-        assert info.converged
-        patterns.append(memory.pattern(None))  # which has the colours
-    assert patterns[0] is not None
-    assert patterns[0] is patterns[1]
-
-
 def test_large_solves_a_definite_operator_under_vmap() -> None:
     n = 40
     diagonal = torch.linspace(1, 2, n, dtype=torch.float64)
@@ -419,29 +253,6 @@ def test_large_solves_a_definite_operator_under_vmap() -> None:
 
     b = torch.stack([torch.ones(n, dtype=torch.float64), diagonal])
     torch.testing.assert_close(torch.vmap(solved)(b), b / diagonal)
-
-
-def test_a_memory_of_symmetric_matrices_goes_on_to_others() -> None:
-    """A law of conduction that does not depend on u has a symmetric Jacobian, and one that does has none; so has a start u = 0."""
-    n = 300
-    x = torch.linspace(0, 1, n + 2, dtype=torch.float64)[1:-1]
-
-    def balance(law: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def g(u: Tensor) -> Tensor:
-            padded = torch.nn.functional.pad(u, (1, 1))
-            return u - x.sin() - torch.diff(law((padded[1:] + padded[:-1]) / 2) * torch.diff(padded)) * 100
-
-        return g
-
-    memory = ti.linear.Memory()
-    for law in (torch.ones_like, lambda u: 0.2 + u**2, lambda u: 1 / (1 + u)):
-        u, info = ti.root(balance(law), torch.zeros(n, dtype=torch.float64), sparsity=memory, rtol=1e-11)
-        alone = ti.root(
-            balance(law), torch.zeros(n, dtype=torch.float64), sparsity="off", solver="newton", rtol=1e-11
-        ).value
-        torch.testing.assert_close(u, alone, rtol=1e-9, atol=1e-12)
-        assert "pattern found" in info.linear
-        assert info.products < 100
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])

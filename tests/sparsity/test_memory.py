@@ -1,0 +1,75 @@
+"""What a memory keeps serves all steps, the backward and the next calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import torchimplicit as ti
+from torchimplicit.linear import Memory
+
+from .bratu import bratu, by_hand, rates, start
+
+
+def test_one_factorisation_serves_all_steps_and_the_backward() -> None:
+    memory, lam = Memory(), rates()
+    z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=memory)
+    assert memory.setups == 1
+    z.sum().backward()
+    assert memory.setups == 1
+    assert info.steps > 1
+    assert info.products < 60
+    assert info.adjoint.products < 12
+    assert info.adjoint.converged
+    assert "CG, preconditioned by CHOLMOD" in info.adjoint.linear
+
+
+def test_a_memory_that_is_kept_serves_the_next_call() -> None:
+    memory = Memory()
+    counts = []
+    for shift in (0.0, 0.1, 0.2):
+        lam = (rates().detach() + shift).requires_grad_()
+        z, info = ti.root(bratu, start(), (lam,), rtol=1e-11, sparsity=memory)
+        z.sum().backward()
+        torch.testing.assert_close(lam.grad, by_hand(lam)[1], rtol=1e-9, atol=1e-12)
+        counts.append(int(info.products))
+    assert memory.setups == 1
+    assert counts[1] < counts[0] / 1.5  # without a trial, and without colours
+
+
+def test_a_pattern_that_was_given_keeps_its_colours_from_call_to_call() -> None:
+    n = 300
+    memory = Memory(torch.eye(n).roll(1, 0) + torch.eye(n) + torch.eye(n).roll(-1, 0))
+    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    patterns = []
+    for _ in range(2):
+        _, info = ti.root(lambda z: 3 * z - z.roll(1) - z.roll(-1) / 2 + z**3 / 10 - x, x, sparsity=memory)
+        assert info.converged
+        patterns.append(memory.pattern(None))  # which has the colours
+    assert patterns[0] is not None
+    assert patterns[0] is patterns[1]
+
+
+def test_a_memory_of_symmetric_matrices_goes_on_to_others() -> None:
+    """A law of conduction that does not depend on u has a symmetric Jacobian, and one that does has none; so has a start u = 0."""
+    n = 300
+    x = torch.linspace(0, 1, n + 2, dtype=torch.float64)[1:-1]
+
+    def balance(law: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def g(u: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(u, (1, 1))
+            return u - x.sin() - torch.diff(law((padded[1:] + padded[:-1]) / 2) * torch.diff(padded)) * 100
+
+        return g
+
+    memory = ti.linear.Memory()
+    for law in (torch.ones_like, lambda u: 0.2 + u**2, lambda u: 1 / (1 + u)):
+        u, info = ti.root(balance(law), torch.zeros(n, dtype=torch.float64), sparsity=memory, rtol=1e-11)
+        alone = ti.root(
+            balance(law), torch.zeros(n, dtype=torch.float64), sparsity="off", solver="newton", rtol=1e-11
+        ).value
+        torch.testing.assert_close(u, alone, rtol=1e-9, atol=1e-12)
+        assert "pattern found" in info.linear
+        assert info.products < 100
