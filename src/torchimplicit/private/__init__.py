@@ -1,4 +1,4 @@
-"""Every name of PyTorch's own that its documentation does not promise, and what it buys. tests/stack/test_private.py tries each."""
+"""Every name of PyTorch's own that its documentation does not promise, and what it buys. tests/stack/test_private*.py try each."""
 
 import sys
 from collections.abc import Callable
