@@ -1,4 +1,4 @@
-"""CONTRIBUTING's map is the layering: no module imports one of a floor above its own, and none itself in a circle."""
+"""CONTRIBUTING's map is the layering: no module imports one of a floor above its own, and none itself in a circle; no file is long."""
 
 from __future__ import annotations
 
@@ -78,3 +78,12 @@ def test_the_map_names_every_file_and_no_other() -> None:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     TopologicalSorter(IMPORTS).prepare()
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    """Of the package or of the tests: one that is has two ideas."""
+    files = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert MODULES["problem"] in files
+    assert Path(__file__) in files
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
