@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +27,7 @@ def hint(error: Exception, layout: Layout, called: str) -> None:
 
 def _of_the_call(error: TypeError) -> bool:
     """Whether it says that a function takes other arguments, and is raised where we call one, not within."""
-    if not re.search(r"positional argument", str(error)):
+    if "positional argument" not in str(error):
         return False
     last: Any = error.__traceback__
     while isinstance(last, TracebackType) and last.tb_next is not None:

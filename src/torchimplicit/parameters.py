@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import wraps
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def check_count(name: str, count: object) -> None:
@@ -28,17 +26,22 @@ def check_steps(max_steps: int | None) -> None:
         raise ValueError(f"max_steps must be an integer >= 0 (or None for the solver's default); got {max_steps!r}.")
 
 
-def names_its_parameters(cls: type[T]) -> type[T]:
-    """The dataclass, which says what its parameters are where it is given one that it does not have."""
-    init: Any = cls.__init__
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+def name_parameters(package: dict[str, Any]) -> None:
+    """Let the dataclasses of a package, given its namespace, say what their parameters are where one is given that they lack."""
+    for each in list(package.values()):
+        if isinstance(each, type) and is_dataclass(each) and each.__module__.startswith(package["__name__"]):
+            _name_parameters_of(each)
+
+
+def _name_parameters_of(cls: Any) -> None:
+    init = cls.__init__
+    names = [field.name for field in fields(cls)]
 
     @wraps(init)
-    def checked(self: T, *args: Any, **options: Any) -> None:
+    def checked(self: Any, *args: Any, **options: Any) -> None:
         for option in options:
             if option not in names:
                 raise TypeError(f"{cls.__name__} has no parameter {option!r}; its parameters are {', '.join(names)}.")
         init(self, *args, **options)
 
-    cls.__init__ = checked  # type: ignore[assignment]
-    return cls
+    cls.__init__ = checked

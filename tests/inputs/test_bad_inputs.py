@@ -28,6 +28,17 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "Anderson has no parameter 'm'.*memory, damping",
     ),
     "one of a linear solver": (lambda: ti.linear.GMRES(m=5), TypeError, "GMRES has no parameter 'm'.*restart"),
+    "one of an adjoint": (lambda: ti.Phantom(k=5), TypeError, "Phantom has no parameter 'k'.*steps, damping"),
+    "one of a line search": (
+        lambda: ti.solvers.Backtracking(c1=1e-4),
+        TypeError,
+        "Backtracking has no parameter 'c1'.*are memory",
+    ),
+    "one of several methods in turn": (
+        lambda: ti.solvers.Polyalgorithm(solvers=(ti.solvers.Newton(),)),
+        TypeError,
+        "Polyalgorithm has no parameter 'solvers'.*are stages",
+    ),
     "a function without args": (
         lambda: ti.root(lambda z: z, Z, (Z,)),
         TypeError,

@@ -257,6 +257,24 @@ def test_cg_says_that_a_matrix_is_indefinite() -> None:
     assert not result.converged
 
 
+@torch.no_grad()
+def test_cg_keeps_the_best_x_where_it_breaks_down_of_one_system_as_of_many() -> None:
+    """Before it meets the negative eigenvalue it may pass close by a zero one, and its residual grow beyond that of x = 0."""
+    D = torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, -0.05], dtype=torch.float64))
+    worse = 0
+    for seed in range(25):
+        generator = torch.Generator().manual_seed(seed)
+        Q, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator))
+        A, b = Q @ D @ Q.mT, torch.randn(6, dtype=torch.float64, generator=generator)
+        one = CG().factorize(Dense(A)).iterate(b)
+        two = CG().factorize(Dense(A)).iterate(torch.stack([b, b]))
+        assert bool(one.breakdown) == bool(two.breakdown[0])
+        left = torch.linalg.vector_norm(b - A @ one.x)
+        torch.testing.assert_close(left, torch.linalg.vector_norm(b - A @ two.x[0]), rtol=1e-6, atol=1e-9)
+        worse += bool(one.breakdown)
+    assert worse > 10
+
+
 def uneven(n: int) -> Tensor:
     """A definite matrix of unknowns in different units: the residual of CG grows in its first steps."""
     R = torch.randn(n, n, dtype=torch.float64)

@@ -270,6 +270,7 @@ LINEAR: dict[str, Any] = {
     "CG": linear.CG(),
     "MINRES": linear.MINRES(),
     "GMRES": linear.GMRES(),
+    "Large": linear.Large(),
     "the default": None,
 }
 

@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import torchimplicit as ti
 from torchimplicit.compiling import compiled_search
-from torchimplicit.compiling.region import IN_GRAPH
+from torchimplicit.compiling.region import IN_GRAPH, LINEAR
 from torchimplicit.private.dynamo import AVAILABLE
 
 from . import graph_cases
@@ -58,9 +58,9 @@ def test_every_name_in_the_table_has_its_case() -> None:
             assert all(name in tried_words for name in named(first)), first
 
 
-def test_every_method_that_can_be_in_a_graph_is_in_the_table() -> None:
+def test_every_method_and_linear_solver_that_can_be_in_a_graph_is_in_the_table() -> None:
     yes = " ".join(first for first, *rest in ROWS if rest[1] == "yes")
-    assert {name for name in IN_GRAPH if name != "auto"} <= named(yes)
+    assert {*IN_GRAPH, *LINEAR} - {"auto"} <= named(yes)
 
 
 def inputs(rows: int) -> Tensor:

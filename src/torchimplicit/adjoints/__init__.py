@@ -10,6 +10,7 @@ from torchimplicit.adjoints.one_step import OneStep
 from torchimplicit.adjoints.phantom import Phantom
 from torchimplicit.adjoints.shine import SHINE
 from torchimplicit.adjoints.unrolled import Unrolled
+from torchimplicit.parameters import name_parameters
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 
@@ -23,3 +24,5 @@ class Adjoint(Protocol):
 
 
 __all__ = ["SHINE", "Adjoint", "GaussNewton", "Implicit", "OneStep", "Phantom", "Unrolled"]
+
+name_parameters(globals())

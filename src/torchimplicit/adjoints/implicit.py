@@ -20,7 +20,7 @@ from torchimplicit.condition import Condition
 from torchimplicit.linear import check_linear_solver
 from torchimplicit.linear.solver import LinearSolver
 from torchimplicit.loop.search import Inside
-from torchimplicit.parameters import check_steps, names_its_parameters
+from torchimplicit.parameters import check_steps
 from torchimplicit.problem import Problem, detached
 from torchimplicit.solution import Solution, SolveStats
 from torchimplicit.solvers.equations import Equations
@@ -29,7 +29,6 @@ from torchimplicit.tolerance import Tolerance
 FINEST = 100  # in units of eps: no linear system is solved to a smaller relative residual unless asked for
 
 
-@names_its_parameters
 @dataclass(frozen=True)
 class Implicit:
     """Differentiate the condition at z*, whatever found it: one linear solve and one vector-Jacobian product; and, where z* is in

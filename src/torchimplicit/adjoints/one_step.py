@@ -8,12 +8,10 @@ from torch import Tensor
 
 from torchimplicit.adjoints.implicit import Implicit
 from torchimplicit.adjoints.noted import few_steps, noted
-from torchimplicit.parameters import names_its_parameters
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 
 
-@names_its_parameters
 @dataclass(frozen=True)
 class OneStep:
     """The gradient of the single step z* − g(z*), z* held fixed: dℓ/dx ≈ −(dℓ/dz*) ∂g/∂x. An approximation.

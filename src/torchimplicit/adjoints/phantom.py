@@ -8,12 +8,11 @@ from torch import Tensor
 
 from torchimplicit.adjoints.implicit import Implicit
 from torchimplicit.adjoints.noted import few_steps, noted
-from torchimplicit.parameters import check_count, check_positive, names_its_parameters
+from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 
 
-@names_its_parameters
 @dataclass(frozen=True)
 class Phantom:
     """The gradient of ``steps`` damped plain steps z ← z − damping · g(z) from z*, through all of them. An approximation.

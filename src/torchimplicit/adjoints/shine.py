@@ -12,7 +12,6 @@ from torchimplicit.adjoints.noted import few_steps, noted
 from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.mode import being_captured
 from torchimplicit.loop.search import Iterate
-from torchimplicit.parameters import names_its_parameters
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 from torchimplicit.solvers import Anderson, Broyden
@@ -20,7 +19,6 @@ from torchimplicit.solvers.anderson import AndersonState
 from torchimplicit.solvers.broyden import BroydenState
 
 
-@names_its_parameters
 @dataclass(frozen=True)
 class SHINE:
     """dℓ/dx ≈ −(Hᵀ dℓ/dz*)ᵀ ∂g/∂x with H the estimate of the inverse Jacobian that Broyden's method, or the differences of Anderson's,

@@ -9,13 +9,12 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.capture.autocast import full_precision
 from torchimplicit.loop.settings import LoopSettings
-from torchimplicit.parameters import check_count, names_its_parameters
+from torchimplicit.parameters import check_count
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Solution
 from torchimplicit.solvers.equations import Equations
 
 
-@names_its_parameters
 @dataclass(frozen=True)
 class Unrolled:
     """Backpropagate through the steps: memory grows with their number, and the gradient is that of the last iterate.

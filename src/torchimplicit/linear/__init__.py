@@ -1,7 +1,5 @@
 """Linear operators, and solvers for A x = b that serve A and its adjoint from one factorisation."""
 
-from dataclasses import is_dataclass as _is_dataclass
-
 from torchimplicit.linear.amg import AMG as AMG
 from torchimplicit.linear.auto import Auto as Auto
 from torchimplicit.linear.bands import Banded as Banded
@@ -47,7 +45,7 @@ from torchimplicit.linear.sparse_lu import SparseCholesky as SparseCholesky
 from torchimplicit.linear.sparse_lu import SparseLU as SparseLU
 from torchimplicit.linear.svd import SVD as SVD
 from torchimplicit.linear.triangular import Triangular as Triangular
-from torchimplicit.parameters import names_its_parameters as _names_its_parameters
+from torchimplicit.parameters import name_parameters as _name_parameters
 
 __all__ = sorted(name for name, each in globals().items() if callable(each) and not name.startswith("_"))
 
@@ -69,6 +67,4 @@ def check_linear_solver(name: str, solver: object) -> None:
         )
 
 
-for _solver in (*SOLVERS.values(), *PRECONDITIONERS.values()):
-    if isinstance(_solver, type) and _is_dataclass(_solver):
-        _names_its_parameters(_solver)
+_name_parameters(globals())

@@ -10,7 +10,7 @@ from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.suitesparse import CHOLMOD, installed
 from torchimplicit.linear.superlu import SuperLU
 
-SAME = 64  # in units of eps, beside the diagonal: entries that differ by no more are the same
+SYMMETRIC = 64  # in units of eps, beside the diagonal: entries that differ by no more are the same
 
 
 def best_factors(values: Tensor, pattern: Pattern, sign: int | None = None) -> Direct:
@@ -38,4 +38,4 @@ def definite(values: Tensor, pattern: Pattern) -> int:
     size = diagonal.abs().sqrt()
     off = (values - pattern.transposed_values(values)).abs()
     allowed = size.index_select(-1, pattern.rows) * size.index_select(-1, pattern.columns)
-    return sign if bool((off <= SAME * torch.finfo(values.dtype).eps * allowed).all()) else 0
+    return sign if bool((off <= SYMMETRIC * torch.finfo(values.dtype).eps * allowed).all()) else 0

@@ -85,8 +85,9 @@ class CG(IterativeSolver):
 
 def _of_one_system(A: Products, M: Apply, r: Tensor, tol: float, budget: int) -> Cycle:
     """The same for one real system of which nothing is recorded: numbers in place of masks, and vectors that are overwritten."""
-    shape = r.shape[:-1]
+    shape, start = r.shape[:-1], r
     d, r = torch.zeros_like(r), r.clone()
+    sizes: list[float] = []  # of the residual after each step
     z = M(r)
     p, gamma = z.clone(), _dot(r, z)
     steps, broken, cut = 0, not gamma > 0, True
@@ -99,13 +100,18 @@ def _of_one_system(A: Products, M: Apply, r: Tensor, tol: float, budget: int) ->
             break
         d.add_(p, alpha=gamma / curvature)
         r.sub_(q, alpha=gamma / curvature)
-        cut = math.sqrt(_dot(r, r)) > tol
+        sizes.append(math.sqrt(_dot(r, r)))
+        cut = sizes[-1] > tol
         if not cut:
             break
         z = M(r)
         before, gamma = gamma, _dot(r, z)
         broken = not 0 < gamma < math.inf
         p.mul_(gamma / before).add_(z)
+    if broken and sizes:  # the best d again, rather than a copy of it in every step of all solves
+        sizes = [math.sqrt(_dot(start, start)), *sizes]
+        best = sizes.index(min(sizes))
+        d = d if best == len(sizes) - 1 else _of_one_system(A, M, start, tol, best).d
     taken, ended, short = (torch.full(shape, each, device=r.device) for each in (steps, broken, cut and not broken))
     return Cycle(d, taken, ended, max(steps, 1), short, r if steps == 1 and not broken else None)
 

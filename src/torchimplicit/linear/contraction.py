@@ -23,7 +23,7 @@ FAST = 0.5  # a contraction factor below which plain steps are not mixed
 PERIOD = 3  # a mixture for so many steps,
 MEMORY = 6  # of so many of the last ones
 PROBE = 12  # steps after which their rate is known,
-LOOK = 6  # from the last ones
+LATEST = 6  # from the last ones
 CHEAP = 48  # a forecast of so many further steps is not worth a Krylov space
 RESTART = 32  # steps in which GMRES shows whether it does better
 KRYLOV_COST = 2  # of a step of GMRES, in steps
@@ -179,7 +179,7 @@ class _Steps:
     @property
     def rate(self) -> float:
         """The factor by which a step has reduced the residual of the slowest system of late."""
-        steps = min(LOOK, len(self.norms) - 1)
+        steps = min(LATEST, len(self.norms) - 1)
         return _worst(self.norms[-1], self.norms[-1 - steps], self.bound) ** (1 / steps) if steps else 0.0
 
     def result(self) -> LinearResult:

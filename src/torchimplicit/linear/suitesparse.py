@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.masks import places
-from torchimplicit.linear.pattern import Pattern
+from torchimplicit.linear.pattern import Pattern, places
 from torchimplicit.linear.sparse_factors import Solve, SparseFactors
 from torchimplicit.norms import inverse_power_of_two
 

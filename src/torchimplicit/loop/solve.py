@@ -96,6 +96,7 @@ def solve(
     step: Advance = advance or (lambda z, r, state: solver.step(gathering.equations, z, r, state))
     noise = random_state(z.device)
     r, state = solver.init(equations, z)
+    continues = began is not None
     if began is None and equations.kind.minimised:
         began = z.detach(), r.detach()
     estimate: Callable[..., Estimate | None] = _estimate_of(solver, settings, advance)
@@ -197,7 +198,7 @@ def solve(
             solve(solver, equations, best_z.detach(), stricter, keep_trace=keep_trace, allowed=rest, began=began),
             rest > 0,
         )
-    if began is not None and not (values_hidden() or all_converged(found.status)):
+    if began is not None and not (continues or values_hidden() or all_converged(found.status)):
         found = replace(found, status=at_infinity(equations, began[0], found.z.detach(), found.status))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from torchimplicit.parameters import names_its_parameters
+from torchimplicit.parameters import name_parameters
 from torchimplicit.solvers.active_set import ActiveSet as ActiveSet
 from torchimplicit.solvers.anderson import Anderson as Anderson
 from torchimplicit.solvers.augmented_lagrangian import AugmentedLagrangian as AugmentedLagrangian
@@ -46,10 +46,12 @@ def _snake(name: str) -> str:
 
 
 NAMES: dict[str, type[Method]] = {
-    _snake(each.__name__): names_its_parameters(each)
+    _snake(each.__name__): each
     for each in list(globals().values())
     if isinstance(each, type) and issubclass(each, Method) and each is not Method
 }
+
+name_parameters(globals())
 
 
 def resolve(

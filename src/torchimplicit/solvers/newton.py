@@ -130,7 +130,7 @@ class Newton(Method):
             jacobian = equations.jacobian(z)
         if again:
             return z, jacobian.value, NewtonState(None, factors, age, search)
-        ahead = inverse_at(equations, z, jacobian, self.linear_solver) if factors.suspicious else None
+        ahead = inverse_at(equations, z, jacobian, self.linear_solver) if factors.some_suspicious else None
         return z, jacobian.value, NewtonState(jacobian, factors, age, search, ahead)
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonState) -> Estimate | None:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.masks import places
-from torchimplicit.linear.pattern import FullBand, Pattern
+from torchimplicit.linear.pattern import FullBand, Pattern, places
 
 PUSH_COST = 2  # of a Jacobian-vector product, in vector-Jacobian products: it is the derivative of one
 STENCIL = 64  # entries of a row of what may be a stencil

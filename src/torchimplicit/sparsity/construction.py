@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.linear.masks import places
-from torchimplicit.linear.pattern import NARROW, FullBand, Pattern
+from torchimplicit.linear.pattern import NARROW, FullBand, Pattern, places
 
 
 def of_places(rows: Tensor, columns: Tensor, m: int, n: int) -> Pattern:
