@@ -42,7 +42,7 @@ def test_a_function_that_is_larger_than_z_everywhere_has_no_fixed_point(
     assert ti.Status.CONVERGED not in info.status.tolist()
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", sorted(LARGER.keys() - {"one of three"}))
@@ -54,12 +54,17 @@ def test_nor_has_the_difference_a_root(name: str, method: str, dtype: torch.dtyp
     assert ti.Status.CONVERGED not in info.status.tolist()
 
 
-def test_what_has_run_off_is_said_where_nothing_is_differentiated_and_in_transforms_and_graphs() -> None:
+def test_what_has_run_off_is_said_where_nothing_is_differentiated_and_in_transforms() -> None:
     with torch.no_grad(), pytest.warns(ti.ConvergenceWarning, match="diverged"):
         ti.fixed_point(lambda z: z + 1.1, torch.zeros(2))
     run = lambda z: ti.fixed_point(lambda z: z + 1.1, z, solver="anderson", on_failure="nan").value  # noqa: E731
     assert run(torch.zeros(2)).isnan().all()
     assert torch.func.vmap(run)(torch.zeros(3, 2)).isnan().all()
+
+
+@pytest.mark.slow
+def test_and_in_graphs() -> None:
+    run = lambda z: ti.fixed_point(lambda z: z + 1.1, z, solver="anderson", on_failure="nan").value  # noqa: E731
     assert torch.compile(run, fullgraph=True, backend="aot_eager")(torch.zeros(2)).isnan().all()
 
 

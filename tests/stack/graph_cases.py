@@ -43,8 +43,9 @@ class Case:
 
     @property
     def any_size(self) -> bool:
-        """Whether one exported program serves batches of any size: not where z is sliced under a second derivative."""
-        return self.row != "`bounds=`" and "`least_squares`" not in self.names
+        """Whether one exported program serves inputs of any size: not where z is sliced under a second derivative, nor where the size
+        is the number of unknowns of one system."""
+        return self.row != "`bounds=`" and not {"`least_squares`", "one system"} & {*self.names}
 
     def __str__(self) -> str:
         return " ".join(self.names).replace("`", "")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have 
 
 TABLE = (Path(__file__).parents[2] / "docs" / "concepts" / "compile.md").read_text()
 ROWS = [line.strip("| ").split(" | ") for line in TABLE.splitlines() if line.startswith("| ") and "| yes |" in line]
-QUICK = {"root newton one system", "fixed_point the same picard", "linear_solve entries LU"}
+QUICK = {"fixed_point the same picard"}
 
 
 def quick_or_slow(cases: list[Any], quick: set[str]) -> list[Any]:
@@ -103,7 +103,7 @@ def test_in_a_compiled_graph(case: Case) -> None:
     assert_the_same(value_and_gradient(model, x), value_and_gradient(case.solve, x), case)
 
 
-@pytest.mark.parametrize("case", quick_or_slow([case for case in CASES if case.compiles], {"root picard"}))
+@pytest.mark.parametrize("case", quick_or_slow([case for case in CASES if case.compiles], set()))
 def test_found_by_a_graph_of_ours(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_search.torch, "compile", partial(torch.compile, backend="aot_eager"))
     x = inputs(3)
@@ -123,7 +123,7 @@ class Model(nn.Module):
         return (z,) if info is None else (z, info.status, info.steps)
 
 
-@pytest.mark.parametrize("case", quick_or_slow(CASES, {"root picard"}))
+@pytest.mark.parametrize("case", quick_or_slow(CASES, set()))
 def test_exported_saved_and_loaded(case: Case) -> None:
     model = Model(case.solve)
     sizes = {"x": {0: torch.export.Dim("rows", min=2, max=64)}} if case.any_size else None
@@ -198,7 +198,7 @@ ONE_OF_EACH_KIND = {
 
 @pytest.mark.parametrize(
     "case",
-    quick_or_slow([case for case in CASES if str(case) in ONE_OF_EACH_KIND], {"linear_solve entries the default"}),
+    quick_or_slow([case for case in CASES if str(case) in ONE_OF_EACH_KIND], set()),
 )
 def test_second_derivatives_through_compiled_code_are_refused(case: Case) -> None:
     x = inputs(3).requires_grad_()
