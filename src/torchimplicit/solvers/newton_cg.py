@@ -43,7 +43,7 @@ class NewtonCGState(NamedTuple):
 
 def _nothing(z: Tensor) -> tuple[Tensor, Tensor]:
     """No direction without curvature was met."""
-    return torch.zeros_like(z), z.new_zeros(len(z))
+    return torch.zeros_like(z), z.new_zeros(z.shape[0])
 
 
 @dataclass(frozen=True)
