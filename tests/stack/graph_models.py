@@ -51,17 +51,6 @@ def bounded(x: Tensor, **options: Any) -> Any:
     return ti.minimize(phi, torch.zeros(2, dtype=D), bounds=(-2.0, x - 0.5), **options)
 
 
-def cube(x: Tensor) -> Tensor:
-    z = torch.zeros_like(x)
-    for _ in range(40):
-        z = z - (z**3 + z - x) / (3 * z**2 + 1)
-    return z
-
-
-def answer(x: Tensor) -> Any:
-    return ti.implicit(lambda z, x: z**3 + z - x, batch_ndim=1)(cube)(x), None
-
-
 def value_and_gradient(model: Model, *inputs: Tensor) -> tuple[Tensor, ...]:
     inputs = tuple(x.clone().requires_grad_() for x in inputs)
     z = model(*inputs)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import torchimplicit as ti
 from torchimplicit.private.dynamo import AVAILABLE
 
-from .graph_models import A, Cell, D, Model, answer, bounded, numbers, root
+from .graph_cases import black_box
+from .graph_models import A, Cell, D, Model, bounded, numbers, root
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
 
@@ -47,7 +48,7 @@ def product(x: Tensor) -> Any:
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("solve", [numbers, system, product, answer, bounded])
+@pytest.mark.parametrize("solve", [numbers, system, product, black_box, bounded])
 def test_what_takes_derivatives_is_exported(solve: Model, strict: bool) -> None:
     model, x = Solves(solve), torch.tensor([0.7, 1.3], dtype=D)
     program = torch.export.export(model, (x,), strict=strict)

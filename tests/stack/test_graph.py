@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import torchimplicit as ti
 from torchimplicit.private.dynamo import AVAILABLE
 
-from .graph_models import Cell, D, Model, answer, compiled, cube, fit, fixed_point, minimum, root, value_and_gradient
+from .graph_cases import black_box, cubes
+from .graph_models import Cell, D, Model, compiled, fit, fixed_point, minimum, root, value_and_gradient
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
 
@@ -145,7 +146,7 @@ def test_the_function_may_be_given_by_name() -> None:
 
 
 def by_values(x: Tensor) -> Tensor:
-    return cube(torch.tensor([float(number) for number in x.numpy()], dtype=D))
+    return cubes(torch.tensor([float(number) for number in x.numpy()], dtype=D))
 
 
 def scipys(x: Tensor) -> Tensor:
@@ -153,13 +154,15 @@ def scipys(x: Tensor) -> Tensor:
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("solve", [cube, by_values, scipys])
+@pytest.mark.parametrize("solve", [cubes, by_values, scipys])
 def test_a_black_box_that_can_be_read_is_in_the_graph_and_another_breaks_it(solve: Model) -> None:
     x = torch.tensor([0.7, 1.3], dtype=D)
     solution = ti.implicit(lambda z, x: z**3 + z - x, batch_ndim=1)(solve)
     torch._dynamo.reset()
-    model = torch.compile(lambda x: 2 * solution(x + 0), fullgraph=solve is cube, backend="aot_eager")
-    for found, value in zip(value_and_gradient(model, x), value_and_gradient(lambda x: answer(x)[0], x), strict=True):
+    model = torch.compile(lambda x: 2 * solution(x + 0), fullgraph=solve is cubes, backend="aot_eager")
+    for found, value in zip(
+        value_and_gradient(model, x), value_and_gradient(lambda x: black_box(x)[0], x), strict=True
+    ):
         torch.testing.assert_close(found, 2 * value, rtol=1e-6, atol=1e-6)
 
 
