@@ -8,10 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import aslinearoperator
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.linear import CG, GMRES, LU, Auto, BiCGStab, Cholesky, Dense, Diagonal, Jacobi, Neumann, Richardson
+from torchimplicit.linear import (
+    CG,
+    GMRES,
+    LU,
+    Auto,
+    BiCGStab,
+    Cholesky,
+    Dense,
+    Diagonal,
+    Jacobi,
+    Neumann,
+    Richardson,
+    as_operator,
+)
 
 
 @pytest.mark.parametrize("solver", [GMRES, BiCGStab, Richardson])
@@ -77,3 +92,18 @@ def test_what_has_no_entries_names_what_needs_none() -> None:
             gradient(Jacobi(), sparsity)
     for remedy in (LU(), Cholesky(), Diagonal(A.diagonal().clone()), lambda r: r / A.diagonal()):
         torch.testing.assert_close(gradient(remedy, "off"), torch.linalg.inv(A)[0], rtol=1e-6, atol=1e-8)
+
+
+def test_matrices_and_operators_of_others(matrix: Callable, reference: Callable, close: Callable) -> None:
+    A = matrix(20) @ torch.diag(torch.logspace(0, 4, 20, dtype=torch.float64))
+    b = torch.randn(20, dtype=torch.float64)
+    nearby = A * (1 + 0.01 * torch.randn_like(A))
+    inverse = aslinearoperator(torch.linalg.inv(nearby).numpy())
+    for near in (nearby, nearby.to_sparse_csr(), csr_array(nearby.numpy()), as_operator(inverse).inverse):
+        for adjoint in (False, True):
+            result = GMRES(preconditioner=near).factorize(Dense(A)).iterate(b, adjoint, rtol=1e-12)
+            assert result.converged
+            assert result.steps <= 12
+            close(result.x, reference(A, b, adjoint), tol=1e-8)
+    with pytest.raises(TypeError, match=r"Foreign.* near A, which has no direct solve.*as_operator\(M\)\.inverse"):
+        GMRES(preconditioner=inverse).factorize(Dense(A))

@@ -36,6 +36,7 @@ from torchimplicit.linear.operators import Scaled as Scaled
 from torchimplicit.linear.operators import Sum as Sum
 from torchimplicit.linear.pattern import Pattern as Pattern
 from torchimplicit.linear.qr import QR as QR
+from torchimplicit.linear.represented import Represented as Represented
 from torchimplicit.linear.richardson import Richardson as Richardson
 from torchimplicit.linear.solver import LinearResult as LinearResult
 from torchimplicit.linear.solver import is_linear_solver as _is_linear_solver

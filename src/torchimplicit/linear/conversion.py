@@ -11,8 +11,14 @@ from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.foreign import Foreign
 from torchimplicit.linear.matrix_free import MatrixFree
 from torchimplicit.linear.operators import LinearOperator
+from torchimplicit.linear.represented import is_represented, represented
 from torchimplicit.linear.sparse import Sparse
 from torchimplicit.linear.vectors import fit
+
+
+def is_matrix(A: Any) -> bool:
+    """Whether A is a matrix or an operator, of ours or of others, and no mere callable."""
+    return isinstance(A, (LinearOperator, Tensor)) or is_represented(A) or hasattr(A, "tocoo") or hasattr(A, "rmatmat")
 
 
 def as_operator(A: Any, like: Tensor | None = None) -> LinearOperator:
@@ -20,8 +26,9 @@ def as_operator(A: Any, like: Tensor | None = None) -> LinearOperator:
 
     Args:
         A: a `LinearOperator` (returned as it is); a tensor (..., m, n); a 2-D sparse COO or CSR tensor; a sparse matrix or
-            operator of SciPy, which is constant; or a callable x -> A x (square; x has the shape of `like`, whose dimensions
-            before the last then count as batch).
+            operator of SciPy, which is constant; an operator of ``linear_operator`` (GPyTorch's), in whose tensors it is
+            differentiable; or a callable x -> A x (square; x has the shape of `like`, whose dimensions before the last then count
+            as batch).
         like: a right-hand side b, (*lead, *batch_shape, m). Needed for a callable, otherwise a check.
 
     Raises:
@@ -32,6 +39,8 @@ def as_operator(A: Any, like: Tensor | None = None) -> LinearOperator:
         operator = A
     elif isinstance(A, Tensor):
         operator = Dense(A) if A.layout == torch.strided else Sparse(A)
+    elif is_represented(A):
+        operator = represented(A)
     elif hasattr(A, "tocoo"):  # a sparse matrix of SciPy
         operator = Sparse(A)
     elif hasattr(A, "rmatmat"):  # SciPy's operators
@@ -45,7 +54,7 @@ def as_operator(A: Any, like: Tensor | None = None) -> LinearOperator:
     else:
         raise TypeError(
             f"A is a {type(A).__name__}; expected a tensor (..., n, n), a sparse tensor, a LinearOperator, a "
-            "sparse matrix or operator of SciPy, or a callable x -> A x"
+            "sparse matrix or operator of SciPy, an operator of linear_operator, or a callable x -> A x"
         )
     if like is not None:
         fit(like, operator.batch_shape, operator.shape[-2], operator.dtype, name="b")

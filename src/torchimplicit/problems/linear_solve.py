@@ -60,7 +60,8 @@ def linear_solve(
 
     Args:
         A: a tensor (..., n, n), a sparse tensor (n, n), a :class:`torchimplicit.linear.LinearOperator`, a sparse matrix or operator
-            of SciPy, or a callable z -> A z, linear in z. Batch dimensions broadcast against those of b.
+            of SciPy, an operator of the package ``linear_operator`` (:class:`torchimplicit.linear.Represented`), or a callable
+            z -> A z, linear in z. Batch dimensions broadcast against those of b.
         b: right-hand sides, vectors (..., n). Several for one matrix stand along leading dimensions.
         solver: of :mod:`torchimplicit.linear`. None: ``linear.Auto()``, direct for entries, iterative for a callable.
         adjoint: ``Implicit()`` by default: one more solve, with Aᴴ from the same factorisation (or by the same iterative
