@@ -86,6 +86,10 @@ class Kind:
         """Of a ``constrained`` kind: what is smallest at the solution, (B,), and the constraints, equalities first, (B, m)."""
         raise NotImplementedError
 
+    def slope(self, f: Flat, z: Tensor) -> Tensor:
+        """Of a constrained kind: the gradient of the Lagrangian in those numbers of z that are no multipliers, (B, m)."""
+        raise NotImplementedError
+
     def unknowns(self, z: Tensor) -> int:
         """Of a ``constrained`` kind: how many numbers of z (B, n) are no multipliers."""
         raise NotImplementedError

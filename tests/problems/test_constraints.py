@@ -268,8 +268,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ti.minimize(linear, real(1, 1), constraints=lambda z: z)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch dimensions"):
         ti.minimize(linear, torch.ones(3, 2, dtype=D), batch_ndim=1, constraints=Constraints(equal=lambda z: z[0, 0]))
-    with pytest.raises(ValueError, match="sparsity"):
-        ti.minimize(linear, real(1, 1), sparsity="detect", constraints=Constraints(equal=lambda z: z))
+    with pytest.raises(ValueError, match="the unknowns and the multipliers together"):
+        ti.minimize(linear, real(1, 1), sparsity=torch.eye(2), constraints=Constraints(equal=lambda z: z))
     for solver in (
         "newton_krylov",
         "anderson",

@@ -165,14 +165,15 @@ class Memory:
         other._shared = self._shared
         return other
 
-    def pattern(self, operator: Linearised) -> Pattern | None:
-        """The pattern of the operator, a Jacobian; None where there is none."""
+    def pattern(self, operator: Linearised, find: Callable[[], Pattern] | None = None) -> Pattern | None:
+        """The pattern of the operator, a Jacobian; None where there is none. ``find`` : what finds it, if its function alone does not
+        tell."""
         if not self._shared.looked:
             self._shared.looked = True
-            self._look(operator)
+            self._look(operator, find)
         return None if self._shared.assembly is None else self._shared.assembly.pattern
 
-    def _look(self, operator: Linearised) -> None:
+    def _look(self, operator: Linearised, find: Callable[[], Pattern] | None) -> None:
         if not available():
             self._shared.why_not = MISSING
             return
@@ -183,7 +184,7 @@ class Memory:
             self._take(operator.z.shape[-1])
             return
         try:
-            pattern = detect(operator.g, operator.z)
+            pattern = detect(operator.g, operator.z) if find is None else find()
         except NoPattern as error:
             self._shared.why_not = f"no pattern found: {error}"
         except Exception as error:  # what a function does not bear under a dispatch mode
@@ -193,6 +194,11 @@ class Memory:
                 self._shared.why_not = "the Jacobian is not sparse"
             else:
                 self._shared.assembly = Assembly(with_diagonal(pattern))
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no pattern; empty where there is one, or nobody has looked."""
+        return self._shared.why_not
 
     @property
     def banded(self) -> bool:

@@ -13,7 +13,8 @@ from torchimplicit.bounds import Output, WithLimits
 from torchimplicit.capture.randomness import frozen
 from torchimplicit.condition import Kind, held
 from torchimplicit.constraints import Constrained, WithConstraints, constrained
-from torchimplicit.layout import Layout
+from torchimplicit.layout import Layout, describe
+from torchimplicit.linear.memory import Memory
 from torchimplicit.private import pytree
 from torchimplicit.problems.pose import pose_and_solve
 from torchimplicit.programs.info import Dual
@@ -61,15 +62,29 @@ def minimum_under_constraints(
     **options: Any,
 ) -> Solution:
     """The solution z, with the multipliers as ``info.dual``."""
-    if sparsity is not None:
-        raise ValueError("sparsity= is not for constraints=: with these the matrices that are factorised are dense.")
+    if not (
+        sparsity is None
+        or isinstance(sparsity, Memory)
+        or (isinstance(sparsity, str) and sparsity in ("detect", "off"))
+    ):
+        raise ValueError(
+            "constraints: sparsity= is 'detect', 'off' or a ti.linear.Memory here, for the matrix is that of the unknowns and the "
+            f"multipliers together; got {describe(sparsity)}."
+        )
     kind, fn, w0, args, batched = constrained(free, fn, z0, args, constraints, bounds, batched, has_aux, batch_ndim)
     device = Layout.of(z0, batch_ndim).device
     fn = frozen(
         fn, options["randomness"], device
     )  # here, for the forces of bounds are those of the same random numbers
     watch = None if callback is None else lambda step, w, residual: callback(step, w[0], residual)
-    given = {"batched": batched, "has_aux": has_aux, "batch_ndim": batch_ndim, "callback": watch, **options}
+    given = {
+        "sparsity": sparsity,
+        "batched": batched,
+        "has_aux": has_aux,
+        "batch_ndim": batch_ndim,
+        "callback": watch,
+        **options,
+    }
     flat = WithLimits(WithConstraints(output))
     w, info = pose_and_solve(kind, fn, w0, args, flat, **given)
     z, equality, inequality = w

@@ -37,8 +37,8 @@ batch_ndim: the first so many dimensions of every leaf of z index independent sy
         sparsity: where ∂g/∂z (of a minimum the Hessian) has entries, in one system: a sparse tensor of torch, a sparse array of SciPy,
             a list of the lengths of diagonal blocks, or "detect", from the function itself. Newton steps and the backward then take
             factors of one sparse matrix (:class:`torchimplicit.linear.Large`). A :class:`torchimplicit.linear.Memory` keeps them from
-            call to call. None: the pattern is looked for beyond n = 256, but not of a fixed point; "off": never. Needs SciPy,
-            ``torchimplicit[scipy]``, and tensors on the CPU.
+            call to call. Under constraints: "detect", "off" or a Memory. None: the pattern is looked for beyond n = 256, but not of a
+            fixed point; "off": never. Needs SciPy, ``torchimplicit[scipy]``, and tensors on the CPU.
         compile: find z* by a graph that ``torch.compile`` makes of the solve; the first call takes 20 seconds
             to some minutes. What is differentiated is the function itself.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torchimplicit.solvers.descent import dot
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.lagrangian import Lagrangian, Point, start
 from torchimplicit.solvers.method import Method
-from torchimplicit.solvers.projected_newton import NEGLIGIBLE, SUFFICIENT, newton_direction
+from torchimplicit.solvers.projected_newton import NEGLIGIBLE, SUFFICIENT
+from torchimplicit.solvers.sparse_kkt import kkt_of
 from torchimplicit.status import Status
 
 FIRST = 10  # times the curvature of the objective: the first penalty
@@ -31,7 +32,6 @@ STATIONARY = 0.5  # eps to this power, of the forces of the constraints and of t
 BEHIND = (
     100  # times Newton's correction of z: what is left of ∇L, in z's unit, of multipliers that are not yet those of z
 )
-SEMIDEFINITE = 0.5  # eps to this power, of the largest entry: an eigenvalue of a Hessian that may be 0
 FLIGHT = 100  # steps, each farther away than all before and lower, after which nothing stops z,
 FARTHER = 10  # if they have led so many times as far away, and the residual is none the smaller
 
@@ -39,7 +39,7 @@ FARTHER = 10  # if they have led so many times as far away, and the residual is 
 class Ahead(NamedTuple):
     """What lies ahead of a point.
 
-    merit, gradient, hessian : of M.
+    merit, gradient, hessian : of M, the last a :class:`torchimplicit.solvers.kkt.Curvature`.
     held : the unknowns that their bounds hold, (B, n).
     to : where the undamped step on M leads, (B, n).
     convex : whether M is, where z is free, (B,).
@@ -48,7 +48,7 @@ class Ahead(NamedTuple):
 
     merit: Tensor
     gradient: Tensor
-    hessian: Tensor
+    hessian: Any
     held: Tensor
     to: Tensor
     convex: Tensor
@@ -104,7 +104,8 @@ class AugmentedLagrangian(Method):
     """M(z) = φ + ½ρ Σ (c + ν/ρ)² + ½ρ Σ max(h + μ/ρ, 0)² is minimised by projected Newton steps until they are short; then ν and μ
     become ν + ρc and max(μ + ρh, 0), or the penalty ρ grows, where the violation has not fallen to a quarter. From there Newton steps
     on the optimality conditions of z, ν and μ together are tried, as long as each halves their residual and M is convex: these converge
-    fast, and say which constraints hold. Matrices of all unknowns and multipliers are factorised: for a few hundred of them.
+    fast, and say which constraints hold. Matrices of all unknowns and multipliers are factorised: dense ones, or, where a pattern is
+    known and their factors stay small, sparse ones, of which nothing of size n² is formed. More than 4,096 without that are refused.
 
     The penalty of each constraint is in units of 1 / ‖∇c‖² at the start. What is violated still when it has grown 10¹²-fold cannot be
     met.
@@ -215,7 +216,7 @@ class AugmentedLagrangian(Method):
         if finished(~goes):
             return at.w, at.F
         left = torch.where(goes, multipliers, 0)
-        F = at.F - (at.K[:, :, n:] @ left.unsqueeze(-1)).squeeze(-1)
+        F = at.F - at.K.times(torch.nn.functional.pad(left, (n, 0)))
         return torch.cat([at.w[:, :n], multipliers - left], -1), F
 
     def _renewed(self, state: LagrangianState, strays: Tensor) -> LagrangianState:
@@ -254,7 +255,7 @@ class AugmentedLagrangian(Method):
         forces = (z * state.model.of_w)[:, n:].abs().amax(-1)
         known = (ahead.known & ~(forces > BOUNDLESS * state.size)).unsqueeze(-1)
         left = r[:, :n].abs()
-        acting = (state.at.K[:, :, :n].abs() * z[:, :, None].abs()).amax((-2, -1)).unsqueeze(-1)
+        acting = (state.at.K.largest(n) * z.abs()).amax(-1, keepdim=True)
         left = torch.where(left > torch.finfo(left.dtype).eps ** STATIONARY * acting, left * state.model.unit[:, :n], 0)
         newton = ahead.newton[:, :n]
         behind = left.amax(-1, keepdim=True) > BEHIND * newton.abs().amax(-1, keepdim=True)
@@ -275,7 +276,7 @@ class AugmentedLagrangian(Method):
 
     def _seen(self, equations: Equations, w: Tensor) -> Point:
         value, jacobian = equations.objective_and_jacobian(w)
-        return Point(w, value, jacobian.value, jacobian.to_dense())
+        return Point(w, value, jacobian.value, kkt_of(equations, jacobian))
 
     def _residual(self, state: LagrangianState) -> Tensor:
         return projected_gradient(state.at.F, state.at.w, state.model.lower, state.model.upper)
@@ -286,21 +287,15 @@ class AugmentedLagrangian(Method):
         x, lower, upper = at.w[:, :n], model.lower[:, :n], model.upper[:, :n]
         gradient, hessian = model.derivatives(at)
         held = ((x <= lower + near) & (gradient > 0)) | ((x >= upper - near) & (gradient < 0))
-        either = held.unsqueeze(-1) | held.unsqueeze(-2)
-        largest = hessian.abs().amax((-2, -1)).clamp(min=torch.finfo(hessian.dtype).tiny)
-        shifted = torch.where(either, 0, (hessian + hessian.mT) / 2) / largest[:, None, None]
-        shift = torch.finfo(shifted.dtype).eps ** SEMIDEFINITE
-        shifted = shifted + torch.diag_embed(torch.where(held, 1, shift))
-        convex = torch.linalg.cholesky_ex(shifted.nan_to_num()).info == 0
         merit = model.merit(at.value, model.signs * at.F[:, n:])
         newton, settled = model.newton(at)
-        ahead = Ahead(merit, gradient, hessian, held, x, convex, newton, settled)
+        ahead = Ahead(merit, gradient, hessian, held, x, hessian.convex(held), newton, settled)
         return ahead._replace(to=self._to(x, model, ahead, torch.zeros_like(merit)))
 
     def _to(self, x: Tensor, model: Lagrangian, ahead: Ahead, damping: Tensor) -> Tensor:
         """Where the step on M from x leads, projected on the bounds: what is held comes to lie exactly at its own."""
         lower, upper = model.lower[:, : model.n], model.upper[:, : model.n]
-        d = newton_direction(ahead.hessian, ahead.gradient, ahead.held, damping)
+        d = ahead.hessian.direction(ahead.gradient, ahead.held, damping)
         return torch.where(ahead.held, torch.where(ahead.gradient > 0, lower, upper), (x + d).clamp(lower, upper))
 
 

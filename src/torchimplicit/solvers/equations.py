@@ -17,6 +17,8 @@ from torchimplicit.condition import Flat, Kind, defined
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.memory import Memory
+from torchimplicit.linear.pattern import Pattern
+from torchimplicit.sparsity.detection import detect
 
 T = TypeVar("T")
 
@@ -177,6 +179,10 @@ class Equations:
         jacobian = self._linearised(part, z, self.kind.minimised, self.memory)
         (out,) = without_dead_wrappers(seen[:1])
         return self.kind.objective(lambda z: out.detach(), z), jacobian
+
+    def pattern_of_slope(self, z: Tensor) -> Pattern:
+        """Of a constrained kind: where ∂(∇_z L)/∂w has entries, (n, N). Raises as ``detect`` does."""
+        return detect(lambda z: self.kind.slope(self._f, z), z)
 
     def attempt(self, evaluate: Callable[..., T], *at: Any) -> T | None:
         """``evaluate(*at)``, of one of these methods, say, at a trial point; None where the function raises, so that the solver

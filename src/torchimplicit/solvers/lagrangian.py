@@ -6,7 +6,7 @@ have the lower bound 0, those of equalities none, by which they are told apart.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import finished
 from torchimplicit.bounds import projected_gradient
 from torchimplicit.norms import measured
+from torchimplicit.solvers.kkt import Curvature, Kkt
 
 PASSES = 10  # in search of the constraints that hold in the linearised conditions
 LOOSE = 0.575  # eps to this power, in the unit of a constraint over its multiplier: what makes Newton's step unique where constraints
@@ -24,16 +25,22 @@ MET = 0.45  # (eps to this power)
 
 
 class Point(NamedTuple):
-    """w, with the objective φ (B,), F (B, N) and K (B, N, N) there."""
+    """w, with the objective φ (B,), F (B, N) and K there, a :class:`Kkt`."""
 
     w: Tensor
     value: Tensor
     F: Tensor
-    K: Tensor
+    K: Any
 
     def where(self, rows: Tensor, other: Point) -> Point:
         """This one in ``rows`` (B,), the other elsewhere."""
-        return Point(*(torch.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(self, other)))
+        each = rows.unsqueeze(-1)
+        return Point(
+            torch.where(each, self.w, other.w),
+            torch.where(rows, self.value, other.value),
+            torch.where(each, self.F, other.F),
+            self.K.where(rows, other.K),
+        )
 
 
 class Lagrangian(NamedTuple):
@@ -77,16 +84,14 @@ class Lagrangian(NamedTuple):
     def gradient(self, at: Point) -> Tensor:
         """∇M in z, (B, n)."""
         n, signs = self.n, self.signs
-        force = self.multipliers(signs * at.F[:, n:]) - at.w[:, n:]
-        return at.F[:, :n] + (at.K[:, n:, :n].mT @ (signs * force).unsqueeze(-1)).squeeze(-1)
+        force = signs * (self.multipliers(signs * at.F[:, n:]) - at.w[:, n:])
+        return at.F[:, :n] + at.K.transposed(torch.nn.functional.pad(force, (n, 0)))[:, :n]
 
-    def derivatives(self, at: Point) -> tuple[Tensor, Tensor]:
-        """∇M and ∇²M in z, (B, n) and (B, n, n): the second with the multipliers of ``at``."""
+    def derivatives(self, at: Point) -> tuple[Tensor, Curvature]:
+        """∇M in z, (B, n), and ∇²M with the multipliers of ``at``."""
         n, signs = self.n, self.signs
-        J = signs.unsqueeze(-1) * at.K[:, n:, :n]
         pressed = self.multipliers(signs * at.F[:, n:]) > self.lower[:, n:]
-        curved = torch.where(pressed, self.weights, 0)
-        return self.gradient(at), at.K[:, :n, :n] + J.mT @ (curved.unsqueeze(-1) * J)
+        return self.gradient(at), at.K.curvature(torch.where(pressed, self.weights, 0), signs)
 
     @property
     def of_w(self) -> Tensor:
@@ -112,20 +117,18 @@ class Lagrangian(NamedTuple):
         kappa = torch.cat([1 / self.unit[:, :n], 1 / self.weights], -1)
         slack = torch.finfo(at.w.dtype).eps ** LOOSE
         loose = torch.cat([torch.zeros_like(kappa[:, :n]), -slack * self.signs / self.weights], -1)
-        K = at.K + torch.diag_embed(loose)
-        size = K.abs().amax(-1)
+        K: Kkt = at.K.plus(loose)
+        size = K.largest(at.w.shape[-1])
         size = torch.where(size > 0, size, 1)
-        eye = torch.eye(at.w.shape[-1], dtype=K.dtype, device=K.device)
         below, above, fixed = self.lower - at.w, self.upper - at.w, self.lower == self.upper
         down, up = (at.F > -kappa * below) | fixed, at.F < -kappa * above
         for _ in range(PASSES):
             held = down | up
-            A = torch.where(held.unsqueeze(-1), eye, K / size.unsqueeze(-1))
             b = torch.where(down, below, torch.where(up, above, -at.F / size))
-            dw = torch.linalg.solve_ex(A, b.unsqueeze(-1))[0].squeeze(-1)
-            dw = torch.where(held, b, dw)  # which elimination may have rounded: a multiplier of 1e-16 is one that holds
+            # Elimination may have rounded what is held: a multiplier of 1e-16 is one that holds.
+            dw = torch.where(held, b, K.solved(held, size, b))
             # Of what is held the residual may have the wrong sign, of what is free the place.
-            G = torch.where(held, at.F + (K @ dw.unsqueeze(-1)).squeeze(-1), 0)
+            G = torch.where(held, at.F + K.times(dw), 0)
             down_next = (kappa * torch.where(down, 0, dw - below) < G) | fixed
             up_next = (kappa * torch.where(up, 0, dw - above) > G) & ~fixed
             settled = ((down_next == down) & (up_next == up)).all(-1) & dw.isfinite().all(-1)
@@ -145,10 +148,11 @@ class Lagrangian(NamedTuple):
 
 def start(at: Point, lower: Tensor, upper: Tensor, n: int, first: float) -> Lagrangian:
     """That at the start, with penalties of ``first`` times the curvature of the objective, in the unit of each constraint."""
-    z, F, K = at.w[:, :n], at.F, at.K
-    rows = K[:, n:, :n].abs().amax(-1)
+    z, F = at.w[:, :n], at.F
+    largest = at.K.largest(n)
+    rows = largest[:, n:]
     scale = 1 / torch.where((rows > 0) & rows.isfinite(), rows, 1)
-    bend = K[:, :n, :n].abs().amax((-2, -1)).maximum(F[:, :n].abs().amax(-1) / (1 + measured(z)))
+    bend = largest[:, :n].amax(-1).maximum(F[:, :n].abs().amax(-1) / (1 + measured(z)))
     penalty = first * torch.where((bend > 0) & bend.isfinite(), bend, 1).unsqueeze(-1)
     unit = torch.cat([(1 / penalty).expand_as(z), scale], -1)
     return Lagrangian(lower, upper, at.w[:, n:], penalty * scale.square(), unit)

@@ -93,6 +93,14 @@ def given(pattern: Any, n: int) -> Pattern:
     return of_places(rows, columns, n, n)
 
 
+def mirrored(pattern: Pattern, n: int) -> Pattern:
+    """The symmetric (n, n) pattern whose first rows are those of ``pattern``, and whose others have entries in their columns alone, and
+    on the diagonal."""
+    above = pattern.columns >= pattern.m
+    rows, columns = pattern.rows, pattern.columns
+    return with_diagonal(of_places(torch.cat([rows, columns[above]]), torch.cat([columns, rows[above]]), n, n))
+
+
 def with_diagonal(pattern: Pattern) -> Pattern:
     """The same with all places of the diagonal, where unknowns that are held have their entry."""
     if isinstance(pattern, FullBand) or int((pattern.rows == pattern.columns).sum()) == pattern.n:
