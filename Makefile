@@ -13,12 +13,15 @@ VERSIONS := $(shell sed -n 's/^dependencies = .*torch>=\([0-9.]*\),.*/\1.0/p' py
 demo: .venv/installed
 	$(BIN)/torchimplicit demo
 
-# Two processes of one thread each: the tests are many and small, and a thread pool in each would only wait for the other.
+# Two processes of one thread each: the tests are many and small, and a thread pool in each would only wait for the other. Each
+# takes one half, and of the other's what is left when its own is done: handed out in portions, the last ones, which compile, are one's alone.
+TWO := -n 2 --dist worksteal
+
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow"
 
 test-all: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
 
 # A part of the fast tests that meets what differs between releases of torch.
 REPRESENTATIVE := tests/test_readme.py tests/capture tests/loop tests/gradients/test_every_problem.py \
@@ -31,7 +34,7 @@ REPRESENTATIVE := tests/test_readme.py tests/capture tests/loop tests/gradients/
 test-versions: $(VERSIONS:%=test-with-%)
 
 test-with-%: .venv-versions/%/installed
-	OMP_NUM_THREADS=1 .venv-versions/$*/bin/python -m pytest -n 2 -m "not slow" $(REPRESENTATIVE)
+	OMP_NUM_THREADS=1 .venv-versions/$*/bin/python -m pytest $(TWO) -m "not slow" $(REPRESENTATIVE)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def imports(path: Path) -> set[str]:
     return found - {module(path)}
 
 
-IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+@cache
+def imported() -> dict[str, set[str]]:
+    return {name: imports(path) for name, path in MODULES.items()}
 
 
 def drawing() -> str:
@@ -60,7 +63,7 @@ def test_every_module_stands_on_a_floor_and_imports_none_above_it() -> None:
     height = {name: floor_of(name, drawn) for name in MODULES if name}
     above = {
         f"{name} imports {other}"
-        for name, others in IMPORTS.items()
+        for name, others in imported().items()
         for other in others
         if name and other and height[other] > height[name]
     }
@@ -77,7 +80,7 @@ def test_the_map_names_every_file_and_no_other() -> None:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    TopologicalSorter(IMPORTS).prepare()
+    TopologicalSorter(imported()).prepare()
 
 
 def test_no_file_is_longer_than_400_lines() -> None:

@@ -25,7 +25,7 @@ LARGER: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
 # What fades at an ordinary size is not looked for in fixed points: a ReLU network has zeros everywhere.
@@ -42,7 +42,7 @@ def test_a_function_that_is_larger_than_z_everywhere_has_no_fixed_point(
     assert ti.Status.CONVERGED not in info.status.tolist()
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", sorted(LARGER.keys() - {"one of three"}))

@@ -90,7 +90,7 @@ def test_a_minimum(solver: str, dtype: str) -> None:
         check(*twice(lambda z, phi=phi: ti.minimize(phi, z, **options), units.NEAR.to(kind)))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", units.DTYPES)
 @pytest.mark.parametrize("solver", some([*units.SQUARES, "bounded"]))
 def test_a_fit(solver: str, dtype: str) -> None:
@@ -154,7 +154,7 @@ def test_a_heat_equation_that_has_come_to_rest(solver: str, dtype: torch.dtype) 
     n = 30
     exact, g = heating(n, D), heating(n, dtype)
     rest = torch.full((n,), 500.0, dtype=D)
-    for _ in range(60):  # Newton's method for the state that the step leaves as it is
+    for _ in range(10):  # Newton's method for the state that the step leaves as it is
         steady = lambda T: exact(T, T)  # noqa: E731
         rest = rest - torch.linalg.solve(torch.func.jacrev(steady)(rest), steady(rest))
     now = rest.to(dtype)

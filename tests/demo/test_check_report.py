@@ -31,7 +31,7 @@ def linear():
     return lambda z, x: z @ W.T + x, torch.zeros_like(x), (x,), "fixed_point", {"batch_ndim": 1, "solver": "picard"}
 
 def rootless():
-    return lambda z, a: z**2 + a, torch.tensor(0.5), (torch.tensor(1.0),), "root"
+    return lambda z, a: z**2 + a, torch.tensor(0.5), (torch.tensor(1.0),), "root", {"max_steps": 10}
 """
 
 

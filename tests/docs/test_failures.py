@@ -36,11 +36,20 @@ def test_every_status_that_is_given_has_an_entry() -> None:
     assert list(ENTRIES) == [status.name.lower() for status in failures]
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_an_entry_provokes_its_status_and_mends_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def set_up() -> dict[str, Any]:
+    """What the cells above the entries leave."""
     names: dict[str, Any] = {}
-    for setup in cells(SETUP):
-        exec(setup, names)
+    for cell in cells(SETUP):
+        exec(cell, names)
+    return names
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_provokes_its_status_and_mends_it(
+    name: str, set_up: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = dict(set_up)
     capsys.readouterr()
     provoked, mended = cells(ENTRIES[name])
     exec(provoked, names)

@@ -67,7 +67,7 @@ def test_a_tangent_fixed_point_is_reported(solver: str, dtype: torch.dtype) -> N
         assert said(run), f"from {start}"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 70])
 def test_a_double_root_in_one_direction_of_many_is_reported(n: int, dtype: torch.dtype) -> None:
