@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import torchimplicit as ti
-from torchimplicit.linear import Dense, Diagonal, Pattern, Sparse, SparseCholesky, SparseLU, suitesparse
+from torchimplicit.linear import Dense, Diagonal, Pattern, Sparse, SparseCholesky, SparseLU
 from torchimplicit.linear.best_factors import best_factors
+from torchimplicit.linear.sparse_factors import installed
 
 n = 12
 SOLVERS: dict[str, Any] = {
@@ -20,6 +21,8 @@ SOLVERS: dict[str, Any] = {
     "KLU": SparseLU("klu"),
     "CHOLMOD": SparseCholesky(),
 }
+if installed("pypardiso"):  # MKL is large: it is in no environment of this repository
+    SOLVERS["PARDISO"] = SparseLU("pardiso")
 
 
 def places() -> Pattern:
@@ -50,6 +53,10 @@ def test_a_batch_is_solved_in_both_directions(
 ) -> None:
     pattern = places()
     A = matrices(pattern, dtype, name == "CHOLMOD", (2, 3))
+    if name == "PARDISO" and dtype.is_complex:
+        with pytest.raises(TypeError, match=r"PARDISO takes real matrices.*complex128.*SparseLU\('umfpack'\)"):
+            SOLVERS[name].factorize(Sparse(entries(A, pattern), pattern))
+        return
     state = SOLVERS[name].factorize(Sparse(entries(A, pattern), pattern))
     assert state.title == name
     assert not state.singular.any()
@@ -144,23 +151,27 @@ def test_a_matrix_that_is_not_definite_has_no_cholesky_factors() -> None:
 def test_what_cannot_be_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = places()
     A = Sparse(entries(matrices(pattern, torch.float64, True), pattern), pattern)
-    with pytest.raises(ValueError, match="library is 'pardiso'; expected one of 'superlu', 'umfpack', 'klu'"):
-        SparseLU("pardiso")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="library is 'mumps'; expected one of 'superlu', 'umfpack', 'klu', 'pardiso'"):
+        SparseLU("mumps")  # type: ignore[arg-type]
     for operator in (Dense(torch.eye(3)), Diagonal(torch.ones(3))):
         with pytest.raises(TypeError, match="SparseLU needs the entries of a sparse matrix, and got"):
             SparseLU().factorize(operator)
     recorded = Sparse(A.values.clone().requires_grad_(), pattern)
     with pytest.raises(TypeError, match="recorded by autograd"):
         ti.linear_solve(recorded, torch.ones(n).double(), solver=SparseLU(), adjoint=ti.Unrolled())
-    monkeypatch.setattr("torchimplicit.linear.sparse_lu.installed", lambda: False)
-    for solver in (SparseLU("klu"), SparseCholesky()):
-        with pytest.raises(ImportError, match=r"pip install torchimplicit\[suitesparse\]"):
+    monkeypatch.setattr("torchimplicit.linear.sparse_lu.installed", lambda package: package == "scipy")
+    for solver, extra in (
+        (SparseLU("klu"), "suitesparse"),
+        (SparseCholesky(), "suitesparse"),
+        (SparseLU("pardiso"), "pardiso"),
+    ):
+        with pytest.raises(ImportError, match=rf"pip install torchimplicit\[{extra}\]"):
             solver.factorize(A)
     assert SparseLU().factorize(A).title == "SuperLU"
 
 
 def test_without_the_extra_superlu_serves_definite_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert suitesparse.installed()
-    monkeypatch.setattr("torchimplicit.linear.best_factors.installed", lambda: False)
+    assert installed("kvxopt")
+    monkeypatch.setattr("torchimplicit.linear.best_factors.installed", lambda package: False)
     pattern = places()
     assert best_factors(entries(matrices(pattern, torch.float64, True), pattern), pattern).title == "SuperLU"

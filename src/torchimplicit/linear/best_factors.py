@@ -7,7 +7,8 @@ from torch import Tensor
 
 from torchimplicit.linear.direct import Direct, Divided
 from torchimplicit.linear.pattern import Pattern
-from torchimplicit.linear.suitesparse import CHOLMOD, installed
+from torchimplicit.linear.sparse_factors import installed
+from torchimplicit.linear.suitesparse import CHOLMOD
 from torchimplicit.linear.superlu import SuperLU
 
 SYMMETRIC = 64  # in units of eps, beside the diagonal: entries that differ by no more are the same
@@ -16,8 +17,9 @@ SYMMETRIC = 64  # in units of eps, beside the diagonal: entries that differ by n
 def best_factors(values: Tensor, pattern: Pattern, sign: int | None = None) -> Direct:
     """CHOLMOD's of matrices that are Hermitian and definite, where it is installed; else SuperLU's. ``sign``: what is known of that, 1
     or −1 for positive or negative ones, 0 for others."""
-    if sign is None or not installed():
-        sign = definite(values, pattern) if installed() else 0
+    here = installed(CHOLMOD.extra[0])
+    if sign is None or not here:
+        sign = definite(values, pattern) if here else 0
     if sign:
         cholesky = CHOLMOD(values if sign > 0 else -values, pattern)
         if cholesky.complete:

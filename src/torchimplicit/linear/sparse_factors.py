@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ Solve = Callable[[Any, bool], Any]
 """x with A x = b, or Aᴴ x = b, for columns b (n, k): an array of NumPy for another."""
 
 
+def installed(package: str) -> bool:
+    """Whether a library's package can be imported."""
+    return find_spec(package) is not None
+
+
 class SparseFactors(Estimated):
     """Factors of D A C for each matrix of the batch, all as the blocks of one: entries (*batch, e) in the places of a pattern.
 
@@ -28,6 +34,7 @@ class SparseFactors(Estimated):
     """
 
     title, final = "", True
+    extra = "scipy", "scipy"  # the package that it needs, and the extra that installs it
 
     def __init__(self, values: Tensor, pattern: Pattern) -> None:
         self.batch_shape, self.pattern = values.shape[:-1], pattern

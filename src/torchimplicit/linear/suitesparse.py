@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,12 +11,7 @@ from torchimplicit.linear.pattern import Pattern, places
 from torchimplicit.linear.sparse_factors import Solve, SparseFactors
 from torchimplicit.norms import inverse_power_of_two
 
-MISSING = "needs SuiteSparse, which comes with kvxopt: pip install torchimplicit[suitesparse]"
-
-
-def installed() -> bool:
-    """Whether kvxopt can be imported."""
-    return find_spec("kvxopt") is not None
+EXTRA = "kvxopt", "suitesparse"
 
 
 class CHOLMOD(SparseFactors):
@@ -28,6 +22,7 @@ class CHOLMOD(SparseFactors):
     """
 
     title = "CHOLMOD"
+    extra = EXTRA
 
     def _scales(self, values: Tensor) -> tuple[Tensor, Tensor]:
         pattern = self.pattern
@@ -61,6 +56,7 @@ class UMFPACK(SparseFactors):
     """
 
     title = "UMFPACK"
+    extra = EXTRA
 
     def _factorised(self, values: Tensor) -> Solve:
         from kvxopt import umfpack
@@ -77,6 +73,7 @@ class KLU(SparseFactors):
     """
 
     title = "KLU"
+    extra = EXTRA
 
     def _factorised(self, values: Tensor) -> Solve:
         from kvxopt import klu
