@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -41,13 +43,13 @@ def test_a_memory_that_is_kept_serves_the_next_call() -> None:
 
 def test_a_pattern_that_was_given_keeps_its_colours_from_call_to_call() -> None:
     n = 300
-    memory = Memory(torch.eye(n).roll(1, 0) + torch.eye(n) + torch.eye(n).roll(-1, 0))
+    memory = Memory(ring_pattern(n))
     x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
     patterns = []
     for _ in range(2):
-        _, info = ti.root(lambda z: 3 * z - z.roll(1) - z.roll(-1) / 2 + z**3 / 10 - x, x, sparsity=memory)
+        _, info = ti.root(ring, x, (x,), sparsity=memory)
         assert info.converged
-        patterns.append(memory.pattern(None))  # which has the colours
+        patterns.append(memory._shared.assembly)  # which has the colours
     assert patterns[0] is not None
     assert patterns[0] is patterns[1]
 
@@ -73,3 +75,43 @@ def test_a_memory_of_symmetric_matrices_goes_on_to_others() -> None:
         torch.testing.assert_close(u, alone, rtol=1e-9, atol=1e-12)
         assert "pattern found" in info.linear
         assert info.products < 100
+
+
+def ring(z: Tensor, x: Tensor) -> Tensor:
+    return 3 * z - z.roll(1) - z.roll(-1) / 2 + z**3 / 10 - x
+
+
+def ring_pattern(n: int) -> Tensor:
+    return torch.eye(n).roll(1, 0) + torch.eye(n) + torch.eye(n).roll(-1, 0)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_pattern_is_for_unknowns_on_the_cpu(given: bool) -> None:
+    """Whether it was given, or learnt there: elsewhere nothing is made of it, and the reason is told."""
+    n = 300
+    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    memory = Memory(ring_pattern(n)) if given else Memory()
+    ti.root(ring, x, (x,), sparsity=memory)
+    here, there = (SimpleNamespace(z=torch.zeros(1, n, device=device)) for device in ("cpu", "meta"))
+    assert memory.pattern(here) is not None
+    assert memory.pattern(there) is None
+    assert "SciPy factorises on the CPU, and this is on meta" in memory.description
+    assert memory.pattern(here) is not None
+    assert "meta" not in memory.description
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("sparsity", ["given", "given there", "detect"])
+def test_a_memory_goes_between_the_cpu_and_a_gpu(sparsity: str) -> None:
+    n = 300
+    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    pattern = ring_pattern(n)
+    memory = Memory("detect" if sparsity == "detect" else pattern.cuda() if sparsity == "given there" else pattern)
+    gradients = []
+    for device in ("cpu", "cuda", "cpu"):
+        at = x.to(device, copy=True).requires_grad_()
+        z, info = ti.root(ring, at.detach(), (at,), sparsity=memory, rtol=1e-11)
+        assert info.converged
+        gradients.append(torch.autograd.grad(z.square().sum(), at)[0].cpu())
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-8, atol=1e-9)

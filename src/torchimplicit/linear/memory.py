@@ -56,6 +56,7 @@ class _Shared:
     assembly: Assembly | None = None
     looked: bool = False
     why_not: str = ""
+    elsewhere: str = ""
     setup_failed: str = ""
     setups: int = 0
     used: str = ""
@@ -116,10 +117,10 @@ class Memory:
         if not self._shared.used:
             return ""
         parts = [self._shared.used]
-        if self._shared.assembly is not None:
+        if self._shared.assembly is not None and not self._shared.elsewhere:
             source = "found" if self._shared.given is None else "given"
             parts.append(f"pattern {source}: {self._shared.assembly.pattern.entries} entries")
-        parts += [why for why in (self._shared.why_not, self._shared.setup_failed) if why]
+        parts += [why for why in (self.why_not, self._shared.setup_failed) if why]
         return "; ".join(part for part in parts if part)
 
     def serves(self, b: Tensor) -> bool:
@@ -168,6 +169,10 @@ class Memory:
     def pattern(self, operator: Linearised, find: Callable[[], Pattern] | None = None) -> Pattern | None:
         """The pattern of the operator, a Jacobian; None where there is none. ``find`` : what finds it, if its function alone does not
         tell."""
+        device = operator.z.device
+        self._shared.elsewhere = "" if device.type == "cpu" else f"SciPy factorises on the CPU, and this is on {device}"
+        if self._shared.elsewhere:  # though there may be one, given, or of calls on the CPU
+            return None
         if not self._shared.looked:
             self._shared.looked = True
             self._look(operator, find)
@@ -176,9 +181,6 @@ class Memory:
     def _look(self, operator: Linearised, find: Callable[[], Pattern] | None) -> None:
         if not available():
             self._shared.why_not = MISSING
-            return
-        if operator.z.device.type != "cpu":
-            self._shared.why_not = f"SciPy factorises on the CPU, and this is on {operator.z.device}"
             return
         if self._shared.given is not None:
             self._take(operator.z.shape[-1])
@@ -198,7 +200,7 @@ class Memory:
     @property
     def why_not(self) -> str:
         """Why there is no pattern; empty where there is one, or nobody has looked."""
-        return self._shared.why_not
+        return self._shared.elsewhere or self._shared.why_not
 
     @property
     def banded(self) -> bool:
@@ -233,7 +235,7 @@ class Memory:
         """The operator's entries. Raises TypeError where no pattern is known."""
         if self.pattern(operator) is None or self._shared.assembly is None:
             raise TypeError(
-                f"{wanted_by} needs the entries of a sparse matrix, and there is none: {self._shared.why_not}. {WITHOUT}"
+                f"{wanted_by} needs the entries of a sparse matrix, and there is none: {self.why_not}. {WITHOUT}"
             )
         with torch.no_grad():
             values = self._shared.assembly.values(operator, operator.z.detach())

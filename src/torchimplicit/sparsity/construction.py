@@ -69,7 +69,7 @@ def given(pattern: Any, n: int) -> Pattern:
     if isinstance(pattern, Tensor):
         if pattern.ndim != 2:
             raise ValueError(f"sparsity is a {pattern.ndim}-D tensor; expected a pattern of shape ({n}, {n}).")
-        pattern = pattern.detach()
+        pattern = pattern.detach().cpu()  # where it is coloured
         dense = pattern.layout == torch.strided
         rows, columns = pattern.nonzero().mT if dense else pattern.to_sparse_coo().coalesce().indices()
         shape = tuple(pattern.shape)
