@@ -49,6 +49,7 @@ NAMED: dict[str, tuple[Any, Any, float]] = {  # the preconditioner, a solver tha
     "block Jacobi": (Jacobi(m), CG, 0.0),
     "AMG": (AMG(), CG, 0.0),
     "Cholesky": (SparseCholesky(), MINRES, 0.0),
+    "ILU, Hermitian": (ILU(), CG, 0.0),
     "Diagonal": (Diagonal(dense(mesh()).diagonal().clone()), CG, 0.0),
     "Jacobi, with wind": (Jacobi(), GMRES, 0.5),
     "block Jacobi, with wind": (Jacobi(m), BiCGStab, 0.5),
@@ -188,3 +189,28 @@ def test_a_lagged_one_is_made_anew_only_where_steps_have_grown() -> None:
     far = Lagged(SparseLU(), patience=1)
     _, info = solve(torch.full((m, m), 6.0).double(), far)
     assert 1 < far.setups <= int(info.steps)
+
+
+@pytest.mark.parametrize("drop", [1e-1, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_incomplete_factors_of_a_symmetric_matrix_are_for_cg(drop: float, sign: int) -> None:
+    """Whatever they leave out: symmetric, of the matrix' sign, and better than the diagonal."""
+    A = sign * mesh()
+    M = ILU(drop=drop).factorize(Sparse(A))
+    inverse = M.solve(torch.eye(n).double())
+    torch.testing.assert_close(inverse, inverse.T)
+    assert (sign * torch.linalg.eigvalsh(inverse) > 0).all()
+    b = torch.ones(n).double()
+    steps = [
+        int(ti.linear_solve(sign * A, b, solver=CG(preconditioner=how), rtol=1e-10, max_steps=500).info.steps)
+        for how in (SignedInverse(M, sign), Jacobi())
+    ]
+    assert steps[0] < steps[1]
+
+
+class SignedInverse:
+    def __init__(self, of: Any, sign: int) -> None:
+        self.of, self.sign = of, sign
+
+    def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        return self.sign * self.of.solve(b, adjoint)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from torchimplicit.linear.best_factors import definite
 from torchimplicit.linear.entries import entries_of
 from torchimplicit.linear.factors import square
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.pattern import Pattern
 from torchimplicit.linear.solver import Preconditioner
-from torchimplicit.linear.sparse_factors import Solve, SparseFactors
+from torchimplicit.linear.sparse_factors import Solve, SparseFactors, symmetric_scales
 
 
 @dataclass(frozen=True)
 class ILU:
-    """Incomplete LU factors of a sparse matrix as a preconditioner, for GMRES and BiCGStab: they are not symmetric.
+    """Incomplete LU factors of a sparse matrix as a preconditioner.
+
+    Of a matrix that is Hermitian, with a diagonal of one sign, the Hermitian part of their inverse, in a symmetric order: it serves CG
+    as incomplete Cholesky factors would. Of any other they are for GMRES and BiCGStab.
 
     Attributes:
         drop: entries of the factors that are smaller, in parts of their column, are left out.
@@ -33,13 +37,15 @@ class ILU:
     def factorize(self, operator: LinearOperator) -> Preconditioner:
         """The factors of a Sparse operator, or of a Jacobian whose pattern is known; raises as :class:`SparseLU` does."""
         matrix = entries_of(square(operator, "ILU"), "ILU")
-        return IncompleteFactors(matrix.values, matrix.pattern, self)
+        kind = HermitianPart if definite(matrix.values, matrix.pattern) else IncompleteFactors
+        return kind(matrix.values, matrix.pattern, self)
 
 
 class IncompleteFactors(SparseFactors):
     """About D A C = L U."""
 
     title, final = "incomplete LU", False
+    order: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, values: Tensor, pattern: Pattern, how: ILU) -> None:
         self.how = how
@@ -48,7 +54,7 @@ class IncompleteFactors(SparseFactors):
     def _factorised(self, values: Tensor) -> Solve:
         from scipy.sparse.linalg import spilu
 
-        factors = spilu(self._by_columns(values), drop_tol=self.how.drop, fill_factor=self.how.fill)
+        factors = spilu(self._by_columns(values), drop_tol=self.how.drop, fill_factor=self.how.fill, **self.order)
 
         def solve(columns: Any, adjoint: bool) -> Any:
             return factors.solve(columns, "H" if adjoint else "N")
@@ -57,3 +63,20 @@ class IncompleteFactors(SparseFactors):
 
     def _unsolved(self, b: Tensor) -> Tensor:
         return b.clone()
+
+
+class HermitianPart(IncompleteFactors):
+    """½ (M + Mᴴ) with M the inverse of about D A D = L U. Entries are dropped column by column, which leaves M itself so far from
+    Hermitian that CG may not converge."""
+
+    order: ClassVar[dict[str, Any]] = {
+        "permc_spec": "MMD_AT_PLUS_A",
+        "diag_pivot_thresh": 0.0,
+        "options": {"SymmetricMode": True},
+    }
+
+    def _scales(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return symmetric_scales(values, self.pattern)
+
+    def _solve(self, b: Tensor, adjoint: bool) -> Tensor:
+        return (super()._solve(b, False) + super()._solve(b, True)) / 2

@@ -111,3 +111,12 @@ def _largest(size: Tensor, index: Tensor, n: int) -> Tensor:
     """The largest of the numbers (..., e) that belong to each row, or column, (..., n)."""
     zeros = torch.zeros(*size.shape[:-1], n, dtype=size.dtype)
     return zeros.scatter_reduce(-1, index.expand_as(size), size, "amax")
+
+
+def symmetric_scales(values: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """The diagonal of D, twice, that brings those of D A D to size one, (*batch, n); one where A has a zero there."""
+    diagonal = torch.zeros(*values.shape[:-1], pattern.n, dtype=values.real.dtype)
+    on = (pattern.rows == pattern.columns).nonzero().flatten()
+    diagonal = diagonal.index_add(-1, pattern.rows[on], values[..., on].real)
+    d = inverse_power_of_two(diagonal.abs().sqrt())
+    return d, d

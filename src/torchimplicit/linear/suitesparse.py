@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.linear.pattern import Pattern, places
-from torchimplicit.linear.sparse_factors import Solve, SparseFactors
-from torchimplicit.norms import inverse_power_of_two
+from torchimplicit.linear.sparse_factors import Solve, SparseFactors, symmetric_scales
 
 EXTRA = "kvxopt", "suitesparse"
 
@@ -25,12 +24,7 @@ class CHOLMOD(SparseFactors):
     extra = EXTRA
 
     def _scales(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        pattern = self.pattern
-        diagonal = torch.zeros(*values.shape[:-1], pattern.n, dtype=values.real.dtype)
-        on = (pattern.rows == pattern.columns).nonzero().flatten()
-        diagonal = diagonal.index_add(-1, pattern.rows[on], values[..., on].real)
-        d = inverse_power_of_two(diagonal.sqrt())  # one where that is no number
-        return d, d
+        return symmetric_scales(values, self.pattern)
 
     def _factorised(self, values: Tensor) -> Solve:
         import numpy as np
