@@ -43,7 +43,7 @@ def test_no_unit_of_g_or_z_plays_a_part(scale: float) -> None:
                 assert abs(float(x.grad) / unit - 1 / 3) < 1e-7
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rtol", [1e-2, None, 1e-12])
 @pytest.mark.parametrize("solver", ["newton", "newton_krylov", "auto"])

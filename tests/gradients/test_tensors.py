@@ -129,7 +129,7 @@ def test_gradients_inside_transforms_and_nested_vmaps(layer: Layer) -> None:
                 assert torch.allclose(one[i, k], other, atol=1e-10)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @in_every_way
 def test_hessians_inside_vmap_and_third_derivatives(layer: Layer) -> None:
     W, x, v = well(N), randn(N, seed=5), randn(N, seed=6)

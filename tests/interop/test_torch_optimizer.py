@@ -46,10 +46,10 @@ def test_value_and_gradient_are_those_of_newton(
 def test_a_batch_is_solved_as_its_systems_are_one_by_one() -> None:
     b, z0 = data(), torch.zeros(3, 2, dtype=D)
     z0[1, 0] = torch.nan
-    together, info = ti.minimize(phi, z0, (b,), batch_ndim=1, solver=ADAM, on_failure="ignore")
+    together, info = ti.minimize(phi, z0, (b,), batch_ndim=1, solver=ADAM, rtol=1e-3, on_failure="ignore")
     assert info.converged.tolist() == [True, False, True]
     for i in (0, 2):
-        alone, single = ti.minimize(phi, z0[i], (b[i],), solver=ADAM)
+        alone, single = ti.minimize(phi, z0[i], (b[i],), solver=ADAM, rtol=1e-3)
         torch.testing.assert_close(together[i], alone, rtol=1e-9, atol=1e-9)
         assert abs(int(info.steps[i]) - int(single.steps)) <= 1
 
@@ -76,5 +76,5 @@ def test_what_it_cannot_do_is_refused() -> None:
 
 def test_it_can_be_vmapped() -> None:
     b = data()
-    solve = lambda b: ti.minimize(phi, torch.zeros(2, dtype=D), (b,), solver=ADAM).value  # noqa: E731
+    solve = lambda b: ti.minimize(phi, torch.zeros(2, dtype=D), (b,), solver=ADAM, rtol=1e-3).value  # noqa: E731
     torch.testing.assert_close(torch.vmap(solve)(b), torch.stack([solve(row) for row in b]), rtol=1e-9, atol=1e-9)

@@ -39,6 +39,7 @@ def test_the_batch_may_be_that_of_a_vmap(two_threads: None) -> None:
     assert torch.allclose((A @ x.unsqueeze(-1)).squeeze(-1), b.expand(3, 160), atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
 def test_or_of_a_graph(two_threads: None) -> None:
     generator = torch.Generator().manual_seed(2)

@@ -76,6 +76,7 @@ def energy(z: Tensor, A: Tensor, b: Tensor) -> Tensor:
 LOWER = torch.full((3000, 3), -1.0, dtype=D)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("problem", "options"),
     [

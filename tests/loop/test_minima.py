@@ -94,7 +94,7 @@ def test_a_slope_that_nothing_bends_leads_to_no_minimum(n: int, periodic: bool, 
     assert info.status == Status.DIVERGED
 
 
-@pytest.mark.sampled(11)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("solver", ["bfgs", "lbfgs", "nonlinear_cg", "newton_cg", "newton"])
 @pytest.mark.parametrize("n", [3, 20, 70, pytest.param(300, marks=pytest.mark.slow)])
 def test_nor_does_it_by_any_method(n: int, solver: str) -> None:
@@ -186,6 +186,7 @@ def logistic(z: Tensor, labels: Tensor, penalty: float) -> Tensor:
     return torch.nn.functional.softplus(-labels * (X.to(z) @ z)).sum() + penalty * z.square().sum()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [D, torch.float32])
 @pytest.mark.parametrize("solver", [None, "lbfgs", "newton"])
 def test_a_minimum_at_infinity_is_reported_as_one(solver: str | None, dtype: torch.dtype) -> None:

@@ -51,7 +51,7 @@ def solved(problem: LeastSquares, method: str) -> tuple[float, bool, int]:
     return float(problem.residuals(z).square().sum()), bool(info.converged), int(info.evaluations)
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(23)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_published_minimum_is_reached_or_the_failure_is_expected(method: str, problem: LeastSquares) -> None:

@@ -41,13 +41,17 @@ STEPS = {
     "Nelson": 3e-4,
 }
 
+LONG = {"MGH17", "Bennett5"}  # hundreds of steps from afar
+
 
 def names(problem: Regression) -> str:
     return problem.name
 
 
-@pytest.mark.sampled(11)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=names)
+@pytest.mark.sampled(13)
+@pytest.mark.parametrize(
+    "problem", [pytest.param(p, marks=[pytest.mark.slow] * (p.name in LONG)) for p in PROBLEMS], ids=names
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_certified_parameters_are_found_from_both_starts(method: str, problem: Regression) -> None:
     z, info = ti.least_squares(

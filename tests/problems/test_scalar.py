@@ -136,7 +136,7 @@ def test_the_search_beyond_a_pole_has_an_end(method: Method) -> None:
         assert -700 < z < (2 if ends[1] else 4)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_jump_or_a_pole_at_zero_is_none(method: Method, dtype: torch.dtype) -> None:
@@ -168,7 +168,7 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rtol", [None, 1e-3, 1e-12])
 def test_the_error_that_is_told_is_never_too_small(method: Method, rtol: float | None) -> None:
@@ -185,6 +185,7 @@ def test_the_error_that_is_told_is_never_too_small(method: Method, rtol: float |
             assert ((z - roots).abs() <= info.error + 4 * EPS * roots.abs() + (g((z - roots) / wide) == 0) * wide).all()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
 def test_between_two_ends_the_start_plays_no_part(method: Method, dtype: torch.dtype) -> None:

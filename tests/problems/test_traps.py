@@ -157,6 +157,7 @@ def chain(z: Tensor, v: float) -> Tensor:
     return torch.stack([v - first, first - second, second - q - 0.1 * q**3], -1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("solver", ["auto", "newton", "chord", "newton_krylov", "broyden"])
 @pytest.mark.parametrize(("g", "n"), [(enzyme, 2), (chain, 3)])
 def test_beside_a_huge_unknown_the_others_have_not_converged(g: Callable[..., Tensor], n: int, solver: str) -> None:

@@ -46,7 +46,7 @@ def product(x: Tensor) -> Any:
     return ti.linear_solve(lambda z: A @ z + x * z, x)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("solve", [numbers, system, product, black_box, bounded])
 def test_what_takes_derivatives_is_exported(solve: Model, strict: bool) -> None:

@@ -51,7 +51,9 @@ LINEAR: dict[str, tuple[Model, Tensor, Tensor]] = {
 
 
 @pytest.mark.sampled(6)
-@pytest.mark.parametrize("which", LINEAR)
+@pytest.mark.parametrize(
+    "which", [pytest.param(name, marks=[pytest.mark.slow] * (name in region.LINEAR)) for name in LINEAR]
+)
 def test_a_linear_system_is_solved_in_a_graph(which: str) -> None:
     model, *inputs = LINEAR[which]
     for found, expected in zip(
