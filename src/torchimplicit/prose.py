@@ -242,8 +242,9 @@ OTHERS: dict[str, dict[str, str]] = {
             "Loosen the constraints that have a multiplier there, or add a slack variable with a cost."
         ),
         "DUAL_INFEASIBLE": (
-            "the objective falls without bound along a direction that the constraints allow (info.certificate.z). Likely causes: (a) a "
-            "Q that is 0 along it, as in a linear program; (b) a missing bound. Add bounds, or a small multiple of the identity to Q."
+            "the objective falls without bound along a direction that the constraints allow (info.certificate.z), or for 1e7 times as "
+            "far as the data are large. Likely causes: (a) a Q that is 0 along it, as in a linear program, or below 1e-8 of its size; "
+            "(b) a missing bound. Add bounds, or a small multiple of the identity to Q."
         ),
         "NONCONVEX": (
             "the objective is not convex: Q has a negative eigenvalue in a direction that the equalities leave free, so a stationary "

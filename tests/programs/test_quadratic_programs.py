@@ -364,3 +364,23 @@ def test_a_start_that_is_none_is_refused(of: str) -> None:
     }[of]
     with pytest.raises(error, match=message):
         ti.quadratic_program(torch.eye(3, dtype=D), p, start=start)
+
+
+def test_a_curvature_counts_as_none_by_its_size_beside_the_others() -> None:
+    """Along (1, 1) that of Q is c: a minimum at −p/c. Of one unknown alone any is found, for it has a unit of its own."""
+    U, ones = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=D) / 2**0.5, torch.ones(2, dtype=D)
+
+    def solved(c: float) -> ti.Solution:
+        return ti.quadratic_program(U @ torch.diag(torch.tensor([c, 1.0], dtype=D)) @ U.T, ones, on_failure="ignore")
+
+    z, info = solved(1e-6)
+    assert info.converged
+    torch.testing.assert_close(z, -ones / 1e-6, rtol=1e-8, atol=0)
+    z, info = solved(1e-9)
+    assert info.status == Status.DUAL_INFEASIBLE
+    assert z.isnan().all()
+    direction = info.certificate.z
+    torch.testing.assert_close(direction, -ones / 2)
+    z, info = ti.quadratic_program(torch.diag(torch.tensor([1e-9, 1.0], dtype=D)), ones)
+    assert info.converged
+    torch.testing.assert_close(z, torch.tensor([-1e9, -1.0], dtype=D))

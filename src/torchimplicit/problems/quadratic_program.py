@@ -179,6 +179,12 @@ def quadratic_program(
         is PRIMAL_INFEASIBLE (no z meets the constraints) or DUAL_INFEASIBLE (the objective falls for ever), z is NaN, and
         ``info.certificate`` proves it. Where the objective is NONCONVEX, or the data are NONFINITE, z is NaN too.
 
+    Both proofs hold to within 1e-7, in units of the unknowns and of the rows in which the data are about 1: with a direction x as the
+    certificate has it, pᵀx = −1, the sums of |Qx| and of what the rows are violated by are at most 1e-7. They exclude solutions, and
+    multipliers, up to 1e7 times the size of the data, not those farther away: along an x that mixes unknowns a curvature below 1e-8
+    of the size of Q counts as 0. (That of one unknown alone may be 1e-14: its unit is changed.) If it is meant, say so by other units,
+    or by bounds.
+
     Derivatives: exact, of every order, where z* is unique, the constraints that hold it are independent and each has a multiplier that
     is not 0. Where it is not unique the backward reports SINGULAR; where a constraint touches z with a multiplier of 0, or
     inequalities that hold it depend on each other, DEGENERATE, for the derivative is one-sided: that without such a constraint.
