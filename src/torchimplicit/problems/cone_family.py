@@ -28,6 +28,7 @@ from torchimplicit.programs.conic import ConePrograms
 from torchimplicit.programs.faces import WEAK
 from torchimplicit.programs.info import ConeCertificate, ProgramInfo
 from torchimplicit.programs.outside import ConeSolver
+from torchimplicit.programs.sparse_conic import SparseConeInverse
 from torchimplicit.solution import Record, Solution
 from torchimplicit.solvers.equations import Equations
 from torchimplicit.status import OnFailure, Status, check_policy, unanswered
@@ -66,11 +67,15 @@ class Conditions:
 
 @dataclass(frozen=True)
 class ConeSearch(ProgramSearch):
-    """A solver of somebody else's, and Newton's method on the conditions (:mod:`torchimplicit.programs.cone_solving`)."""
+    """A solver of somebody else's, and Newton's method on the conditions (:mod:`torchimplicit.programs.cone_solving`).
+
+    by_entries : whether their Jacobians are formed so.
+    """
 
     family: Family
     solver: ConeSolver
     max_steps: int | None
+    by_entries: bool
 
     def __call__(self, equations: Equations, z0: Tensor, settings: LoopSettings, inside: Inside | None) -> SearchResult:
         tensors, vmaps = (self.family.tensors, ()) if inside is None else (inside.tensors, inside.vmaps)
@@ -79,7 +84,7 @@ class ConeSearch(ProgramSearch):
         return self.told(solve(programs, self.solver, self.max_steps), equations, z0)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
-        return ConeInverse(tensors)
+        return SparseConeInverse(tensors) if self.by_entries else ConeInverse(tensors)
 
 
 def pose_and_solve(
@@ -113,7 +118,7 @@ def pose_and_solve(
         args=family.tensors,
         layout=layout,
         flatten=lambda layout, _: same_as_z(layout, "the conditions"),
-        search=ConeSearch(layout, tolerance, family, solver, max_steps),
+        search=ConeSearch(layout, tolerance, family, solver, max_steps, programs.by_entries),
         tolerance=tolerance,
         max_steps=0,
         on_failure=on_failure,

@@ -13,10 +13,13 @@ from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.lu import LU
 from torchimplicit.linear.shortest import invert
 from torchimplicit.linear.solver import Refusing
+from torchimplicit.linear.superlu import SuperLU
 from torchimplicit.programs.conic import ConePrograms
 from torchimplicit.programs.faces import outside, outside_dual, weak
+from torchimplicit.programs.matrix import Matrix
 from torchimplicit.programs.outside import ConeAnswers, ConeSolver
 from torchimplicit.programs.solving import BLOCK, Solutions
+from torchimplicit.programs.sparse_conic import SparseConeInverse, entries_of_jacobian
 from torchimplicit.status import Status, unanswered
 
 SATISFIED = 1e-9  # what the conditions of a solution lack at most, beside their terms
@@ -30,7 +33,8 @@ CONVEX = 1e-9  # of the largest entry of P: an eigenvalue that is no more negati
 def solve(programs: ConePrograms, solver: ConeSolver, max_steps: int | None) -> Solutions:
     """The solutions; many in blocks, so that the matrices of one fit the cache. w is (z, y)."""
     B, size = len(programs.q), programs.q.shape[-1] + programs.b.shape[-1]
-    at_once = max(1, BLOCK // max(1, size * size))
+    numbers = programs.A.values.shape[-1] if programs.by_entries else size * size
+    at_once = max(1, BLOCK // max(1, numbers))
     if at_once >= B:
         return _solve(programs, solver, max_steps)
     blocks = [_solve(programs.of_systems(slice(i, i + at_once)), solver, max_steps) for i in range(0, B, at_once)]
@@ -53,12 +57,11 @@ def _solve(programs: ConePrograms, solver: ConeSolver, max_steps: int | None) ->
     none = unanswered(status)
     J = polished.J
     if occurs(none):
-        eye = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-        J = torch.where(none[:, None, None], eye, J)
+        J = J.or_identity(none)
     w = torch.where(none.unsqueeze(-1), torch.cat([answers.z, answers.y], -1), polished.w)
     correction = torch.where(none.unsqueeze(-1), 0, polished.step)
     refused = torch.where(_between(programs, polished.w) & ~none, Status.DEGENERATE, Status.CONVERGED)
-    inverse = (refused, *LU().factorize(Dense(J)).tensors)
+    inverse = SparseConeInverse.tensors(refused, J) if programs.by_entries else ConeInverse.tensors(refused, J)
     return Solutions(w, status, answers.steps, correction[:, : programs.q.shape[-1]], inverse)
 
 
@@ -87,12 +90,12 @@ class Polished:
     w: Tensor
     step: Tensor
     length: Tensor
-    J: Tensor
+    J: Matrix
     lacking: Tensor
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        return self.w, self.step, self.length, self.J, self.lacking
+        return self.w, self.step, self.length, self.J.values, self.lacking
 
     def or_better(self, rows: Tensor, other: Polished) -> Polished:
         """With those of ``other`` in the places ``rows``, where these lack less; of two that lack nothing, those with the shorter
@@ -101,15 +104,17 @@ class Polished:
         both = lacking.maximum(other.lacking) <= SATISFIED
         better = torch.where(both, other.length < length, other.lacking < lacking).nonzero().squeeze(-1)
         rows = rows[better]
-        return Polished(*(a.index_copy(0, rows, b[better]) for a, b in zip(self.parts, other.parts, strict=True)))
+        w, step, length, values, lacking = (
+            a.index_copy(0, rows, b[better]) for a, b in zip(self.parts, other.parts, strict=True)
+        )
+        return Polished(w, step, length, self.J.of(values), lacking)
 
 
 def _polished(programs: ConePrograms, w: Tensor, last: Tensor | None = None, steps: int = NEWTON) -> Polished:
     """The best points of Newton's method from w, to which steps of the ``last`` lengths (B,) have led; systems that come no nearer are
     left out."""
     n, about = programs.q.shape[-1], torch.finfo(w.dtype)
-    r, J = programs.jacobian(w[:, :n], w[:, n:])
-    step = invert(LU(), J, r, w, lambda: None).solve(LU(), r)
+    J, step = _newton(programs, w)
     step = torch.where(step.isfinite().all(-1, keepdim=True), step, torch.inf)
     parts = [(step[:, i], w[:, i]) for i in (slice(n), slice(n, None))]
     length = torch.stack([_largest(d) / (_largest(of) + about.tiny) for d, of in parts]).amax(0)
@@ -122,6 +127,17 @@ def _polished(programs: ConePrograms, w: Tensor, last: Tensor | None = None, ste
         return here
     later = _polished(programs.of_systems(rows), (w - step)[rows], length[rows], steps - 1)
     return here.or_better(rows, later)
+
+
+def _newton(programs: ConePrograms, w: Tensor) -> tuple[Matrix, Tensor]:
+    """The Jacobian of the conditions at w, and J⁻¹ of them; of dense ones that are singular, the shortest."""
+    n = programs.q.shape[-1]
+    if programs.by_entries:
+        r, entries = entries_of_jacobian(programs, w[:, :n], w[:, n:])
+        assert entries.pattern is not None
+        return entries, SuperLU(entries.values, entries.pattern).solve(r)
+    r, J = programs.jacobian(w[:, :n], w[:, n:])
+    return Matrix(J), invert(LU(), J, r, w, lambda: None).solve(LU(), r)
 
 
 def _between(programs: ConePrograms, w: Tensor) -> Tensor:
@@ -198,6 +214,11 @@ class ConeInverse(Refusing):
 
     refused : of each system (B,) the status of a derivative that does not exist; CONVERGED where there is one.
     """
+
+    @staticmethod
+    def tensors(refused: Tensor, J: Matrix) -> tuple[Tensor, ...]:
+        """Those that one is made of."""
+        return refused, *LU().factorize(Dense(J.values)).tensors
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.refused, *factors = tensors

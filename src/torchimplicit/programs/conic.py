@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.programs.cones import Cones
+from torchimplicit.programs.cones import Block, Cones
 from torchimplicit.programs.faces import vanishing
 from torchimplicit.programs.matrix import Matrix
 
+FORMED = 256  # unknowns and multipliers up to which sparse matrices are written out
 PART = 1e-3  # of what multipliers and slacks must be, as the data say: what is smaller may still be more than rounding
 
 
@@ -94,25 +96,40 @@ class ConePrograms:
     def jacobian(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The conditions of systems (B,) as one vector (B, n + m), and their Jacobian (B, n + m, n + m), cone by cone."""
         n, m = z.shape[-1], y.shape[-1]
-        gradient = self.curvature(z) + self.q + self.A.transposed(y)
-        (of_s, of_y), s, A = self.units(z, y), self.slack(z), self.A.dense()
+        residual, faces = self.linearised(z, y)
+        (of_s, of_y), A = self.units(z, y), self.A.dense()
         J = z.new_zeros(len(z), n + m, n + m)
         J[:, :n, n:] = A.mT
         if self.P is not None:
             P = self.P.dense()
             J[:, :n, :n] = (P + P.mT) / 2
-        values = [gradient]
-        for block in self.cones.blocks:
-            pair = torch.cat([block.of(s / of_s), block.of(y / of_y)], -1).flatten(0, 1)
-            face = Jacobian(lambda pair, kind=block.kind: vanishing(kind, *pair.chunk(2, -1)), pair)  # type: ignore[misc]
-            values.append(face.value.reshape(len(z), block.cones * block.size))
-            in_s, in_y = face.to_dense().unflatten(0, (len(z), block.cones)).chunk(2, -1)
+        for block, in_s, in_y in faces:
             first, last = n + block.start, n + block.start + block.cones * block.size
             rows = A[:, first - n : last - n].unflatten(-2, (block.cones, block.size))
             J[:, first:last, :n] = -(in_s / of_s[..., None, None] @ rows).flatten(1, 2)
             places = torch.arange(first, last, device=z.device).reshape(block.cones, block.size)
             J[:, places.unsqueeze(-1), places.unsqueeze(-2)] = in_y / of_y[..., None, None]
-        return torch.cat(values, -1), J
+        return residual, J
+
+    def linearised(self, z: Tensor, y: Tensor) -> tuple[Tensor, list[tuple[Block, Tensor, Tensor]]]:
+        """The conditions as one vector (B, n + m), and for each block of cones the derivatives of what vanishes on their faces, in
+        slacks and in multipliers, in their units, (B, cones, size, size) each."""
+        (of_s, of_y), s = self.units(z, y), self.slack(z)
+        values = [self.curvature(z) + self.q + self.A.transposed(y)]
+        faces = []
+        for block in self.cones.blocks:
+            pair = torch.cat([block.of(s / of_s), block.of(y / of_y)], -1).flatten(0, 1)
+            face = Jacobian(lambda pair, kind=block.kind: vanishing(kind, *pair.chunk(2, -1)), pair)  # type: ignore[misc]
+            values.append(face.value.reshape(len(z), block.cones * block.size))
+            faces.append((block, *face.to_dense().unflatten(0, (len(z), block.cones)).chunk(2, -1)))
+        return torch.cat(values, -1), faces
+
+    @property
+    def by_entries(self) -> bool:
+        """Whether their Jacobians are to be formed by entries: they are large, and the matrices sparse."""
+        large = self.q.shape[-1] + self.b.shape[-1] > FORMED
+        sparse = self.A.pattern is not None and (self.P is None or self.P.pattern is not None)
+        return large and sparse and self.q.device.type == "cpu" and find_spec("scipy") is not None
 
 
 def _positive(size: Tensor) -> Tensor:

@@ -52,6 +52,24 @@ class Matrix:
         """The entries, for as many matrices as there are vectors, unless one matrix serves all."""
         return self.values if self.values.ndim == 1 else self.values.expand(*x.shape[:-1], self.values.shape[-1])
 
+    def or_identity(self, which: Tensor) -> Matrix:
+        """The identity in the place of some square matrices, (B,); a pattern has to have the diagonal."""
+        if self.pattern is None:
+            eye = torch.eye(self.shape[-1], dtype=self.values.dtype, device=self.values.device)
+            return Matrix(torch.where(which[:, None, None], eye, self.values))
+        eye = (self.pattern.rows == self.pattern.columns).to(self.values)
+        return self.of(torch.where(which.unsqueeze(-1), eye, self.values))
+
+    def symmetrised(self) -> Matrix:
+        """The symmetric parts."""
+        if self.pattern is None:
+            return Matrix((self.values + self.values.mT) / 2)
+        n, half = self.pattern.n, self.values / 2
+        rows, columns = self.pattern.rows, self.pattern.columns
+        key, place = torch.cat([rows * n + columns, columns * n + rows]).unique(return_inverse=True)
+        sums = half.new_zeros(*half.shape[:-1], len(key)).index_add(-1, place, torch.cat([half, half], -1))
+        return Matrix(sums, Pattern(key // n, key % n, n, n))
+
     def dense(self) -> Tensor:
         """(..., m, n)."""
         return self.values if self.pattern is None else Sparse(self.values, self.pattern).to_dense()

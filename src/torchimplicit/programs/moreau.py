@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.pattern import Pattern
 from torchimplicit.programs.conic import ConePrograms
 from torchimplicit.programs.matrix import Matrix
 from torchimplicit.programs.outside import ENDED, ConeAnswers
@@ -51,7 +52,7 @@ class Moreau:
             num_exp_cones=cones.exponential,
         )
         P = programs.P
-        P = Matrix(programs.q.new_zeros(B, n, n)) if P is None else Matrix((P.dense() + P.dense().mT) / 2)
+        P = Matrix(programs.q.new_zeros(B, 0), _nowhere(n)) if P is None else P.symmetrised()
         (starts_P, columns_P), (starts_A, columns_A) = _places(P), _places(programs.A)
         solver = package.CompiledSolver(n, m, starts_P, columns_P, starts_A, columns_A, product, settings)
         solver.setup(*(matrix.values.reshape(B, -1).cpu().numpy() for matrix in (P, programs.A)))
@@ -61,6 +62,11 @@ class Moreau:
         z, y = (torch.as_tensor(part, dtype=like.dtype).to(like.device) for part in (found.x, found.z))
         steps = torch.as_tensor(solver.info.iterations, dtype=torch.int64).to(like.device)
         return ConeAnswers(z.clone(), y.clone(), torch.tensor(status, device=like.device), steps.clone())
+
+
+def _nowhere(n: int) -> Pattern:
+    none = torch.arange(0)
+    return Pattern(none, none, n, n)
 
 
 def _places(matrix: Matrix) -> tuple[Any, Any]:
