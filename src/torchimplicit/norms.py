@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import below, reaches, tracing
 
-FAR = 0.5  # a z whose size, in that of the start or in ones, is eps to minus this is far away
+FAR = 0.5  # a z whose size, in the extent of the start, is eps to minus this is far away
 
 
 def rms(v: Tensor) -> Tensor:
@@ -38,9 +38,15 @@ def measured(v: Tensor) -> Tensor:
     return rms(v / unit) * unit.squeeze(-1)
 
 
-def distant(z0: Tensor, z: Tensor) -> Tensor:
-    """The systems (B,) whose z is so far from the start that what was of its size, or a one, is small beside the digits of z."""
-    return measured(z) > (1 + measured(z0)) / torch.finfo(z.dtype).eps ** FAR
+def extent(z0: Tensor) -> Tensor:
+    """The size of a start, (B, n) -> (B,), next to 0 that of ones: what other sizes are called large beside."""
+    return 1 + measured(z0)
+
+
+def distant(first: Tensor, size: Tensor) -> Tensor:
+    """Where a size of z, or of a number of it, is so large that what was as large as the :func:`extent` of the start, ``first``, is small
+    beside the digits of z."""
+    return size > first / torch.finfo(size.dtype).eps ** FAR
 
 
 def rounding(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import torchimplicit as ti
 
+from ..loop.test_counts import Operations
 from .outcomes import D, S
 
 log_K = torch.log(torch.tensor([10**-6.35, 10**-10.33, 1e-14], dtype=D))
@@ -78,3 +79,19 @@ def test_its_derivative_is_that_of_differences() -> None:
     beside = [[exact(log_K + s * m, carbon, alkalinity)[:, 2].sum() for s in (1, -1)] for m in moves]
     differences = torch.stack([(after - before) / 2e-5 for after, before in beside])
     assert torch.allclose(found, differences, rtol=1e-6, atol=0)
+
+
+def test_the_backward_takes_the_factors_at_the_root_in_whatever_units() -> None:
+    """Factors of rows 1e14 apart tell nothing until they are scaled; the forward has scaled them, and the backward makes none."""
+    n, draw = 12, torch.Generator().manual_seed(0)
+    A = 2 * torch.eye(n, dtype=D) + torch.randn(n, n, dtype=D, generator=draw) / n**0.5
+    x = torch.randn(n, dtype=D, generator=draw).requires_grad_()
+    unit = torch.logspace(0, 14, n, dtype=D)
+    z, info = ti.root(lambda z: unit * (A @ z + torch.sin(z) / 10 - x), torch.zeros(n, dtype=D), solver="newton")
+    with Operations() as operations:
+        (found,) = torch.autograd.grad(z.sum(), x)
+    assert not [name for name in operations.counts if "lu_factor" in name]
+    assert info.adjoint is not None
+    assert int(info.adjoint.products) == 1
+    J = A + torch.diag(z.detach().cos() / 10)
+    torch.testing.assert_close(found, torch.linalg.solve(J.mT, torch.ones(n, dtype=D)), rtol=1e-9, atol=0)

@@ -141,3 +141,18 @@ def test_blocks_give_what_the_whole_batch_gives(monkeypatch: pytest.MonkeyPatch,
     assert torch.equal(info.steps, its.steps)
     assert torch.allclose(z, same, rtol=1e-9, atol=1e-10)
     assert torch.allclose(gradient, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_a_search_may_be_cut_short_right_after_systems_were_put_aside() -> None:
+    """Newton's method has then no factors of those that went on."""
+    A, b = stiff(2**10, 8)
+    x = b.requires_grad_()
+    for steps in range(1, 9):
+        options = {"solver": "newton", "batch_ndim": 1, "max_steps": steps, "on_failure": "ignore"}
+        z, info = ti.root(g, torch.zeros(2**10, 8, dtype=D), (A, x), batched=(True, True), **options)
+        same, its = ti.root(g, torch.zeros(2**10, 8, dtype=D), (A, x), **options)
+        assert torch.equal(info.status, its.status)
+        torch.testing.assert_close(z, same, rtol=1e-9, atol=1e-9)
+        found = info.converged
+        (grad,), (right,) = torch.autograd.grad(z[found].sum(), x), torch.autograd.grad(same[found].sum(), x)
+        torch.testing.assert_close(grad, right, rtol=1e-6, atol=1e-9)

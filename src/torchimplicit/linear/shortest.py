@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.autograd.transforms import occurs, values_hidden
 from torchimplicit.linear.dense import Dense
-from torchimplicit.linear.factors import DirectSolver, equilibrate
+from torchimplicit.linear.factors import DirectSolver, Factors, equilibrate
 from torchimplicit.linear.lu import LU
 from torchimplicit.norms import rms
 
@@ -26,10 +26,13 @@ class ShortestInverse(NamedTuple):
     makes x change by the part of itself that this is of the terms of A x: it moves x along the gauge, and keeps a correction from
     being small, beside x, where b is not, beside those terms.
 
-    factors : the tensors of those of every A, for the backward, which judges A for itself.
+    factors : the tensors of those of every A, for the backward, which judges A for itself: in its own units first, and, where its
+        pivots are very far apart in these, in units in which it has entries of size one, so that what was only in bad units is no
+        longer suspicious.
     shortest, rows : the pseudo-inverses, (B, n, n), and which systems have them, (B,); none where no system has.
     others : the tensors of the factors of the others then, through which no derivative meets what is singular.
-    some_suspicious : whether pivots of one are very far apart (:attr:`torchimplicit.linear.factors.Factors.some_suspicious`).
+    some_suspicious : whether pivots of one are very far apart in the units of A
+        (:attr:`torchimplicit.linear.factors.Factors.some_suspicious`).
     """
 
     factors: tuple[Tensor, ...]
@@ -58,10 +61,12 @@ def invert(
     factors = solver.factorize(Dense(A))
     if A.shape[-1] == 1 or values_hidden() or not factors.some_suspicious:
         return ShortestInverse(factors.tensors)
+    at = factors.suspicious.nonzero().squeeze(-1)
+    scaled = factors if solver == LU() else LU().factorize(Dense(A))
+    if isinstance(solver, LU):
+        factors, solver = scaled, LU()
     with torch.no_grad():
-        inverse, rows = _pseudo_inverses(
-            A.detach(), b.detach(), z.detach(), factors.suspicious.nonzero().squeeze(-1), again
-        )
+        inverse, rows = _pseudo_inverses(A.detach(), b.detach(), z.detach(), at, scaled, again)
         if not occurs(rows):
             return ShortestInverse(factors.tensors, some_suspicious=True)
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
@@ -70,19 +75,20 @@ def invert(
 
 
 def _pseudo_inverses(
-    A: Tensor, b: Tensor, z: Tensor, at: Tensor, again: Callable[[], Tensor | None]
+    A: Tensor, b: Tensor, z: Tensor, at: Tensor, scaled: Factors, again: Callable[[], Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    """Pseudo-inverses (B, n, n) of those of the systems ``at`` that have one, and which these are, (B,)."""
+    """Pseudo-inverses (B, n, n) of those of the systems ``at`` that have one, and which these are, (B,). ``scaled`` : the factors of A
+    in units in which it has entries of size one: what was only in bad units is found to be regular at little cost."""
     inverses, rows = torch.zeros_like(A), torch.zeros(len(A), dtype=torch.bool, device=A.device)
     at = at[A[at].isfinite().flatten(1).all(1) & b[at].isfinite().all(-1)]
-    scaled = LU().factorize(Dense(A[at]))  # what was only in bad units is found to be regular at little cost
-    if not occurs(scaled.suspicious):
+    suspicious = scaled.suspicious[at]
+    if not occurs(suspicious):
         return inverses, rows
     other = again()
     change = None if other is None else (other - A)[at]
-    d, c = scaled.tensors[-2:]
+    d, c = (unit[at] for unit in scaled.tensors[-2:])
     found = _decomposed(A[at], change, d, c)
-    fewer = torch.zeros_like(scaled.suspicious)
+    fewer = torch.zeros_like(suspicious)
     if occurs(found.null):  # a root's numbers may have sizes that no row or column of A tells of
         size = z[at].abs()
         of_z = torch.where(size > 0, size, rms(size).unsqueeze(-1))
@@ -99,7 +105,7 @@ def _pseudo_inverses(
     far = _far(d.unsqueeze(-1) * A[at], c.unsqueeze(-1) * Vh.mT, null, z[at])
     inverse = c.unsqueeze(-1) * (Vh.mT @ (torch.where(null, far, 1 / S).unsqueeze(-1) * U.mT)) * d.unsqueeze(-2)
     inverse = torch.where(hopeless[:, None, None], torch.nan, inverse)
-    return inverses.index_copy(0, at, inverse), rows.index_copy(0, at, scaled.suspicious & (null.any(-1) | fewer))
+    return inverses.index_copy(0, at, inverse), rows.index_copy(0, at, suspicious & (null.any(-1) | fewer))
 
 
 class Decomposed(NamedTuple):

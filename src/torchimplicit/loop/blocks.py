@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.loop.gathering import joined
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import SearchResult, solve
 from torchimplicit.solvers.equations import Equations
@@ -32,8 +33,7 @@ def solve_in_blocks(solver: Method, equations: Equations, z: Tensor, settings: L
     def whole(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in found])
 
-    inverses = zip(*(part.inverse for part in found), strict=True) if all(part.inverse for part in found) else ()
-    inverse = tuple(torch.cat(part) for part in inverses)
+    inverse = joined([part.inverse for part in found], lambda *parts: torch.cat(parts))
     return SearchResult(
         whole("z"), whole("status"), whole("steps"), whole("residual"), whole("error"), whole("bound"), inverse
     )

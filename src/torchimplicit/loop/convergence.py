@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.autograd.transforms import below, count, finished, occurs, reaches, values_hidden
 from torchimplicit.loop.gathering import take
 from torchimplicit.loop.settings import LoopSettings
-from torchimplicit.norms import FAR, distant, largest, measured, rms, rounding
+from torchimplicit.norms import distant, extent, largest, measured, rms, rounding
 from torchimplicit.solvers.equations import Estimate
 from torchimplicit.status import Status
 from torchimplicit.tolerance import Norm
@@ -25,7 +25,7 @@ HALF = 0.5  # of the residual at the start: what has not fallen
 DISTANT = 10  # tolerances: a correction after which an exact zero is not to be expected of a method that converges fast
 AWAY = 2  # times as long as the start
 FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
-FARTHEST = 2  # and a z has run off whose size, in that of the start or in ones, is eps to minus this
+FARTHEST = 2  # and a z has run off whose size, in the extent of the start, is eps to minus this
 HIDDEN = 64  # that is one below so many eps, in parts of z
 
 Verdict = Tensor | None  # how systems end; None: all that end have converged
@@ -47,7 +47,7 @@ class Course:
     mark, stuck : the last norm that counted as progress, and for how many steps there has been none since.
     lowest : the lowest value of the objective, of a method that goes downhill.
     allowed : how many steps each may take, where that differs.
-    first : the size of z at the start, or one, whichever tells more, of such a method.
+    first : the extent of the start, of such a method.
     z0, looks : the start, and how many estimates were looked at.
     vanishes, vanished : asks of exact zeros whether the function has only become too small for a float, and of which it is so, (B,);
         None: of none.
@@ -113,7 +113,7 @@ class Course:
         )
         course.z0 = z.detach()
         if lowest is not None:
-            course.first = 1 + rms(z.detach())
+            course.first = extent(z.detach())
         done = course.arrived(estimate, settings.tolerance.bound(z, _usual()))
         if allowed is not None:
             course.end(allowed <= 0, None, 0)
@@ -234,7 +234,7 @@ class Course:
         distant, where the function has only vanished."""
         if self.vanishes is None or self.z0 is None or values_hidden():
             return done
-        far = done & distant(self.z0, z) & (self.r == 0).any(-1)
+        far = done & distant(extent(self.z0), measured(z)) & (self.r == 0).any(-1)
         if self.looks > 2 and not isinstance(self.before, float):
             far = far | (done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0)) & (largest(self.r) == 0))
         if not occurs(far):
@@ -257,10 +257,10 @@ class Course:
         was at the start: they have not arrived. Where no value is seen, those of methods that go downhill only."""
         level, first = torch.finfo(z.dtype).eps ** FALLEN * self.start, self.first
         if first is None and self.z0 is not None and not values_hidden():
-            first = 1 + rms(self.z0)
+            first = extent(self.z0)
         if first is None or below(self.norm / level, 1):
             return torch.zeros_like(self.running)
-        return (self.norm > level) & (rms(z) > first / torch.finfo(z.dtype).eps ** FAR)
+        return (self.norm > level) & distant(first, rms(z))
 
     def _error(
         self, z: Tensor, bound: Tensor, gain: Gain | None = None, near: Tensor | None = None

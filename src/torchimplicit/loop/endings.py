@@ -17,7 +17,7 @@ from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
 from torchimplicit.loop.convergence import FALLEN
-from torchimplicit.norms import FAR, distant, measured, rms
+from torchimplicit.norms import FAR, distant, extent, measured, rms
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
@@ -122,7 +122,7 @@ def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
     numbers that are nothing but rounding. An equation is asked for the shortest step that it could be met by.
     """
     with torch.no_grad():
-        eps, d, far = torch.finfo(z.dtype).eps, z - z0, distant(z0, z)
+        eps, d, far = torch.finfo(z.dtype).eps, z - z0, distant(extent(z0), measured(z))
         value, begins = equations.residual(z), equations.residual(z0)
         ahead = equations.attempt(equations.residual, z + eps**FALLEN * d)
         met = (value == 0) & (begins != 0)  # the equations, (B, n)
@@ -173,13 +173,14 @@ def run_off(equations: Equations, z0: Tensor, z: Tensor, start: Tensor, status: 
     eps, size = torch.finfo(z.dtype).eps, measured(z)
     if below(size, eps**-FAR):
         return status
-    off = distant(z0, z) & (status == Status.CONVERGED)
+    first = extent(z0)
+    off = distant(first, size) & (status == Status.CONVERGED)
     if tracing():
         off = off & (size * eps > start * eps**FALLEN)
     elif occurs(off):
         with torch.no_grad():
             change, _ = _beside(equations, z)
-            gone = (change.abs() <= ULPS * eps * z.abs()) & (z.abs() > (1 + measured(z0)).unsqueeze(-1) / eps**FAR)
+            gone = (change.abs() <= ULPS * eps * z.abs()) & distant(first.unsqueeze(-1), z.abs())
             off = off & gone.any(-1)
     return torch.where(off, Status.DIVERGED, status)
 
@@ -224,7 +225,7 @@ def at_infinity(equations: Equations, z0: Tensor, z: Tensor, status: Tensor) -> 
     if not equations.kind.minimised or equations.kind.bounded or finished(~failed):
         return status
     with torch.no_grad():
-        failed = failed & (measured(z - z0) > OFF * (1 + measured(z0)))
+        failed = failed & (measured(z - z0) > OFF * extent(z0))
         here = equations.attempt(equations.objective_and_residual, z)
         there = equations.attempt(equations.objective_and_residual, z + (z - z0))
         if here is None or there is None:

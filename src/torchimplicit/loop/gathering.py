@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -32,18 +34,18 @@ class Gathering:
         self.least = LEAST if self.rowwise else max(LEAST, LEAST_ENTRIES // max(1, n * n))
         self.whole = self.equations = equations
         self._rows: Tensor | None = None
-        # Which rows went on, and the results of all until then.
-        self._before: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+        # Which rows went on, and the results of all until then, and their inverses.
+        self._before: list[tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
         self._parts: list[tuple[Equations, int]] = []
 
     def pays(self, left: int, batch: int) -> bool:
         """Whether so many systems have ended that the rest goes on alone."""
         return self.possible and batch >= self.least and 0 < left <= FEWER * batch
 
-    def keep(self, running: Tensor, results: tuple[Tensor, ...]) -> Tensor:
-        """Put the results aside, those of what has ended being final; which of the rows go on."""
+    def keep(self, running: Tensor, results: tuple[Tensor, ...], inverse: tuple[Tensor, ...]) -> Tensor:
+        """Put the results aside, and the tensors of the inverses, those of what has ended being final; which of the rows go on."""
         rows = running.nonzero().squeeze(-1)
-        self._before.append((rows, results))
+        self._before.append((rows, results, inverse))
         self._rows = rows if self._rows is None else self._rows[rows]
         self.equations = self.whole.of_rows(self._rows)
         self._parts.append((self.equations, len(rows)))
@@ -55,13 +57,26 @@ class Gathering:
             return take(rows, (r, state))
         return self.solver.restart(self.equations, z, take(rows, self.solver.remembered(state)))
 
-    def all(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The results of every system, from those of the last ones; their evaluations are counted."""
+    def all(
+        self, results: tuple[Tensor, ...], inverse: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The results and the inverses of every system, from those of the last ones; their evaluations are counted."""
         if self._parts:
             self.whole.add(self._parts, self.batch)
-        for rows, before in reversed(self._before):
-            results = tuple(old.index_copy(0, rows, new) for old, new in zip(before, results, strict=True))
-        return results
+        for rows, before, inverse_before in reversed(self._before):
+            put = partial(_put, rows)
+            results, inverse = tuple(map(put, before, results)), joined((inverse_before, inverse), put)
+        return results, inverse
+
+
+def joined(inverses: Sequence[tuple[Tensor, ...]], join: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    """The tensors of one inverse, from those of the parts of a batch; none where a part has left none, or one of another form."""
+    alike = len({len(inverse) for inverse in inverses}) == 1
+    return tuple(join(*tensors) for tensors in zip(*inverses, strict=True)) if alike else ()
+
+
+def _put(rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    return old.index_copy(0, rows, new)
 
 
 def take(rows: Tensor, variables: T) -> T:

@@ -29,7 +29,7 @@ from torchimplicit.loop.endings import (
     stochastic,
     vanishes,
 )
-from torchimplicit.loop.gathering import Gathering
+from torchimplicit.loop.gathering import Gathering, joined
 from torchimplicit.loop.secant import Secant
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.norms import measured
@@ -145,11 +145,11 @@ def solve(
             watch(taken, where(running, course.z, course.best_z), torch.where(running, course.norm, course.best))
         if course.end(ends, verdict, taken) and not (keep_trace or watch):
             if gathering.pays(course.left, len(course.running)):
-                rows = gathering.keep(course.running, (*course.results, *inverse_of(state)))
+                rows = gathering.keep(course.running, course.results, inverse_of(state))
                 course = course.of_rows(rows)
                 course.r, state = gathering.restart(rows, course.z, course.r, state)
     course.end_all(Status.MAX_STEPS, taken)
-    best_z, best, status, steps, error, bound, *inverse = gathering.all((*course.results, *inverse_of(state)))
+    (best_z, best, status, steps, error, bound), inverse = gathering.all(course.results, inverse_of(state))
 
     if equations.kind.near_identity:
         status = run_off(equations, z0.detach(), best_z.detach(), started, status)
@@ -165,7 +165,7 @@ def solve(
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
     found = SearchResult(
-        best_z, status, steps, best, error, bound, tuple(inverse), torch.stack(trace) if trace else None
+        best_z, status, steps, best, error, bound, inverse, torch.stack(trace) if trace else None
     )
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
     if bounds is not None:
@@ -188,8 +188,8 @@ def solve(
         course.slow(best_z),
     )
     best_z = best_z if polish is None else best_z - polish
-    inverse = inverse if keeps_inverse else [*of_hessian]
-    found = replace(found, z=best_z, status=status, error=error, inverse=tuple(inverse))
+    inverse = inverse if keeps_inverse else of_hessian
+    found = replace(found, z=best_z, status=status, error=error, inverse=inverse)
     if advance is None and not values_hidden() and occurs(excess) and settings.strictness < STRICTEST:
         stricter = replace(settings, strictness=settings.strictness * max(STRICTER, float(excess.max())))
         rest = torch.where(excess > 0, (settings.max_steps - steps).clamp(min=0), 0)
@@ -316,7 +316,7 @@ def _after(found: SearchResult, later: SearchResult, rows: Tensor) -> SearchResu
     together: dict[str, Any] = {
         name: put(getattr(found, name), getattr(later, name)) for name in ("z", "status", "residual", "error", "bound")
     }
-    inverse = tuple(map(put, found.inverse, later.inverse)) if len(later.inverse) == len(found.inverse) else ()
+    inverse = joined((found.inverse, later.inverse), put)
     trace = None if found.trace is None or later.trace is None else torch.cat([found.trace, later.trace[1:]])
     return replace(
         found, **together, steps=found.steps + torch.where(rows, later.steps, 0), inverse=inverse, trace=trace

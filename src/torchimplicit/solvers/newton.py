@@ -156,8 +156,10 @@ class Newton(Method):
         return NewtonMemory(state.factors, state.age, state.search)
 
     def inverse(self, state: NewtonState) -> tuple[Tensor, ...]:
-        """The tensors of the last factors, to serve (transposed) in the backward; none after 0 steps."""
-        return () if state.factors is None else kept(state.factors.factors)
+        """The tensors of the factors at z, where there are some, or of the last ones, to serve (transposed) in the backward; none
+        after 0 steps."""
+        factors = state.ahead or state.factors
+        return () if factors is None else kept(factors.factors)
 
     def from_tensors(self, tensors: Sequence[Tensor]) -> Left:
         """The inverse again."""
