@@ -44,7 +44,7 @@ def extent(z0: Tensor) -> Tensor:
 
 
 def distant(first: Tensor, size: Tensor) -> Tensor:
-    """Where a size of z, or of a number of it, is so large that what was as large as the :func:`extent` of the start, ``first``, is small
+    """Where a size of z, or of a number of it, is so large that what was as large as the extent of the start, ``first``, is small
     beside the digits of z."""
     return size > first / torch.finfo(size.dtype).eps ** FAR
 

@@ -28,16 +28,11 @@ LARGER: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.sampled(13)
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 @pytest.mark.parametrize("method", METHODS)
-# What fades at an ordinary size is not looked for in fixed points: a ReLU network has zeros everywhere.
-@pytest.mark.parametrize("name", sorted(LARGER.keys() - {"a shift that fades"}))
+@pytest.mark.parametrize("name", sorted(LARGER))
 def test_a_function_that_is_larger_than_z_everywhere_has_no_fixed_point(
     name: str, method: str, dtype: torch.dtype
 ) -> None:
     f, z0 = LARGER[name], torch.zeros(2, 3, dtype=dtype)
-    if name == "a shift that fades" and method not in ("auto", "picard", "anderson"):
-        pytest.skip(
-            "what fades at an ordinary size is not looked for in fixed points: a ReLU network has zeros everywhere"
-        )
     _, info = ti.fixed_point(f, z0, batch_ndim=1, solver=method, on_failure="ignore")
     assert ti.Status.CONVERGED not in info.status.tolist()
 
@@ -114,3 +109,45 @@ def test_a_region_of_roots_that_begins_with_a_jump_is_one() -> None:
     z, info = ti.root(lambda z: torch.nn.functional.hardshrink(z - 1e5, lambd=1e4), torch.tensor(0.0))
     assert info.converged
     assert abs(z - 1e5) <= 1e4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", ["newton", "broyden", "newton_krylov"])
+@pytest.mark.parametrize("power", [3, 5, 7])
+def test_a_multiple_fixed_point_is_one(power: int, method: str, dtype: torch.dtype) -> None:
+    """f(z) − z is 0 by rounding alone around it, as where it fades, but no more farther on."""
+    start = torch.tensor(4.2, dtype=dtype)
+    z, info = ti.fixed_point(lambda z: z - (z - 5) ** power, start, solver=method)
+    assert info.converged
+    assert abs(z - 5) <= 2 * (5 * torch.finfo(dtype).eps) ** (1 / power)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", ["newton", "broyden", "newton_krylov"])
+def test_a_network_whose_zeros_are_exact_has_a_fixed_point_and_is_asked_little_more(
+    method: str, dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    W, b = (torch.randn(*shape, dtype=dtype, generator=draw) for shape in ((16, 16), (64, 16)))
+    f = lambda z: torch.relu(z @ W / 8 + b)  # noqa: E731
+    z, info = ti.fixed_point(f, torch.zeros(64, 16, dtype=dtype), batch_ndim=1, solver=method)
+    assert info.converged.all()
+    assert (z == 0).any(-1).all()
+    torch.testing.assert_close(f(z), z, rtol=1e-3, atol=1e-3)
+    assert info.evaluations <= info.steps.max() + 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", ["auto", "newton", "newton_cg", "lbfgs", "bfgs"])
+def test_a_minimum_at_infinity_where_slope_and_curvature_are_0_by_rounding_alone_is_none(
+    method: str, dtype: torch.dtype
+) -> None:
+    """1 − tanh z is 0 from 19 on (9 in float32); a squared hinge really is."""
+    start = torch.tensor(0.5, dtype=dtype)
+    _, info = ti.minimize(lambda z: 1 - torch.tanh(z), start, solver=method, on_failure="ignore")
+    assert not info.converged
+    z, info = ti.minimize(lambda z: torch.relu(9 - z).square(), start, solver=method, on_failure="ignore")
+    assert info.status != ti.Status.DIVERGED
+    if method != "auto":
+        assert info.converged
+        assert z >= 9 - 1e-3

@@ -50,7 +50,7 @@ class Course:
     first : the extent of the start, of such a method.
     z0, looks : the start, and how many estimates were looked at.
     vanishes, vanished : asks of exact zeros whether the function has only become too small for a float, and of which it is so, (B,);
-        None: of none.
+        None: of none. ``partly`` : whether it is asked too where one equation alone is 0, of systems that are distant.
     jagged : asks whether the function is none that its Jacobian tells of, (B,).
     running, left : those that have not ended, and their number.
     status, steps : of those that have; CONVERGED is not written down, and ``noted`` says whether anything else was.
@@ -85,6 +85,7 @@ class Course:
     looks: int = 0
     vanishes: Callable[[Tensor, Tensor], Tensor] | None = None
     vanished: Tensor | None = None
+    partly: bool = False
     jagged: Callable[[Tensor], Tensor] | None = None
 
     @staticmethod
@@ -97,10 +98,10 @@ class Course:
         lowest: Tensor | None,
         allowed: Tensor | None,
         may_grow: bool,
-        doubts: dict[str, Callable[..., Tensor]],
+        doubts: dict[str, Any],
     ) -> Course:
         """At the start, where some may have ended already: where the residual is 0, or the method knows its error. ``doubts`` :
-        ``vanishes`` and ``jagged``, where they are worth asking."""
+        ``vanishes``, with ``partly``, and ``jagged``, where they are worth asking."""
         norm = measured(r.detach())
         start = torch.full_like(norm, torch.inf) if may_grow else norm
         running = torch.ones_like(norm, dtype=torch.bool)
@@ -109,6 +110,7 @@ class Course:
             *(settings, patience, z, r, norm, start, z, norm, norm, lowest, allowed, running, count(running)),
             *(none, none, unknown, unknown, unknown),
             vanishes=doubts.get("vanishes"),
+            partly=doubts.get("partly", False),
             jagged=doubts.get("jagged"),
         )
         course.z0 = z.detach()
@@ -234,7 +236,7 @@ class Course:
         distant, where the function has only vanished."""
         if self.vanishes is None or self.z0 is None or values_hidden():
             return done
-        far = done & distant(extent(self.z0), measured(z)) & (self.r == 0).any(-1)
+        far = done & (self.partly and distant(extent(self.z0), measured(z)) & (self.r == 0).any(-1))
         if self.looks > 2 and not isinstance(self.before, float):
             far = far | (done & (self.before > DISTANT) & (rms(z) > AWAY * rms(self.z0)) & (largest(self.r) == 0))
         if not occurs(far):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import below, finished, occurs, tracing, values_hidden
+from torchimplicit.autograd.transforms import finished, occurs, values_hidden
 from torchimplicit.condition import held
 from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear import LU, Cholesky
@@ -16,8 +16,7 @@ from torchimplicit.linear.cholesky import clearly_definite, least_norm
 from torchimplicit.linear.dense import Dense
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.vectors import unpatterned
-from torchimplicit.loop.convergence import FALLEN
-from torchimplicit.norms import FAR, distant, extent, measured, rms
+from torchimplicit.norms import extent, measured, rms
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
 from torchimplicit.status import Status
@@ -27,9 +26,6 @@ from torchimplicit.tolerance import ROUNDING, Tolerance
 DIAGNOSE_LIMIT = 64
 DIAGNOSE_ENTRIES = 2**26  # largest number of entries of all Hessians of the batch that are looked at
 COUPLED = 1e3  # in units of eps: a change of g by more is no rounding error
-ULPS = 4  # in units of eps and of the size of z: what a difference of numbers like z consists of
-HALVINGS = 30  # of the way from the start, for the place where a function vanishes
-FARTHER = 60  # the same where z is distant
 NEAR = 1e-4  # times the largest number of z or of its bounds: how far from its bound may end what the objective presses there
 DOUBT = 10  # times the tolerance: an error that a method may have underestimated by
 PASSED = 100  # times the slope at an inflection: one beside it that is no rounding error
@@ -111,78 +107,6 @@ def jagged(equations: Equations, z: Tensor) -> Tensor:
         if found is None:
             return torch.zeros_like(size, dtype=torch.bool)
         return ~(measured(found - jacobian.value - expected) <= measured(expected) / 2)
-
-
-def vanishes(equations: Equations, z: Tensor, z0: Tensor) -> Tensor:
-    """Of systems whose g is exactly 0 at z, those (B,) where an equation has only become too small for a float on the way from z0, as
-    e⁻ᶻ and 1 − tanh z do, or for the numbers that it is a difference of, as (z + e⁻ᶻ) − z does, so that z is no root.
-
-    Such an equation stays 0 beyond z. Where the first of them becomes 0 for the first time tells it from one with a whole region of
-    roots: to these Newton's step leads from nearby, or they begin with a jump, and to the others it points as far beyond as ever from
-    numbers that are nothing but rounding. An equation is asked for the shortest step that it could be met by.
-    """
-    with torch.no_grad():
-        eps, d, far = torch.finfo(z.dtype).eps, z - z0, distant(extent(z0), measured(z))
-        value, begins = equations.residual(z), equations.residual(z0)
-        ahead = equations.attempt(equations.residual, z + eps**FALLEN * d)
-        met = (value == 0) & (begins != 0)  # the equations, (B, n)
-        rows = torch.zeros_like(met) if ahead is None else met & (ahead == 0)
-        gone = rows.any(-1)
-        if occurs(gone):
-            gone = gone & _faded(equations, z0, d, rows, begins, FARTHER if occurs(far) else HALVINGS)
-        return gone | _drowned(equations, z, met) if occurs(far & ~gone) else gone
-
-
-def _faded(equations: Equations, z0: Tensor, d: Tensor, rows: Tensor, begins: Tensor, halvings: int) -> Tensor:
-    """Whether what has become 0 first of some equations was nothing but rounding just before, and Newton's step there long, (B,)."""
-    eps = torch.finfo(d.dtype).eps
-    low, high = torch.zeros_like(d[:, :1]), torch.ones_like(d[:, :1])
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        value = equations.attempt(equations.residual, z0 + middle * d)
-        if value is None:
-            return torch.zeros_like(rows[:, 0])
-        zero = ((value == 0) & rows).any(-1, keepdim=True)
-        low, high = torch.where(zero, low, middle), torch.where(zero, middle, high)
-    first = rows & (equations.residual(z0 + high * d) == 0)  # not those that have their root farther on
-    there = equations.jacobian(z0 + low * d)
-    slope = there.matvec(unpatterned(d)) * measured(low * d).unsqueeze(-1)  # about ‖row‖ ‖way‖
-    beyond = torch.where(first & (there.value != 0), there.value / slope, 0).abs().nan_to_num(nan=torch.inf)
-    rounded = (eps**0.5 * begins.abs()).maximum(ULPS * eps * measured(z0 + high * d).unsqueeze(-1))
-    return ((beyond > eps**0.5) & (there.value.abs() <= rounded)).any(-1)
-
-
-def _drowned(equations: Equations, z: Tensor, rows: Tensor) -> Tensor:
-    """Whether one of the equations in ``rows``, (B, n), stays what it is where each unknown moves by a good part of itself, though the
-    Jacobian says otherwise, (B,): rounding is all that is left of it."""
-    change, d = _beside(equations, z)
-    expected = equations.jacobian(z).matvec(d)
-    return (rows & (change.abs() <= torch.finfo(z.dtype).eps ** 0.5 * expected.abs()) & (expected != 0)).any(-1)
-
-
-def _beside(equations: Equations, z: Tensor) -> tuple[Tensor, Tensor]:
-    """How g changes where each unknown moves by a good part of itself, infinite where that is not known, and how far they move."""
-    d = torch.finfo(z.dtype).eps ** FALLEN * torch.where(z != 0, z.abs(), 1) * unpatterned(z)
-    found = equations.attempt(equations.residual, z + d)
-    return (torch.full_like(z, torch.inf) if found is None else found - equations.residual(z)), d
-
-
-def run_off(equations: Equations, z0: Tensor, z: Tensor, start: Tensor, status: Tensor) -> Tensor:
-    """Of fixed points that count as found, DIVERGED where a number of z has gone so far that z + 1 is z, and f(z) − z is nothing but
-    rounding beside z too. In a graph, where that is not looked at: where the rounding of z is as large as f(z) − z was at the start."""
-    eps, size = torch.finfo(z.dtype).eps, measured(z)
-    if below(size, eps**-FAR):
-        return status
-    first = extent(z0)
-    off = distant(first, size) & (status == Status.CONVERGED)
-    if tracing():
-        off = off & (size * eps > start * eps**FALLEN)
-    elif occurs(off):
-        with torch.no_grad():
-            change, _ = _beside(equations, z)
-            gone = (change.abs() <= ULPS * eps * z.abs()) & distant(first.unsqueeze(-1), z.abs())
-            off = off & gone.any(-1)
-    return torch.where(off, Status.DIVERGED, status)
 
 
 def singular(equations: Equations, z0: Tensor, z: Tensor, norm: Tensor, status: Tensor) -> Tensor:

@@ -23,15 +23,14 @@ from torchimplicit.loop.endings import (
     gain,
     jagged,
     local_minimum,
-    run_off,
     second_order,
     singular,
     stochastic,
-    vanishes,
 )
 from torchimplicit.loop.gathering import Gathering, joined
 from torchimplicit.loop.secant import Secant
 from torchimplicit.loop.settings import LoopSettings
+from torchimplicit.loop.vanishing import run_off, vanishes
 from torchimplicit.norms import measured
 from torchimplicit.solvers.equations import Equations, Estimate
 from torchimplicit.solvers.method import Method
@@ -101,11 +100,12 @@ def solve(
         began = z.detach(), r.detach()
     estimate: Callable[..., Estimate | None] = _estimate_of(solver, settings, advance)
     lowest, judges = solver.merit(state), solver.has("verdict")
-    doubts: dict[str, Callable[..., Tensor]] = {}
+    doubts: dict[str, Any] = {}
     if not equations.kind.minimised:
         doubts["jagged"] = lambda z: jagged(gathering.equations, z)
-    if not (equations.kind.minimised or equations.kind.near_identity):
+    if not equations.kind.bounded:
         doubts["vanishes"] = lambda z, z0: vanishes(gathering.equations, z, z0)
+        doubts["partly"] = not equations.kind.near_identity  # to these `run_off` sees
     with torch.no_grad():
         course = Course.at(settings, solver.patience, z, r, estimate(z, r, state), lowest, allowed, judges, doubts)
     started = course.start  # of all rows
@@ -164,9 +164,7 @@ def solve(
     drawn = not torch.equal(noise, random_state(z.device))
     if (failed or drawn) and not finished(status == Status.STOCHASTIC):
         status = stochastic(solver, equations, best_z.detach(), best, status)
-    found = SearchResult(
-        best_z, status, steps, best, error, bound, inverse, torch.stack(trace) if trace else None
-    )
+    found = SearchResult(best_z, status, steps, best, error, bound, inverse, torch.stack(trace) if trace else None)
     bounds = equations.bounds(best_z) if equations.kind.bounded else None
     if bounds is not None:
         best_z = at_bounds(equations, best_z, *bounds, settings.tolerance)
