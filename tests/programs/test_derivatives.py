@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,3 +213,49 @@ def test_smoothed_derivatives_tend_to_the_exact_ones() -> None:
     ]
     assert off[2] < 1e-3
     assert off[2] < off[1] / 10 < off[0] / 100
+
+
+def counted(info: Any) -> dict[str, int]:
+    """How many systems have each status but CONVERGED."""
+    return {name: n for name, n in Counter(info.status_names).items() if name != "converged"}
+
+
+def told(caught: list[warnings.WarningMessage]) -> dict[str, int]:
+    """The same, as one warning has it."""
+    (message,) = [str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning)]
+    return {status: int(n) for n, status in re.findall(r"(\d+) of \d+ systems \([^)]*\): (\w+)", message)}
+
+
+# Of the first and the third the second number costs less than nothing; of the fourth z lies at its bound without a force.
+UNBOUNDED = tensor([1, -1], [1, 1], [2, -1], [0, 2])
+
+
+def solve_quadratic(p: Tensor, how: Any) -> Any:
+    return ti.quadratic_program(torch.diag(tensor(1, 0)), p, lower=0.0, on_failure=how)
+
+
+def solve_conic(p: Tensor, how: Any) -> Any:
+    return ti.cone_program(torch.diag(tensor(1, 0)), p, -EYE, tensor(0, 0), ti.Cones(nonnegative=2), on_failure=how)
+
+
+@pytest.mark.parametrize("solve", [solve_quadratic, solve_conic])
+def test_a_gradient_that_is_asked_of_what_has_no_solution_is_reported_and_counted_as_the_warning_counts(
+    solve: Callable[[Tensor, Any], Any],
+) -> None:
+    if solve is solve_conic:
+        pytest.importorskip("clarabel")
+    p = UNBOUNDED.clone().requires_grad_()
+    with warnings.catch_warnings(record=True) as forward:
+        warnings.simplefilter("always")
+        z, info = solve(p, "warn")
+    assert counted(info) == told(forward) == {"dual_infeasible": 2}
+    with warnings.catch_warnings(record=True) as backward:
+        warnings.simplefilter("always")
+        torch.autograd.grad(z.sum(), p)
+    assert counted(info.adjoint) == told(backward)
+    assert counted(info.adjoint)["nonfinite"] == 2
+    z, info = solve(p, "nan")
+    (grad,) = torch.autograd.grad(z[:3].sum(), p, retain_graph=True)
+    assert grad.isnan().all(-1).tolist() == [True, False, True, False]
+    (grad,) = torch.autograd.grad(z[1].sum(), p)
+    assert not grad.isnan().any()

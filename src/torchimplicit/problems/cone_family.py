@@ -26,7 +26,7 @@ from torchimplicit.programs.clarabel import Clarabel
 from torchimplicit.programs.cone_solving import ConeInverse, solve
 from torchimplicit.programs.conic import ConePrograms
 from torchimplicit.programs.faces import WEAK
-from torchimplicit.programs.info import ConeCertificate, ProgramInfo
+from torchimplicit.programs.info import ConeCertificate, ProgramInfo, shown
 from torchimplicit.programs.outside import ConeSolver
 from torchimplicit.programs.sparse_conic import SparseConeInverse
 from torchimplicit.solution import Record, Solution
@@ -146,5 +146,5 @@ def _told(found: Solution, programs: ConePrograms) -> Solution:
     held = programs.in_cones(lambda kind, s, y: (y.abs() > WEAK).any(-1, keepdim=True).expand(y.shape), size, size)
     active = torch.cat([proof[..., :0].bool(), *(part.flatten(-2) for part in held)], -1)
     facts = {field.name: getattr(info, field.name) for field in fields(info)}
-    z, y = (torch.where(none, torch.nan, part) for part in (z, y))
+    z, y = shown(info.status, z, y)
     return Solution(z, ProgramInfo(**facts, dual=y, active=active & ~none, certificate=certificate))

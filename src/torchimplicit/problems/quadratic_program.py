@@ -29,7 +29,7 @@ from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.program_search import ProgramSearch
 from torchimplicit.problems.smoothed import smoothed
 from torchimplicit.programs.earlier import Earlier, earlier
-from torchimplicit.programs.info import Certificate, Dual, ProgramInfo
+from torchimplicit.programs.info import Certificate, Dual, ProgramInfo, shown
 from torchimplicit.programs.kkt_inverse import KKTInverse
 from torchimplicit.programs.outside import Outside, check_outside
 from torchimplicit.programs.quadratic import Data
@@ -293,16 +293,12 @@ def _told(found: Solution, given: dict[str, Tensor]) -> Solution:
     (z, *multipliers), info = found
     dual = Dual(*multipliers)
     none = unanswered(info.status).unsqueeze(-1)
-
-    def shown(t: Tensor) -> Tensor:
-        return torch.where(none, torch.nan, t)
-
     holds = Dual(dual.inequality > 0, torch.ones_like(dual.equality, dtype=torch.bool), dual.bounds != 0)
     active = Dual(*(flags & ~none for flags in holds))
     facts = {field.name: getattr(info, field.name) for field in fields(info)}
     certificate = _certificate(z.detach(), Dual(*(y.detach() for y in dual)), info.status, given)
-    told = ProgramInfo(**facts, dual=Dual(*map(shown, dual)), active=active, certificate=certificate)
-    return Solution(shown(z), told)
+    z, *multipliers = shown(info.status, z, *dual)
+    return Solution(z, ProgramInfo(**facts, dual=Dual(*multipliers), active=active, certificate=certificate))
 
 
 def _certificate(x: Tensor, y: Dual, status: Tensor, given: dict[str, Tensor]) -> Certificate:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchimplicit.private import functorch, pytree
 from torchimplicit.solution import Record, SolveInfo
+from torchimplicit.status import unanswered
 
 FEW = 8  # numbers that are shown each
 
@@ -107,3 +108,10 @@ def _unflatten(children: Iterable[Any], record: Record) -> ProgramInfo:
 
 
 pytree.register_pytree_node(ProgramInfo, _flatten, _unflatten, serialized_type_name="torchimplicit.ProgramInfo")
+
+
+def shown(status: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Parts of the solutions, (*batch, ·), as the user sees them: NaN where there is none. It is added, which leaves it to the backward
+    to say what it thinks of a gradient that is asked of it."""
+    nothing = torch.where(unanswered(status), torch.nan, 0.0).unsqueeze(-1)
+    return tuple(part + nothing.to(part.dtype) for part in parts)
