@@ -332,3 +332,27 @@ def test_what_was_overwritten_of_the_data_of_a_program_is_named_as_it_is_given()
         Q.add_(1)
         with pytest.raises(RuntimeError, match=name):
             z.sum().backward()
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Implicit(ti.linear.Neumann(5)), ti.Phantom(), ti.Unrolled()])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_tensor_changed_in_place_is_noticed_whatever_the_adjoint_and_named_by_the_implicit_ones(
+    create_graph: bool, adjoint: Any, given: bool
+) -> None:
+    buffer, x = randn(N, seed=1), randn(N, seed=2).requires_grad_()
+    f = lambda z, x, *rest: torch.tanh(0.3 * z * (rest[0] if rest else buffer) + x)  # noqa: E731
+    z = ti.fixed_point(f, ZERO, (x, buffer) if given else (x,), adjoint=adjoint).value
+    buffer.add_(1)
+    names = r"uses (args\[1\]|'buffer'), which has been " if isinstance(adjoint, ti.Implicit) else ""
+    with pytest.raises(RuntimeError, match=names + "modified by an inplace operation"):
+        torch.autograd.grad(z.sum(), x, create_graph=create_graph)
+
+
+def test_a_tensor_changed_between_a_gradient_and_its_derivative_is_noticed() -> None:
+    buffer, x = randn(N, seed=1), randn(N, seed=2).requires_grad_()
+    z = ti.fixed_point(lambda z: torch.tanh(0.3 * z * buffer + x), ZERO).value
+    (gradient,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    buffer.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(gradient.sum(), x)

@@ -7,8 +7,9 @@ identity would be wrong: after ``functional_call`` returns, the module holds oth
 
 What cannot be captured raises :class:`CaptureError`; a gradient is never silently dropped. A tensor that is changed in place before
 the backward is noticed when the saved ones are read (:func:`torchimplicit.adjoints.function.saved_tensors`), and named here
-(:meth:`Captured.changed_since`), in the first backward through ``Implicit``. Elsewhere (``create_graph=True``, other adjoints, graphs)
-torch notices it, and names nothing.
+(:meth:`Captured.changed_since`), in the first backward through ``Implicit``, with ``create_graph=True`` too. Where the operations
+that autograd has recorded are the user's own (of a gradient, for its derivative; of ``Phantom``, ``Unrolled``; of a compiled graph),
+torch notices it in the midst of them, and names nothing: to look before would refuse changes on which no derivative depends.
 """
 
 from __future__ import annotations
