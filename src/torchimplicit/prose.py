@@ -124,9 +124,9 @@ OTHERS: dict[str, dict[str, str]] = {
             "methods do not rely on a contraction."
         ),
         "DIVERGED": (
-            "the steps led away without bound. Likely cause: f is no contraction (plain steps need a spectral radius "
-            "of df/dz below "
-            "1). Try 'anderson' or 'newton', damping, weights that are smaller (spectral normalisation), or a better z0."
+            "the steps led away without bound. Likely causes: (a) f is no contraction (plain steps need a spectral radius of df/dz "
+            "below 1); (b) an f without a fixed point, as z + exp(-z) is: what is 0 there is lost in the rounding of z. Try 'anderson' "
+            "or 'newton', damping, weights that are smaller (spectral normalisation), or a better z0."
         ),
         "SINGULAR": (
             "the Jacobian I - df/dz is singular at z, so Newton's step does not exist there. Likely causes: (a) a whole curve of "
