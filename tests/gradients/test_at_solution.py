@@ -123,6 +123,22 @@ def test_a_value_that_is_off_is_named_as_that_and_not_as_a_singular_jacobian(n: 
     assert 0.3 * off < named < 3 * off
 
 
+def test_what_is_rounding_of_one_unknown_is_a_move_of_one_that_is_much_smaller() -> None:
+    """It explains no error: here unknowns are 1 to 1e-8, and the first is off by a quarter in float32."""
+    n, draw = 20, torch.Generator().manual_seed(0)
+    A = 2 * torch.eye(n) + torch.randn(n, n, generator=draw) / n**0.5
+    unit, y = torch.logspace(0, -8, n), torch.randn(n, generator=draw)
+    x = (A @ y + 0.1 * torch.sin(y)).requires_grad_()  # so that z = unit · y
+    start = unit * y
+    start[0] *= 1.25
+    g = lambda z, x: A @ (z / unit) + 0.1 * torch.sin(z / unit) - x  # noqa: E731
+    z, info = ti.root(g, start, (x,), solver=Hasty(0))
+    assert info.converged
+    with pytest.warns(ti.ConvergenceWarning, match="inaccurate"):
+        z.sum().backward()
+    assert info.adjoint.status == Status.INACCURATE
+
+
 def test_a_tolerance_too_loose_for_the_derivative_is_named_as_that() -> None:
     """exp(8 z) = x, with dz/dx = 1 / (8 x), and 1 / (8 exp(8 z)) at another z, such as one that is off by less than the tolerance."""
     torch.manual_seed(0)

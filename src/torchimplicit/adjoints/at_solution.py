@@ -220,7 +220,8 @@ def diagnosed(at: LinearSolution, model: ErrorModel, rows: Tensor, suspects: Ten
     evaluations = 1
     if occurs(off):
         evaluations += 1
-        step = at.permitted(z, ROUNDING * eps * sizes * unpatterned(z))
+        own = torch.where(z != 0, z.abs(), sizes)  # what is rounding of a large number would be a move of a small one
+        step = at.permitted(z, ROUNDING * eps * own * unpatterned(z))
         off = off & ~(excess <= FAR * _rounding(at, model, step))
     singular = singular & ~off
     if occurs(singular) and occurs(loose := singular & (w.abs() > LOOSE * sizes).any(-1)):
