@@ -113,6 +113,33 @@ def test_implicit_steps() -> None:
     assert info.steps < 10
 
 
+def test_trapezoidal_steps_share_one_factorisation() -> None:
+    """Of a rod that cools: each step is a root, all of them and their backwards by the factors that a ``Memory`` keeps. Exact in the
+    conductivity and in the length of the step, against dense matrices."""
+    n, steps, memory = 300, 10, ti.linear.Memory()
+    start = torch.sin(torch.arange(1, n + 1, dtype=D) / 50)
+    h, k = (torch.tensor(value, dtype=D, requires_grad=True) for value in (0.7, 1.3))
+
+    def field(u: Tensor, k: Tensor) -> Tensor:
+        return k * torch.nn.functional.pad(u, (1, 1)).diff(n=2)
+
+    def balance(new: Tensor, known: Tensor, h: Tensor, k: Tensor) -> Tensor:
+        return new - known - h / 2 * field(new, k)
+
+    u = expected = start
+    for _ in range(steps):
+        known = u + h / 2 * field(u, k)
+        u = ti.root(balance, u.detach(), (known, h, k), sparsity=memory, rtol=1e-12).value
+    L = torch.diag(torch.full((n,), -2.0, dtype=D))
+    L = L + torch.diag(torch.ones(n - 1, dtype=D), 1) + torch.diag(torch.ones(n - 1, dtype=D), -1)
+    for _ in range(steps):
+        expected = torch.linalg.solve(torch.eye(n, dtype=D) - h / 2 * k * L, expected + h / 2 * k * (L @ expected))
+    torch.testing.assert_close(u, expected, rtol=1e-10, atol=1e-12)
+    found, wanted = (torch.autograd.grad(end.square().sum(), (h, k)) for end in (u, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert memory.setups == 1
+
+
 def test_a_recurrence_on_which_newton_overflows() -> None:
     """At z = 0 the recurrence expands; at the solution it contracts. The flow goes there in fewer steps than there are times."""
     draw = torch.Generator().manual_seed(0)
