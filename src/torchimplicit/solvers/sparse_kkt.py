@@ -18,7 +18,8 @@ from torchimplicit.solvers.kkt import SEMIDEFINITE, Curvature, Kkt, Written
 from torchimplicit.sparsity.construction import mirrored
 
 DENSE_LIMIT = 4096  # unknowns and multipliers of a system up to which a dense matrix of them is factorised
-MORE = 100  # times the damping that has not been enough to make a Hessian positive definite
+FIRST = 1e-3  # times the largest entry of a Hessian: a damping to make it positive definite,
+MORE = 3  # and so many times as much where that has not been enough: more than is needed makes steps short
 ENOUGH = 10  # times its largest entry, more than which none is tried
 
 
@@ -107,7 +108,7 @@ class Bordered(NamedTuple):
         largest = self._largest()
         factors = self._factorised(held, damping)
         definite = self._definite(factors)
-        more = torch.finfo(self.values.dtype).eps ** SEMIDEFINITE * largest
+        more = FIRST * largest
         while not finished(definite | ~(more <= ENOUGH * largest)):
             damping = torch.where(definite, damping, damping.maximum(more))
             factors = self._factorised(held, damping)
