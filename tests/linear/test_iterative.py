@@ -349,3 +349,16 @@ def test_parameters_out_of_range() -> None:
         GMRES(restart=0)
     with pytest.raises(ValueError, match=r"terms >= 1.*got 0"):
         Neumann(0)
+
+
+@torch.no_grad()
+def test_the_residual_of_cg_is_evaluated_where_rounding_may_have_a_part_in_it() -> None:
+    torch.manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64)).Q
+    A = Q @ torch.diag(torch.logspace(0, 2, 40, dtype=torch.float64)) @ Q.mT
+    b = torch.randn(40, dtype=torch.float64)
+    for rtol, evaluated in ((1e-3, 0), (1e-12, 1)):
+        result = CG().factorize(Dense(A)).iterate(b, rtol=rtol)
+        assert result.converged
+        assert result.products == result.steps + evaluated
+        torch.testing.assert_close(result.residual_norm, (b - A @ result.x).norm(), rtol=1e-3, atol=1e-14)

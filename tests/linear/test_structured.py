@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchimplicit.linear import Auto, LinearOperator
+from torchimplicit.linear import Auto, LinearOperator, tridiagonal
 
 from .structured import CASES, N
 
@@ -70,3 +70,15 @@ def test_an_operator_is_a_pytree_of_its_tensors(kind: str) -> None:
     again = pytree.tree_unflatten([2 * leaf for leaf in leaves], tree)
     assert isinstance(again, type(operator))
     torch.testing.assert_close(pytree.tree_unflatten(leaves, tree).to_dense(), A)
+
+
+def test_tridiagonal_matrices_that_are_definite_or_are_only_said_to_be() -> None:
+    torch.manual_seed(0)
+    e, d = torch.rand(3, 49, dtype=torch.float64) - 0.5, torch.rand(3, 50, dtype=torch.float64) + 1.5
+    b = torch.randn(2, 3, 50, dtype=torch.float64)
+    indefinite = torch.tensor([0.0, 2.2, 0.0], dtype=torch.float64).unsqueeze(-1)
+    for diagonal in (d, d - indefinite):
+        A = tridiagonal(e, diagonal, e, symmetric=True, positive_definite=True)
+        x = torch.linalg.solve(A.to_dense(), b.unsqueeze(-1)).squeeze(-1)
+        for adjoint in (False, True):
+            torch.testing.assert_close(A.direct().solve(b, adjoint), x, rtol=1e-9, atol=1e-11)

@@ -115,3 +115,38 @@ def test_a_memory_goes_between_the_cpu_and_a_gpu(sparsity: str) -> None:
         gradients.append(torch.autograd.grad(z.square().sum(), at)[0].cpu())
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-8, atol=1e-9)
+
+
+def test_a_memory_finds_that_a_later_function_has_more_entries() -> None:
+    n = 300
+    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    memory, reach = Memory(), 0.0
+
+    def g(z: Tensor) -> Tensor:
+        inner = torch.nn.functional.pad(z, (1, 1))
+        out = 3 * z - inner[2:] - inner[:-2] / 2 + z**3 / 10 - x
+        return out + reach * z.flip(0) if reach else out
+
+    _, info = ti.root(g, x, sparsity=memory)
+    assert info.converged
+    assert "pattern found" in info.linear
+    reach = 2.0
+    z, info = ti.root(g, x, sparsity=memory)
+    assert info.converged
+    assert g(z).abs().max() < 1e-6
+    assert "a product shows entries that detection has missed" in info.linear
+
+
+def test_a_backward_by_factors_of_an_earlier_jacobian_still_sees_a_double_root() -> None:
+    n = 300
+    x = torch.linspace(0.5, 1.5, n, dtype=torch.float64, requires_grad=True)
+
+    def g(z: Tensor, power: int) -> Tensor:
+        inner = torch.nn.functional.pad(z, (1, 1))
+        r = 3 * z - inner[2:] - inner[:-2] + z**3 / 10 - x
+        return torch.cat([r[:1] ** power, r[1:]])
+
+    for power, singular in ((1, False), (2, True)):
+        z, info = ti.root(lambda z: g(z, power), torch.zeros_like(x), sparsity=Memory(), on_failure="ignore")  # noqa: B023
+        z.sum().backward()
+        assert (info.adjoint.status == ti.Status.SINGULAR) == singular

@@ -18,7 +18,7 @@ from torchimplicit.linear.iteration import tolerance
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.shared_inverse import SharedFactors
-from torchimplicit.linear.solver import Left, LinearSolver, Refusing
+from torchimplicit.linear.solver import Left, LinearSolver, Preconditioner, Refusing
 from torchimplicit.status import OnFailure, Status
 from torchimplicit.tolerance import Tolerance
 
@@ -90,7 +90,12 @@ class Posed:
     def solution(self, operator: Jacobian, w: Tensor) -> LinearSolution:
         """A solution w, as it is looked at."""
         permitted = partial(self.base.permitted, tensors=self.tensors)
-        earlier = self.inverse if self.settings.inverse_is_earlier else None
+        earlier: Preconditioner | None = self.inverse if self.settings.inverse_is_earlier else None
+        memory = self.settings.memory
+        if (
+            memory is not None and memory.cheap and memory.serves(self.b)
+        ):  # the forward's factors, made before it got to z
+            earlier = memory
         tolerance, near_identity = self.settings.tolerance, self.base.kind.near_identity
         return LinearSolution(operator, self.b, w, self.transpose, tolerance, permitted, near_identity, earlier)
 

@@ -23,7 +23,7 @@ class Banded(LinearOperator):
         lower, upper: the numbers of diagonals below and above the main one.
         symmetric, positive_definite: promises.
 
-    On the CPU systems are solved by LAPACK (gttrf and gbtrf, by way of SciPy), all matrices of a batch as one. Where SciPy is
+    On the CPU systems are solved by LAPACK (gttrf and gbtrf, or pttrf, by way of SciPy), all matrices of a batch as one. Where SciPy is
     missing, elsewhere, and where the entries of the solution's steps are differentiated, by elimination of every other block
     of unknowns (:class:`torchimplicit.linear.block_elimination.BlockElimination`), in torch.
 
@@ -90,7 +90,7 @@ class Banded(LinearOperator):
 
     def direct(self) -> Direct | None:
         if available(self.bands):
-            return BandLU(self.bands, self.lower, self.upper)
+            return BandLU(self.bands, self.lower, self.upper, self.positive_definite)
         below, diagonal, above = self._blocks()
         return BlockElimination(below[..., 1:, :, :], diagonal, above[..., :-1, :, :], n=self.shape[-1])
 

@@ -113,7 +113,15 @@ def _of_one_system(A: Products, M: Apply, r: Tensor, tol: float, budget: int) ->
         best = sizes.index(min(sizes))
         d = d if best == len(sizes) - 1 else _of_one_system(A, M, start, tol, best).d
     taken, ended, short = (torch.full(shape, each, device=r.device) for each in (steps, broken, cut and not broken))
-    return Cycle(d, taken, ended, max(steps, 1), short, r if steps == 1 and not broken else None)
+    return Cycle(d, taken, ended, max(steps, 1), short, r if not broken and _told(start, sizes, tol) else None)
+
+
+def _told(start: Tensor, sizes: list[float], tol: float) -> bool:
+    """Whether the residual of the recurrence is that of d: after one step, or where what rounding has added, in parts of all that was
+    subtracted, is far below the tolerance."""
+    if len(sizes) < 2:
+        return bool(sizes)
+    return tol >= torch.finfo(start.dtype).eps ** 0.5 * (math.sqrt(_dot(start, start)) + 2 * sum(sizes))
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,7 +25,8 @@ def available(*entries: Tensor) -> bool:
 
 
 class BandLU(Estimated):
-    """Gaussian elimination with partial pivoting within the bands (gttrf for tridiagonal matrices, else gbtrf).
+    """Gaussian elimination with partial pivoting within the bands (gttrf for tridiagonal matrices, else gbtrf), or, of real tridiagonal
+    matrices that are said to be symmetric and ``definite``, and are positive definite, without pivoting (pttrf), in half of the time.
 
     The matrices of a batch are factorised as one long matrix, in which nothing couples one to the next. One that has no factors
     solves to NaN.
@@ -33,17 +35,18 @@ class BandLU(Estimated):
     """
 
     title, final = "band LU", True
-    _order: Any = None  # of the rows, where it is not among the factors
-    _how: tuple[Any, Any]  # the routine's names of A and Aᴴ
+    _back: Callable[[Any, bool], tuple[Any, int]]  # (columns, whether those of Aᴴ) -> what they solve to
 
-    def __init__(self, bands: Tensor, lower: int, upper: int) -> None:
-        self.lower, self.upper = lower, upper
+    def __init__(self, bands: Tensor, lower: int, upper: int, definite: bool = False) -> None:
+        self.lower, self.upper, self.definite = lower, upper, definite and not bands.is_complex()
         self.batch_shape, self.n = bands.shape[:-2], bands.shape[-1]
         each = bands.detach().reshape(-1, *bands.shape[-2:]).clone()
         for k in range(-lower, upper + 1):
             each[:, upper - k, : max(k, 0)] = 0
             each[:, upper - k, max(self.n + min(k, 0), 0) :] = 0
-        self.usable = each.isfinite().flatten(1).all(1)
+        self.usable = (
+            each.abs().amax((1, 2)) < torch.inf if each.numel() else each.new_ones(len(each), dtype=torch.bool)
+        )
         if not finished(self.usable):
             each[~self.usable] = 0
             each[~self.usable, upper] = 1
@@ -61,14 +64,20 @@ class BandLU(Estimated):
         from scipy.linalg import get_lapack_funcs
 
         if self.lower == self.upper == 1 and bands.shape[-1] > 2:
-            factor, self._back = get_lapack_funcs(("gttrf", "gttrs"), (bands,))
-            *self._factors, _ = factor(bands[2, :-1], bands[1], bands[0, 1:])
-            self._how = ("N", "C")
-            return self._factors[1]
-        factor, self._back = get_lapack_funcs(("gbtrf", "gbtrs"), (bands,))
+            if self.definite:
+                factor, of_definite = get_lapack_funcs(("pttrf", "pttrs"), (bands,))
+                pivots, e, failed = factor(bands[1], bands[2, :-1])
+                if not failed:
+                    self._back = lambda b, adjoint: of_definite(pivots, e, b)
+                    return pivots
+            factor, back = get_lapack_funcs(("gttrf", "gttrs"), (bands,))
+            *factors, _ = factor(bands[2, :-1], bands[1], bands[0, 1:])
+            self._back = lambda b, adjoint: back(*factors, b, trans="NC"[adjoint])
+            return factors[1]
+        factor, back = get_lapack_funcs(("gbtrf", "gbtrs"), (bands,))
         room = pad(torch.from_numpy(bands), (0, 0, self.lower, 0)).numpy()  # for what pivoting fills in
         lu, order, _ = factor(room, self.lower, self.upper)
-        self._factors, self._order, self._how = [lu, self.lower, self.upper], order, (0, 2)
+        self._back = lambda b, adjoint: back(lu, self.lower, self.upper, b, order, trans=(0, 2)[adjoint])
         return lu[self.lower + self.upper]
 
     def solve(self, b: Tensor, adjoint: bool = False) -> Tensor:
@@ -83,8 +92,7 @@ class BandLU(Estimated):
         if not (self.all_usable and len(self.usable) == 1):  # what is not finite would reach the next matrix
             usable = self.usable.unsqueeze(-1) & columns.isfinite().all(-1, keepdim=True)
             columns = torch.where(usable, columns, 0)
-        order = () if self._order is None else (self._order,)
-        x, _ = self._back(*self._factors, columns.flatten(1).numpy().T, *order, trans=self._how[adjoint])
+        x, _ = self._back(columns.flatten(1).numpy().T, adjoint)
         found = torch.from_numpy(x.T).reshape(columns.shape)
         return (found if usable is None else torch.where(usable, found, torch.nan)).reshape(b.shape)
 

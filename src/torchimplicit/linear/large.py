@@ -26,6 +26,7 @@ from torchimplicit.linear.vectors import fit, unpatterned
 FIRST = 4  # steps of a trial that show whether it is worth more
 EXACT = 1e-4  # relative tolerance of solutions that are not steps of an inexact method
 SAME_PRODUCT = 0.75  # power of eps: relative to b, by which products with A and with Aᵀ may differ
+FRESH = 2  # steps with factors of the matrix itself, the second for what rounding has left of the first
 PATIENCE_WITH_BAND = 2  # steps that cost as much as other factors within a narrow band
 
 
@@ -151,6 +152,10 @@ class LargeState(Bound):
         memory.learn(matrix)
         result = self._krylov(self.operator, task, x0, task.limit, memory)
         self._judge(memory, result)
+        if matrix is not None and bool((result.steps > FRESH).any()) and not memory.complete(jacobian, matrix):
+            memory.learn(None)
+            if not finished(result.converged):
+                result = after(result, self._krylov(self.operator, task, result.x.nan_to_num(), task.limit))
         return after(old, result)
 
     def _by_entries(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:

@@ -50,11 +50,13 @@ class Inverse(Preconditioner, Protocol):
 
 @dataclass
 class _Shared:
-    """What a memory and its forks know together: the pattern that was given, or found, with its colours, or why there is none."""
+    """What a memory and its forks know together: the pattern that was given, or found, with its colours, or why there is none; whether
+    a product has confirmed it."""
 
     given: Any
     assembly: Assembly | None = None
     looked: bool = False
+    confirmed: bool = False
     why_not: str = ""
     elsewhere: str = ""
     setup_failed: str = ""
@@ -244,17 +246,24 @@ class Memory:
     def entries(self, operator: Linearised) -> Sparse | None:
         """The same, or None where they are not finite, or one product shows that there are others."""
         matrix = self.assembled(operator, "the solve")
-        return matrix if _finite(matrix.values) and self._complete(operator, matrix) else None
+        return matrix if _finite(matrix.values) and self.complete(operator, matrix) else None
 
     def factorisable(self, operator: Linearised) -> Sparse | Banded | None:
-        """The same, as what factors are made of."""
+        """The same, as what factors are made of. Of a pattern that was found, and that a product has confirmed, these tell by how fast
+        they solve; see :meth:`complete`."""
         band = self.full_band
+        matrix: Sparse | Banded
         if band is None:
-            return self.entries(operator)
-        with torch.no_grad():
-            bands = bands_of(band, operator, operator.z.detach())
-        matrix = Banded(bands, *band.bandwidths)
-        return matrix if _finite(bands) and self._complete(operator, matrix) else None
+            matrix = self.assembled(operator, "the solve")
+            values = matrix.values
+        else:
+            with torch.no_grad():
+                values = bands_of(band, operator, operator.z.detach())
+            matrix = Banded(values, *band.bandwidths)
+        if not _finite(values):
+            return None
+        confirmed = self._shared.confirmed and self._shared.given is None
+        return matrix if confirmed or self.complete(operator, matrix) else None
 
     def learn(self, matrix: Sparse | Banded | None) -> None:
         """Make an inverse of the matrix, or note why there is none."""
@@ -270,25 +279,28 @@ class Memory:
 
     def _inverse_of(self, matrix: Sparse | Banded) -> Inverse | None:
         """None where there is none that pays."""
+        if (
+            isinstance(matrix, Banded) and self.sign == 1 and not self.masked
+        ):  # as far as is known; if not, the solve tells
+            matrix = Banded(matrix.bands, matrix.lower, matrix.upper, symmetric=True, positive_definite=True)
         if isinstance(matrix, Banded) or self.banded or self.chain:
             return matrix.direct()
         if self.cheap:
             return best_factors(matrix.values, matrix.pattern, None if self.masked else self.sign)
         return multigrid_of(matrix)
 
-    def _complete(self, operator: Linearised, matrix: LinearOperator) -> bool:
+    def complete(self, operator: Linearised, matrix: LinearOperator) -> bool:
         """Whether one product with the true Jacobian finds nothing that the entries lack; where it does, there are none from now on."""
         with torch.no_grad():
             x = unpatterned(operator.z).contiguous()
             banded = isinstance(matrix, Banded)
             seen = matrix.rmatvec(x) if banded else matrix.matvec(x)
             true = operator.rmatvec(x) if banded or self.sign else operator.matvec(x)  # the same, at half the cost
-            if _near(true, seen):
-                return True
-            if self.sign and not banded:  # no longer, perhaps
+            if self.sign and not banded and not _near(true, seen):  # no longer, perhaps
                 self.sign, true = 0, operator.matvec(x)
-                if _near(true, seen):
-                    return True
+            if _near(true, seen):
+                self._shared.confirmed = True
+                return True
             off = (true - seen).abs()
             system, line = divmod(int(off.argmax()), off.shape[-1])
             where = f"in {'column' if banded else 'row'} {line}"

@@ -20,7 +20,8 @@ class LinearResult(NamedTuple):
     Attributes:
         x: the best solution seen, (*lead, *batch_shape, n): that of the smallest residual, or, where the step limit ended CG or
             MINRES, the nearest in a measure of their own.
-        residual_norm: ‖b − A x‖ per system, evaluated and not taken from a recurrence, but for that of CG after a single step.
+        residual_norm: ‖b − A x‖ per system, evaluated and not taken from a recurrence, but for that of CG after a
+            single step, or to a tolerance that rounding is far below.
         steps: steps taken per system (int64).
         converged: residual_norm <= atol + rtol ‖b‖, per system.
         breakdown: per system, the method could not go on (a zero divisor, a non-finite number) and did not converge.

@@ -8,12 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import below
+from torchimplicit.autograd.transforms import below, occurs
 from torchimplicit.linear.binding import bind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.large import Large
 from torchimplicit.linear.solver import LinearSolver, is_linear_solver
-from torchimplicit.norms import rms
+from torchimplicit.norms import largest, rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
@@ -85,7 +85,7 @@ class NewtonKrylov(Method):
     def step(
         self, equations: Equations, z: Tensor, r: Tensor, state: NewtonKrylovState
     ) -> tuple[Tensor, Tensor, NewtonKrylovState]:
-        before = rms(z.detach())
+        before, size = rms(z.detach()), rms(r.detach())
         linear = bind(self.linear_solver, state.jacobian)
         s = linear.iterate(r, rtol=state.forcing, max_steps=self.max_inner).x
         search = state.search
@@ -94,7 +94,7 @@ class NewtonKrylov(Method):
         else:
             z = z - s
             jacobian = equations.jacobian(z)
-        ratio = rms(jacobian.value.detach()) / rms(r.detach())
+        ratio = rms(jacobian.value.detach()) / size
         memory = jacobian.memory
         if memory is not None and not below(ratio, UNLIKE):
             memory.doubt()
@@ -102,8 +102,9 @@ class NewtonKrylov(Method):
         safeguard = 0.9 * state.forcing**2
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
-        last, least = _gains(s, r, jacobian)
-        far = rms(s.detach()) > FAR * before  # nearer multiple roots J becomes as small without harm
+        length = rms(s.detach())
+        last, least = growth(length, size), _least_gain(r.detach(), jacobian)
+        far = length > FAR * before  # nearer multiple roots J becomes as small without harm
         lost = far & (last * torch.finfo(z.dtype).eps ** RUN_OFF > least)
         z = torch.where(lost.unsqueeze(-1), torch.nan, z)
         return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, last.fmax(least))
@@ -122,18 +123,16 @@ class NewtonKrylov(Method):
         return NewtonKrylovMemory(state.forcing, state.search, state.gain)
 
 
-def _gains(s: Tensor, r: Tensor, jacobian: Jacobian) -> tuple[Tensor, Tensor]:
-    """‖J⁻¹r₊‖ / ‖r₊‖ at the new point, (B,), as far as one product tells: that of the last step, ‖s‖ / ‖r‖, and, by Cauchy and
-    Schwarz no more than it is, ‖r₊‖ / ‖Jᵀr₊‖. An inexact step leaves what J makes small, of which the first knows nothing.
+def _least_gain(r: Tensor, jacobian: Jacobian) -> Tensor:
+    """What ‖J⁻¹r₊‖ / ‖r₊‖ at the new point is at least, (B,), as one product tells, by Cauchy and Schwarz: ‖r₊‖ / ‖Jᵀr₊‖. An inexact
+    step leaves what J makes small, of which its own length knows nothing. Where r₊ is 0, the last residual r takes its place.
     """
     with torch.no_grad():
-        r = r.detach()
         value = jacobian.value.detach()
-        value = torch.where((value == 0).all(-1, keepdim=True), r, value)
-        unit = (
-            torch.where(value.abs().amax(-1, keepdim=True) > 0, value.abs().amax(-1, keepdim=True), 1)
-            if value.shape[-1]
-            else 1
-        )
-        value = value / unit  # of which J may be as large or as small as it is: the square of its unit could overflow
-        return growth(rms(s.detach()), rms(r)), growth(rms(value), rms(jacobian.rmatvec(value)))
+        unit = largest(value)
+        if occurs(unit == 0):
+            value = torch.where((unit == 0).unsqueeze(-1), r, value)
+            unit = largest(value)
+        # J may be as large or as small as it is: the square of its unit could overflow
+        value = value / torch.where(unit > 0, unit, 1).unsqueeze(-1)
+        return growth(rms(value), rms(jacobian.rmatvec(value)))
