@@ -28,6 +28,7 @@ LEFT = 1e-3  # of a residual, at least: what is left after the least number of s
 class Settled:
     """Solutions x (B, n, 1) with multipliers y (B, M, 1), and the rows that are ``held`` at a bound.
 
+    Rx : R x, (B, M, 1).
     K : the linear system of the conditions with these rows.
     residual : the largest number that the conditions lack, beside their terms, (B,).
     correction : what a further step would change x by, (B, n, 1).
@@ -40,6 +41,7 @@ class Settled:
     x: Tensor
     y: Tensor
     held: Tensor
+    Rx: Tensor
     K: Condensed
     residual: Tensor
     correction: Tensor
@@ -50,46 +52,58 @@ class Settled:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.x, self.y, self.held, self.residual, self.correction, self.weak, self.loose, self.tight, self.ray
+        return (
+            self.x,
+            self.y,
+            self.held,
+            self.Rx,
+            self.residual,
+            self.correction,
+            self.weak,
+            self.loose,
+            self.tight,
+            self.ray,
+        )
 
     def of_systems(self, which: Tensor) -> Settled:
         """Some systems of the batch."""
-        x, y, held, *others = (part[which] for part in self.tensors)
-        return Settled(x, y, held, self.K.of_systems(which), *others)
+        x, y, held, Rx, *others = (part[which] for part in self.tensors)
+        return Settled(x, y, held, Rx, self.K.of_systems(which), *others)
 
     def put(self, which: Tensor, other: Settled) -> Settled:
         """With those of ``other`` in the places ``which``."""
-        x, y, held, *others = (a.index_copy(0, which, b) for a, b in zip(self.tensors, other.tensors, strict=True))
-        return Settled(x, y, held, self.K.put(which, other.K), *others)
+        x, y, held, Rx, *others = (a.index_copy(0, which, b) for a, b in zip(self.tensors, other.tensors, strict=True))
+        return Settled(x, y, held, Rx, self.K.put(which, other.K), *others)
 
 
 def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK, changes: int = CHANGES) -> Settled:
     """The solutions near x, with multipliers near y: Newton's method on the conditions, which are linear between changes of the set of
     rows that are held. A weak row, which either may be, is not."""
-    held = _held(programs, programs.rows.apply(x), y)
-    return _settled(programs, x, y, held, weak, changes)
+    Rx = programs.rows.apply(x)
+    return _settled(programs, x, y, Rx, _held(programs, Rx, y), weak, changes)
 
 
-def _settled(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float, changes: int) -> Settled:
-    found = _solved(programs, x, y, held, weak)
-    x, again = found.x, _next(programs, found, weak)
+def _settled(programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor, weak: float, changes: int) -> Settled:
+    found = _solved(programs, x, y, Rx, held, weak)
+    x, Rx, again = found.x, found.Rx, _next(programs, found)
     if occurs(found.ray):
         x, again = _along(programs, found, again)
+        Rx = programs.rows.apply(x)
     changed = (again != found.held).flatten(1).any(-1)
     if changes == 0 or values_hidden():
         return found
     which = changed.nonzero().squeeze(-1)
     if not len(which):
         return found
-    later = _settled(programs.of_systems(which), x[which], found.y[which], again[which], weak, changes - 1)
+    later = _settled(programs.of_systems(which), x[which], found.y[which], Rx[which], again[which], weak, changes - 1)
     return found.put(which, later)
 
 
-def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float) -> Settled:
+def _solved(programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor, weak: float) -> Settled:
     """The solution with given rows held. A second right-hand side, of no pattern, is solved beside it: by what its changes shrink, so
     do those of the solution, and what no solution removes of it tells whether there is one solution."""
     K = Condensed(programs.Q, programs.rows, torch.where(held, 0.0, torch.inf).to(x.dtype))
-    x, y, target, side = _with_probe(programs, x, y, held)
+    x, y, target, side = _with_probe(programs, x, y, Rx, held)
     rest, step = K.residual(x, y, target, side), torch.full_like(x[:, :1], torch.inf)
     least, most = SOLVES
     for k in range(most):
@@ -104,7 +118,7 @@ def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float)
         if k >= least - 1 and finished(step * shrinks <= LAST * largest(x)):
             break
     Rx = programs.rows.apply(x)
-    of_gradient, of_y, of_rows = _sizes(programs, x, y, weak)
+    of_gradient, of_y, of_rows = _sizes(programs, x, y, Rx, weak)
     slack = (programs.upper - Rx).minimum(Rx - programs.lower)
     small = (slack.abs() <= weak * of_rows) & (y.abs() <= weak * of_y) & (programs.lower < programs.upper)
     lacking = _lacking(programs, x, y, rest[0], of_gradient)
@@ -113,13 +127,15 @@ def _solved(programs: Programs, x: Tensor, y: Tensor, held: Tensor, weak: float)
     residual = torch.cat([lacking, up.minimum(above).abs(), down.minimum(below).abs()], -2).amax(-2).squeeze(-1)
     ray = _ray(programs, K, loose)
     residual = torch.where((ray != 0).flatten(1).any(-1), torch.inf, residual)
-    return Settled(x, y, held, K, residual, shrinks * dx, small, loose, tight, ray)
+    return Settled(x, y, held, Rx, K, residual, shrinks * dx, small, loose, tight, ray)
 
 
-def _with_probe(programs: Programs, x: Tensor, y: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _with_probe(
+    programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A point x and multipliers y, and what Q x + Rᵀy and, in rows that are held, R x are to be; each with a second column, which
     begins with 0 and has no pattern."""
-    side = torch.where(_at_upper(programs, programs.rows.apply(x), y), programs.upper, programs.lower)
+    side = torch.where(_at_upper(programs, Rx, y), programs.upper, programs.lower)
     pairs = (
         (x, torch.zeros_like(x)),
         (torch.where(held, y, 0), torch.zeros_like(y)),
@@ -154,7 +170,7 @@ def _ray(programs: Programs, K: Condensed, loose: Tensor) -> Tensor:
 
 def _along(programs: Programs, found: Settled, again: Tensor) -> tuple[Tensor, Tensor]:
     """The way along the ray, where there is one, to the first row that it meets: x, and the rows that are held there."""
-    Rx, along = programs.rows.apply(found.x), programs.rows.apply(found.ray)
+    Rx, along = found.Rx, programs.rows.apply(found.ray)
     room = torch.where(along > 0, programs.upper - Rx, Rx - programs.lower).clamp(min=0)
     meets = ~found.held & (along.abs() > LEVEL * largest(found.ray))
     reach = torch.where(meets, room / along.abs(), torch.inf)
@@ -167,7 +183,7 @@ def _along(programs: Programs, found: Settled, again: Tensor) -> tuple[Tensor, T
 
 def _lacking(programs: Programs, x: Tensor, y: Tensor, gradient: Tensor, of_gradient: Tensor) -> Tensor:
     """What the ``gradient`` lacks, each number beside its own terms, (B, n, 1)."""
-    terms = times(programs.Q.abs(), x.abs()) + programs.q.abs() + programs.rows.sizes.transposed(y.abs())
+    terms = times(programs.sizes, x.abs()) + programs.q.abs() + programs.rows.sizes.transposed(y.abs())
     return gradient.abs() / terms.maximum(ROUNDED * of_gradient)
 
 
@@ -181,12 +197,12 @@ def _at_upper(programs: Programs, Rx: Tensor, y: Tensor) -> Tensor:
     return (programs.upper - Rx - y) <= (Rx + y - programs.lower)
 
 
-def _next(programs: Programs, found: Settled, weak: float) -> Tensor:
+def _next(programs: Programs, found: Settled) -> Tensor:
     """Which rows are held from what has been found: one whose multiplier has the wrong sign is not, one that is violated is."""
-    return _held(programs, programs.rows.apply(found.x), found.y) & ~found.weak
+    return _held(programs, found.Rx, found.y) & ~found.weak
 
 
-def _sizes(programs: Programs, x: Tensor, y: Tensor, weak: float) -> tuple[Tensor, Tensor, Tensor]:
+def _sizes(programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, weak: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of the terms of the gradient and of the multipliers, (B, 1, 1) each, and of the terms of each constraint, (B, M, 1).
 
     Where terms of Qx cancel, a multiplier is as small as what they leave, and known to their rounding; and a constraint is as small as
@@ -196,11 +212,11 @@ def _sizes(programs: Programs, x: Tensor, y: Tensor, weak: float) -> tuple[Tenso
     smallest = torch.cat([torch.where(sizes > 0, sizes, torch.inf).amin(0), torch.ones_like(x[:, :1])], -2)
     # a solution of 0 is 0 beside the ends of other constraints
     far = x.abs().amax(-2, keepdim=True).maximum(ROUNDED * smallest.amin(-2, keepdim=True))
-    curved = far * programs.Q.abs().flatten(1).amax(-1).reshape(-1, 1, 1)
+    curved = far * programs.sizes.amax((-2, -1), keepdim=True)
     tiny = torch.finfo(x.dtype).tiny
     of_y = largest(torch.cat([programs.q, y, times(programs.Q, x)], -2)) + tiny
     of_gradient = of_y.maximum(curved)
-    distance = (ends - programs.rows.apply(x)).abs()
+    distance = (ends - Rx).abs()
     near = torch.where(distance[0] < distance[1], sizes[0], sizes[1])
     near = torch.where(near < torch.inf, near, 0) + tiny
     if weak > WEAK:

@@ -8,10 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import occurs
+from torchimplicit.autograd.transforms import finished, occurs
 from torchimplicit.programs.rows import Rows
 
-SWEEPS = 3  # of the scaling: more change little
+SWEEPS = 3  # of the scaling, at most: more change little
+EVEN = 8  # rows and columns whose largest entries lie between 1 / EVEN and EVEN: a sweep leaves them between 1 / EVEN and 1
 FAR = 1e15  # beside unknowns of about 1: what lies beyond is no constraint, for they are lost to rounding beside it
 
 
@@ -27,6 +28,11 @@ class Programs:
     rows: Rows
     lower: Tensor
     upper: Tensor
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Those of the entries of Q."""
+        return self.Q.abs()
 
     def of_systems(self, which: Tensor) -> Programs:
         """Some systems of the batch."""
@@ -155,21 +161,31 @@ def scaled(data: Data) -> tuple[Programs, Units]:
 
 def _largest_entry(t: Tensor) -> Tensor:
     """The size of the largest entry of each matrix or vector, (B, 1, 1)."""
-    smallest, largest = t.flatten(1).aminmax(dim=-1)
-    return largest.maximum(-smallest).reshape(-1, 1, 1)
+    smallest, largest = t.amin(-1, keepdim=True), t.amax(-1, keepdim=True)
+    return largest.maximum(-smallest).amax(-2, keepdim=True)
 
 
 def _equilibrated(Q: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """d (B, n, 1) and e (B, k, 1) that bring the largest entry in the rows and columns of [dQd dCᵀe; eCd 0] to about 1."""
     d, e = Q.new_ones(*Q.shape[:-1], 1), C.new_ones(*C.shape[:-1], 1)
+    even = torch.zeros_like(d[:, :1], dtype=torch.bool)  # each system stops by itself
     for sweep in range(SWEEPS):
         of_Q, of_C, of_rows = (Q, C, C) if sweep == 0 else (Q * d.mT, C * e, C * d.mT)
-        column = of_Q.amax(-1, keepdim=True)
+        column, row = of_Q.amax(-1, keepdim=True), torch.ones_like(e)
         if C.shape[-2]:
             column = column.maximum(of_C.amax(-2).unsqueeze(-1))
-            e = e * _usable(e * of_rows.amax(-1, keepdim=True)).rsqrt()
-        d = d * _usable(d * column).rsqrt()
+            row = _usable(e * of_rows.amax(-1, keepdim=True))
+        column = _usable(d * column)
+        d, e = torch.where(even, d, d * column.rsqrt()), torch.where(even, e, e * row.rsqrt())
+        even = even | (_even(column) & _even(row))
+        if finished(even):
+            break
     return d, e
+
+
+def _even(sizes: Tensor) -> Tensor:
+    """Systems, (B, 1, 1), whose sizes (B, k, 1) are all about 1."""
+    return ((sizes <= EVEN) & (sizes >= 1 / EVEN)).all(-2, keepdim=True)
 
 
 def _size(lower: Tensor, upper: Tensor, free: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +46,7 @@ def solve(data: Data, dtype: torch.dtype, max_steps: int = MAX_STEPS, outside: O
     size = max(1, BLOCK // max(1, data.Q.shape[-1] * (data.Q.shape[-1] + data.G.shape[-2] + data.A.shape[-2])))
     if len(data.Q) <= size or data.Q.device.type != "cpu":
         return _solve(data, dtype, max_steps, outside)
+    size = math.ceil(len(data.Q) / math.ceil(len(data.Q) / size))  # all alike, for each step costs something by itself
     parts = [slice(i, i + size) for i in range(0, len(data.Q), size)]
     some = [outside.of_systems(part) if isinstance(outside, Earlier) else outside for part in parts]
     blocks = [_solve(data.of_systems(part), dtype, max_steps, its) for part, its in zip(parts, some, strict=True)]
@@ -70,7 +72,7 @@ def _solve(data: Data, dtype: torch.dtype, max_steps: int, outside: Outside | No
     status = torch.where(finite, status, Status.NONFINITE)
     refused = torch.where(solved.weak.flatten(1).any(-1) | solved.tight, Status.DEGENERATE, Status.CONVERGED)
     refused = torch.where(solved.loose, Status.SINGULAR, refused)
-    K = _harmless(K, unanswered(status) | ~K.L.isfinite().flatten(1).all(-1))
+    K = _harmless(K, unanswered(status) | ~K.L.sum((-2, -1)).isfinite())
     ray = unanswered(status).reshape(-1, 1, 1)
     w = torch.cat([units.z * solved.x, units.y * solved.y], -2)
     w = torch.where(ray, _proof(point, status, units, bounds), w).squeeze(-1)
