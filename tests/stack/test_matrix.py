@@ -149,13 +149,15 @@ OF_ANY_SIZE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) in OF_ANY_SIZE], ids=str)
 def test_one_graph_serves_batches_of_any_size(case: Case) -> None:
-    """But of one system: PyTorch has a graph of its own for size 1."""
+    """But of one system: PyTorch has a graph of its own for size 1. Where a module holds a number, it begins the first graph anew."""
     counter = CompileCounterWithBackend("aot_eager")
     model = torch.compile(case.solve, fullgraph=True, backend=counter, dynamic=True)
+    made = []
     for rows in (5, 7, 64, 1):
         x = inputs(rows)
         assert_the_same(value_and_gradient(model, x), value_and_gradient(case.solve, x), case)
-        assert counter.frame_count == (1 if rows > 1 else 2)
+        made.append(counter.frame_count)
+    assert made[0] == made[1] == made[2] < made[3] <= 2 * made[0], made
 
 
 def differentiated(solve: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torchimplicit.adjoints import Implicit
 from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
 from torchimplicit.graph.explicit import FACTS, Call, Explicit, with_bounds
 from torchimplicit.private import pytree
-from torchimplicit.private.dynamo import BaseHOP, after_autograd
+from torchimplicit.private.dynamo import BaseHOP, after_autograd, given_views
 from torchimplicit.solution import SolveInfo
 
 
@@ -34,7 +34,7 @@ class _SolveOperator(BaseHOP):
         return after_autograd(lambda *operands: solve(Call(subgraph, operands, spec["unknowns"]), spec), operands)
 
 
-solve_operator = _SolveOperator()
+solve_operator = given_views(_SolveOperator())
 
 
 class _BlackBoxOperator(BaseHOP):
@@ -47,7 +47,7 @@ class _BlackBoxOperator(BaseHOP):
         return solver(*operands) if isinstance(solver, GraphModule) else torch.compiler.disable(solver)(*operands)
 
 
-black_box_operator = _BlackBoxOperator()
+black_box_operator = given_views(_BlackBoxOperator())
 
 
 def _made(description: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchimplicit.graph.divided import divided, evaluate
-from torchimplicit.graph.loop import Operands, apart
+from torchimplicit.graph.loop import Operands
 from torchimplicit.private.operators import writes
 
 
@@ -32,9 +32,7 @@ def _divided(graph: GraphModule, x: Tensor, others: Sequence[Any]) -> tuple[Call
     first, *given = [node for node in nodes if node.op == "placeholder"]
     (result,) = output.all_input_nodes
     inside, border = divided(graph, nodes, [first], dict(zip(given, others, strict=True)), [result])
-    operands = apart(
-        list(border.values())
-    )  # what was computed may be views of one tensor: queries, keys and values, say
+    operands = Operands(list(border.values()))  # of what was computed: queries, keys and values are views of one tensor, say
 
     def rest(x: Tensor) -> Tensor:
         values = {first: x, **dict(zip(border, operands.tensors, strict=True))}

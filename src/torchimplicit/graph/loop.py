@@ -22,10 +22,26 @@ class StructureChanged(TypeError):
 
 
 class Operands:
-    """What the body of a loop uses beside its state, tensors and sizes: in a graph each body has names of its own for them."""
+    """What the body of a loop uses beside its state, tensors and sizes: in a graph each body has names of its own for them.
 
-    def __init__(self, tensors: Sequence[Tensor], call: Call | None = None, outer: Operands | None = None) -> None:
-        self.tensors, self.call, self.outer = tuple(tensors), call, outer
+    None of them shares memory with another, nor with one of the outer ones: torch refuses a loop that is given a tensor and a view of
+    it. Of those that would, the later ones are copies.
+    """
+
+    def __init__(self, tensors: Sequence[Any], call: Call | None = None, outer: Operands | None = None) -> None:
+        self.call, self.outer = call, outer
+        held = [each.untyped_storage() for each in (() if outer is None else outer.all) if isinstance(each, Tensor)]
+
+        def own(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            storage = value.untyped_storage()
+            if any(storage is each for each in held):
+                return value.clone()
+            held.append(storage)
+            return value
+
+        self.tensors = tuple(own(value) for value in tensors)
 
     @property
     def all(self) -> tuple[Any, ...]:
@@ -112,7 +128,7 @@ def settle(
             if finished(state[-1]):
                 break
         return state
-    operands = apart(others, outer)
+    operands = Operands(others, outer=outer)
 
     def going(carried: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
         return ~carried[0][-1].all() & (carried[1] < limit)
@@ -130,24 +146,12 @@ def where_needed(
     """``compute(*others)`` if some of the rows (B,) need it, and else the default. In a graph a loop of one step or none says "if"."""
     if not tracing():
         return compute(*others) if occurs(rows) else default
-    operands = apart(others)
+    operands = Operands(others)
 
     def step(state: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         return compute(*operands.tensors), torch.zeros_like(state[1])
 
     return repeat(lambda state: state[1], step, (default, rows.any()), operands)[0]
-
-
-def apart(values: Sequence[Any], outer: Operands | None = None) -> Operands:
-    """Operands, tensors and sizes, none of which shares memory with another, nor with one of the outer ones."""
-    everything = [*values, *(() if outer is None else outer.all)]
-    storages = [each.untyped_storage() for each in everything if isinstance(each, Tensor)]
-
-    def own(value: Any) -> Any:
-        shared = isinstance(value, Tensor) and sum(value.untyped_storage() is each for each in storages) > 1
-        return value.clone() if shared else value
-
-    return Operands([own(value) for value in values], outer=outer)
 
 
 def _outline(state: Any) -> Any:

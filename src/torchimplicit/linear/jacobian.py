@@ -17,6 +17,10 @@ from torchimplicit.linear.operators import LinearOperator
 
 SWEEP_ENTRIES = 2**24  # of the cotangents in one batched sweep: bounds the memory of `to_dense`
 
+ONE_BY_ONE = 16
+"""In a graph for batches of any size so few products are taken one by one: torch's vmap of the derivative of a slice, an index, a
+convolution or a layer norm makes the batch size a constant of the graph. For more of them the graph takes too long to make."""
+
 
 def memory_of(operator: LinearOperator) -> Memory | None:
     """What is known of matrices like it, if there is anything to know."""
@@ -110,11 +114,13 @@ class Jacobian(LinearOperator):
         """The products with many vectors (k, *batch_shape, n), in one batched sweep where g allows that."""
         self.count(len(vectors))
         many = self._linearisation.pull_batch if adjoint else self._linearisation.push_batch
-        try:
-            return many(vectors)
-        except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here
-            one = self._pull if adjoint else self._push
-            return torch.stack([one(v) for v in vectors])
+        if len(vectors) > ONE_BY_ONE or all(isinstance(size, int) for size in self.batch_shape):
+            try:
+                return many(vectors)
+            except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here
+                pass
+        one = self._pull if adjoint else self._push
+        return torch.stack([one(v) for v in vectors])
 
     def _swept(self, size: int, adjoint: bool) -> Tensor:
         size = int(size)  # in a graph, where sizes may change, that of a matrix does not

@@ -14,6 +14,7 @@ from torchimplicit.private import pytree
 
 try:
     from torch._dynamo.exc import TorchDynamoException as TorchDynamoException
+    from torch._dynamo.variables import higher_order_ops
     from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
     from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
     from torch._higher_order_ops.while_loop import while_loop_op
@@ -27,6 +28,17 @@ except ImportError:  # an older torch: solves break the graph, and compile=True 
 
 LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in a graph"
 """Why a solve is in no graph where not AVAILABLE."""
+
+
+def given_views(operator: Any) -> Any:
+    """The operator, in whose calls Dynamo also takes operands that are views of one tensor, which otherwise it refuses: the parts of a
+    user's tensor of parameters, say."""
+
+    class OfViews(higher_order_ops.BaseHOPVariable):
+        supports_aliasing = True
+
+    higher_order_ops._hop_name_to_variable_class[operator.__name__] = OfViews
+    return operator
 
 
 def while_loop(

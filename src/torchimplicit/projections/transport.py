@@ -80,8 +80,5 @@ def birkhoff(scores: Tensor, temperature: Number = 1.0, *, on_failure: OnFailure
     check(scores, 2)
     if scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"birkhoff: matrices must be square, (..., n, n); got a {describe(scores)}.")
-    rows, columns = (
-        torch.ones_like(scores[..., 0]),
-        torch.ones_like(scores[..., 0]),
-    )  # in a graph no two may be views of one tensor
-    return transport(-scores, rows, columns, temperature, on_failure=on_failure)
+    ones = torch.ones_like(scores[..., 0])
+    return transport(-scores, ones, ones, temperature, on_failure=on_failure)
