@@ -28,8 +28,9 @@ def linear(r: Tensor) -> Tensor:
 
 def huber(r: Tensor) -> Tensor:
     """ρ(s) = s for s ≤ 1, 2√s − 1 beyond."""
-    far = r.abs() > 1
-    return torch.where(far, r.sign() * (2 * torch.where(far, r, 1).abs() - 1).sqrt(), r)
+    far, negative = r.abs() > 1, r < 0
+    root = (2 * torch.where(far, torch.where(negative, -r, r), 1) - 1).sqrt()  # in a graph the derivative of sign fixes the batch size
+    return torch.where(far, torch.where(negative, -root, root), r)
 
 
 def soft_l1(r: Tensor) -> Tensor:
