@@ -32,7 +32,9 @@ def _divided(graph: GraphModule, x: Tensor, others: Sequence[Any]) -> tuple[Call
     first, *given = [node for node in nodes if node.op == "placeholder"]
     (result,) = output.all_input_nodes
     inside, border = divided(graph, nodes, [first], dict(zip(given, others, strict=True)), [result])
-    operands = Operands(list(border.values()))  # of what was computed: queries, keys and values are views of one tensor, say
+    operands = Operands(
+        list(border.values())
+    )  # of what was computed: queries, keys and values are views of one tensor, say
 
     def rest(x: Tensor) -> Tensor:
         values = {first: x, **dict(zip(border, operands.tensors, strict=True))}

@@ -29,7 +29,8 @@ def linear(r: Tensor) -> Tensor:
 def huber(r: Tensor) -> Tensor:
     """ρ(s) = s for s ≤ 1, 2√s − 1 beyond."""
     far, negative = r.abs() > 1, r < 0
-    root = (2 * torch.where(far, torch.where(negative, -r, r), 1) - 1).sqrt()  # in a graph the derivative of sign fixes the batch size
+    # Not by abs, the second derivative of which makes the batch size a constant of a graph.
+    root = (2 * torch.where(far, torch.where(negative, -r, r), 1) - 1).sqrt()
     return torch.where(far, torch.where(negative, -root, root), r)
 
 
