@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.linear.every_linear_solver import ALL, every
-from torchimplicit.linear import CG, GMRES, LU, Auto, BiCGStab, Dense, MatrixFree, Neumann, Richardson
+from torchimplicit.linear import CG, GMRES, LU, MINRES, Auto, BiCGStab, Dense, MatrixFree, Neumann, Richardson
 
 SOLVERS = [
     *every(ALL).values(),
@@ -45,6 +45,13 @@ def test_vmap_is_the_loop(solver: Any, kind: str, matrix: Callable) -> None:
     torch.testing.assert_close(torch.vmap(f)(A, b), loop, rtol=1e-6, atol=1e-7)
     shared = torch.vmap(f, (None, 0))(A[0], b)
     torch.testing.assert_close(shared, torch.stack([f(A[0], v) for v in b]), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", [CG(), MINRES(), GMRES()], ids=repr)
+def test_matrices_of_a_vmap_are_iterated_on(solver: Any, matrix: Callable) -> None:
+    A, b = matrix(4, (3, 2), definite=True), torch.randn(3, 2, 4, dtype=torch.float64)
+    expected = torch.linalg.solve(A, b) + 2 * torch.linalg.solve(A.mT, b)
+    torch.testing.assert_close(torch.vmap(solve(solver, "dense"))(A, b), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

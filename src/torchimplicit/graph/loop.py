@@ -24,24 +24,13 @@ class StructureChanged(TypeError):
 class Operands:
     """What the body of a loop uses beside its state, tensors and sizes: in a graph each body has names of its own for them.
 
-    None of them shares memory with another, nor with one of the outer ones: torch refuses a loop that is given a tensor and a view of
-    it. Of those that would, the later ones are copies.
+    In a graph none of them shares memory with another, nor with one of the outer ones: torch refuses a loop that is given a tensor and
+    a view of it. Of those that would, the later ones are copies.
     """
 
     def __init__(self, tensors: Sequence[Any], call: Call | None = None, outer: Operands | None = None) -> None:
         self.call, self.outer = call, outer
-        held = [each.untyped_storage() for each in (() if outer is None else outer.all) if isinstance(each, Tensor)]
-
-        def own(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            storage = value.untyped_storage()
-            if any(storage is each for each in held):
-                return value.clone()
-            held.append(storage)
-            return value
-
-        self.tensors = tuple(own(value) for value in tensors)
+        self.tensors = tuple(_apart(tensors, () if outer is None else outer.all) if tracing() else tensors)
 
     @property
     def all(self) -> tuple[Any, ...]:
@@ -152,6 +141,20 @@ def where_needed(
         return compute(*operands.tensors), torch.zeros_like(state[1])
 
     return repeat(lambda state: state[1], step, (default, rows.any()), operands)[0]
+
+
+def _apart(values: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    held = [each.untyped_storage() for each in others if isinstance(each, Tensor)]
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            if any(storage is each for each in held):
+                value = value.clone()
+            else:
+                held.append(storage)
+        found.append(value)
+    return found
 
 
 def _outline(state: Any) -> Any:
