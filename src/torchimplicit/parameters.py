@@ -45,3 +45,9 @@ def _name_parameters_of(cls: Any) -> None:
         init(self, *args, **options)
 
     cls.__init__ = checked
+
+
+def check_args(args: Any) -> None:
+    """Raise TypeError unless ``args`` is a tuple: a bare tensor would be taken apart."""
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple; got {type(args).__name__}. For one argument write args=(x,).")

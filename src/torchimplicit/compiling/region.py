@@ -14,6 +14,7 @@ from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
 from torchimplicit.graph.explicit import FACTS
 from torchimplicit.linear import SOLVERS, Dense, LinearOperator
 from torchimplicit.linear.iteration import EUCLIDEAN
+from torchimplicit.parameters import check_args
 from torchimplicit.private import pytree
 from torchimplicit.private.dynamo import AVAILABLE, LACKING
 from torchimplicit.solution import Record, Solution, SolveInfo
@@ -124,6 +125,7 @@ def _read(
     """
     from torchimplicit.compiling.operator import solve_operator  # which an older torch has no base class for
 
+    check_args(args)
     leaves, tree = pytree.tree_flatten(z0)
     leaves = [leaf.detach().clone() for leaf in leaves]  # or a tensor that the function uses too would be taken for z
     bounds: list[Tensor] = []
@@ -159,6 +161,7 @@ def _read(
     found, aux = solve_operator(function, *leaves, entry=entry, unknowns=len(leaves), options=tuple(spec.items()))
     z = pytree.tree_unflatten(list(found[: len(leaves)]), tree)
     status, steps, residual, error, evaluations, products = found[len(leaves) : len(leaves) + FACTS]
+    aux = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux)
     info = SolveInfo(
         status == 0,
         status,

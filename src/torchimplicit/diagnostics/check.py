@@ -17,7 +17,7 @@ from torchimplicit.diagnostics.spectrum import largest_singular_value, smallest_
 from torchimplicit.diagnostics.verdict import Check, KindName
 from torchimplicit.layout import Layout
 from torchimplicit.linear.jacobian import Jacobian
-from torchimplicit.problems.pose import check_args
+from torchimplicit.parameters import check_args
 from torchimplicit.status import Status
 
 LAYERS = (nn.FixedPoint, nn.Root, nn.ArgMin)

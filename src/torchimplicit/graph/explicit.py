@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from torchimplicit.graph.divided import divided, evaluate
 
+_REFUSED = {
+    "_grad_increment_nesting": "torch.func.grad or vjp",
+    "_vmap_increment_nesting": "torch.func.vmap",
+    "torchimplicit_solve": "a solve",
+}
 FACTS = 6  # numbers of a solution: status, steps, residual, error, evaluations, products
 PLAIN = (
     "placeholder",
@@ -28,14 +35,20 @@ class Call:
 
     def __init__(self, module: GraphModule, operands: Sequence[Any], unknowns: int) -> None:
         self.module, self.unknowns = module, unknowns
-        self.places = [i for i, operand in enumerate(operands) if not isinstance(operand, Tensor)]
-        self.sizes = [operands[i] for i in self.places]
-        self.tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-        self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        given = dict(zip((node for node in module.graph.nodes if node.op == "placeholder"), operands, strict=True))
+        self._of_tensors = [node for node, operand in given.items() if isinstance(operand, Tensor)]
+        self._of_sizes = [node for node, operand in given.items() if isinstance(operand, (int, torch.SymInt))]
+        self.tensors, self.sizes = [given[node] for node in self._of_tensors], [given[node] for node in self._of_sizes]
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         self.outputs = list(output.args[0])[unknowns + FACTS :]
+        for node in module.graph.nodes:
+            if (within := _REFUSED.get(getattr(node.target, "__name__", ""))) is not None:
+                raise NotImplementedError(
+                    f"{within} within the function of a solve cannot be in a graph. Write it out, or keep this solve out of the graph "
+                    "by torch.compiler.disable."
+                )
         self.nodes = _needed(module, self.outputs)
-        self.numbers = self._numbers(operands)
+        self.numbers = self._numbers(given)
         self.known: dict[Node, Any] = {}
 
     def __call__(self, *tensors: Tensor) -> list[Any]:
@@ -47,50 +60,66 @@ class Call:
     def hoisted(self) -> tuple[list[Any], Call]:
         """What does not depend on the unknowns, computed once, and the call of the rest, which takes it as ``known``."""
         rest = copy(self)
-        unknown = {node for k, node in enumerate(self._tensor_inputs) if k < self.unknowns}
-        if any(node.op not in PLAIN or _writes(node) for node in self.nodes):
+        unknown = set(self._of_tensors[: self.unknowns])
+        if any(node.op not in PLAIN or _acts(node) for node in self.nodes):
             return [], rest
         values = self._inputs(self.tensors) | self.numbers
         rest.nodes, border = divided(self.module, self.nodes, unknown, values, self.outputs)
         rest.known = {k: v for k, v in border.items() if k.op != "placeholder" and k not in self.numbers}
         return list(rest.known.values()), rest
 
-    def _numbers(self, operands: Sequence[Any]) -> dict[Node, float]:
-        """Plain numbers that Dynamo passes as tensors, so that they may change from call to call: here each is a constant."""
-        given = dict(zip(self.inputs, operands, strict=True))
-        items = [node for node in self.nodes if node.op == "call_method" and node.target == "item"]
-        return {node: float(given[node.args[0]].item()) for node in items if node.args[0] in given}
+    def _numbers(self, given: dict[Node, Any]) -> dict[Node, float]:
+        """Plain numbers that Dynamo lets change from call to call, some of them as tensors: here each is a constant."""
+        items = [
+            (node, node.all_input_nodes[0]) for node in self.nodes if node.op == "call_method" and node.target == "item"
+        ]
+        numbers = {node: float(given[tensor].item()) for node, tensor in items if tensor in given}
+        return numbers | {node: float(given[node]) for node in given.keys() - {*self._of_tensors, *self._of_sizes}}
 
     def _inputs(self, tensors: Sequence[Any]) -> dict[Node, Any]:
-        full: list[Any] = list(tensors)
-        for i, size in zip(self.places, self.sizes, strict=True):
-            full.insert(i, size)
-        return dict(zip(self.inputs, full, strict=True))
-
-    @property
-    def _tensor_inputs(self) -> list[Node]:
-        return [node for i, node in enumerate(self.inputs) if i not in self.places]
+        of_tensors, of_sizes = zip(self._of_tensors, tensors, strict=True), zip(self._of_sizes, self.sizes, strict=True)
+        return dict(of_tensors) | dict(of_sizes)
 
 
 def _needed(module: GraphModule, outputs: Sequence[Any]) -> list[Node]:
     """The nodes that the outputs need, in their order."""
     needed = {node for node in outputs if isinstance(node, Node)}
     for node in reversed(module.graph.nodes):
-        if node in needed or (node.op != "output" and (_writes(node) or node.op not in PLAIN)):
+        if node in needed or (node.op != "output" and (_acts(node) or node.op not in PLAIN)):
             needed.update((node, *node.all_input_nodes))
     return [node for node in module.graph.nodes if node in needed]
 
 
-def _writes(node: Node) -> bool:
-    """Whether a call may do more than return its result: change a tensor, draw random numbers, enter a context."""
+def _acts(node: Node) -> bool:
+    """Whether a call may do more than return its result: change a tensor, draw random numbers, enter or leave a context. Of those that
+    have no result, or whose result is not used, it is all that they can be there for."""
     name = str(getattr(node.target, "__name__", node.target))
     if node.op == "call_method":
         return name.endswith("_") and not name.endswith("__")
     if node.op != "call_function":
         return False
-    return name.endswith("_") or name == "setitem" or "inplace" in node.kwargs or name in _RANDOM
+    written = node.target in _IN_PLACE or "inplace" in node.kwargs or "out" in node.kwargs
+    return name.endswith("_") or written or name in _RANDOM or not node.users
 
 
+_IN_PLACE = {operator.setitem, operator.delitem} | {
+    getattr(operator, f"i{name}")
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    )
+}
 _RANDOM = (
     "dropout",
     "rand",

@@ -13,11 +13,11 @@ from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.capture.randomness import Randomness, frozen
 from torchimplicit.compiling.entry import entry_point
 from torchimplicit.layout import Layout, describe
-from torchimplicit.parameters import check_count
+from torchimplicit.parameters import check_args, check_count
 from torchimplicit.private import pytree
 from torchimplicit.problems.branch import follow
 from torchimplicit.problems.curve import Curve
-from torchimplicit.problems.pose import check_adjoint, check_args
+from torchimplicit.problems.pose import check_adjoint
 from torchimplicit.problems.root import Root, root
 from torchimplicit.solution import SolveInfo
 from torchimplicit.solvers import resolve

@@ -26,7 +26,7 @@ from torchimplicit.layout import HALF, Layout, describe
 from torchimplicit.linear.memory import Memory
 from torchimplicit.loop.search import search_by
 from torchimplicit.loop.solve import Watch
-from torchimplicit.parameters import check_steps
+from torchimplicit.parameters import check_args, check_steps
 from torchimplicit.private import pytree
 from torchimplicit.problem import Problem
 from torchimplicit.solution import Record, Solution
@@ -135,12 +135,6 @@ def memory_for(sparsity: Any, kind: Kind, layout: Layout) -> Memory | None:
     memory = Memory(sparsity)
     memory.check(layout.size)
     return memory
-
-
-def check_args(args: Any) -> None:
-    """Raise TypeError unless ``args`` is a tuple: a bare tensor would be taken apart."""
-    if not isinstance(args, (tuple, list)):
-        raise TypeError(f"args must be a tuple; got {type(args).__name__}. For one argument write args=(x,).")
 
 
 def check_adjoint(adjoint: Adjoint | None) -> None:
