@@ -10,6 +10,22 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchimplicit.private import autograd, functorch
+from torchimplicit.private.dynamo import AVAILABLE
+
+
+def test_the_calls_that_begin_a_level_are_known_by_name() -> None:
+    """As Dynamo records them; a graph with one that is not known would be evaluated with the wrong levels."""
+    if not AVAILABLE:
+        pytest.skip("solves are in no graph of an older torch")
+    called: set[str] = set()
+
+    def note(graph: Any, inputs: Any) -> Any:
+        called.update(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(torch.vmap(torch.func.grad(lambda x: x.sin())), fullgraph=True, backend=note)(torch.ones(2))
+    assert set(functorch.BEGINS) <= called
 
 
 def test_levels_are_seen_counted_and_put_aside() -> None:

@@ -12,12 +12,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from torchimplicit.graph.divided import divided, evaluate
+from torchimplicit.private import functorch
 
-_REFUSED = {
-    "_grad_increment_nesting": "torch.func.grad or vjp",
-    "_vmap_increment_nesting": "torch.func.vmap",
-    "torchimplicit_solve": "a solve",
-}
 FACTS = 6  # numbers of a solution: status, steps, residual, error, evaluations, products
 PLAIN = (
     "placeholder",
@@ -42,7 +38,8 @@ class Call:
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         self.outputs = list(output.args[0])[unknowns + FACTS :]
         for node in module.graph.nodes:
-            if (within := _REFUSED.get(getattr(node.target, "__name__", ""))) is not None:
+            name = getattr(node.target, "__name__", "")
+            if (within := "a solve" if name == "torchimplicit_solve" else functorch.BEGINS.get(name)) is not None:
                 raise NotImplementedError(
                     f"{within} within the function of a solve cannot be in a graph. Write it out, or keep this solve out of the graph "
                     "by torch.compiler.disable."

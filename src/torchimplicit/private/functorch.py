@@ -12,6 +12,9 @@ from torch._functorch import pyfunctorch
 
 _functorch = torch._C._functorch
 
+BEGINS = {"_grad_increment_nesting": "torch.func.grad or vjp", "_vmap_increment_nesting": "torch.func.vmap"}
+"""What begins a level where Dynamo has read a transform into a graph: the name of the call, and of the transform."""
+
 
 def active() -> bool:
     """Whether a level (grad, vjp, jvp, vmap) is active."""
