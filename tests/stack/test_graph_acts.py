@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import torchimplicit as ti
 from torchimplicit.private.dynamo import AVAILABLE
 
-from .graph_models import D
+from .graph_models import D, value_and_gradient
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
 
@@ -79,21 +79,14 @@ FUNCTIONS = {
 }
 
 
-def differentiated(solve: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    z = solve(x)
-    (grad,) = torch.autograd.grad((z * torch.arange(1, z.shape[-1] + 1)).sum(), x)
-    return z.detach(), grad
-
-
 def inputs() -> Tensor:
     return torch.rand(4, 3, dtype=D, generator=torch.Generator().manual_seed(0))
 
 
 def assert_as_in_plain_code(solve: Callable[[Tensor], Tensor], x: Tensor) -> None:
     torch._dynamo.reset()
-    found = differentiated(torch.compile(solve, fullgraph=True, backend="aot_eager"), x)
-    torch.testing.assert_close(found, differentiated(solve, x), rtol=1e-7, atol=1e-7)
+    found = value_and_gradient(torch.compile(solve, fullgraph=True, backend="aot_eager"), x)
+    torch.testing.assert_close(found, value_and_gradient(solve, x), rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("which", [pytest.param(f, marks=() if f == "held" else pytest.mark.slow) for f in FUNCTIONS])

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import torchimplicit as ti
 from torchimplicit.private.dynamo import AVAILABLE
 
-from .graph_models import D
+from .graph_models import D, value_and_gradient
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
 
@@ -76,13 +76,6 @@ SOLVES: dict[str, Solve] = {
 }
 
 
-def differentiated(solve: Solve, x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    z = solve(x)
-    (grad,) = torch.autograd.grad((z * torch.arange(1, z.shape[-1] + 1)).sum(), x)
-    return z.detach(), grad
-
-
 def inputs(rows: int) -> Tensor:
     return torch.rand(rows, 4, dtype=D, generator=torch.Generator().manual_seed(rows)) + 0.5
 
@@ -91,11 +84,13 @@ def assert_one_graph_for_any_size(solve: Solve) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     model = torch.compile(solve, fullgraph=True, backend=counter, dynamic=True)
-    torch.testing.assert_close(differentiated(model, inputs(5)), differentiated(solve, inputs(5)), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        value_and_gradient(model, inputs(5)), value_and_gradient(solve, inputs(5)), rtol=1e-7, atol=1e-7
+    )
     made = counter.frame_count
     for rows in (7, 64):
         x = inputs(rows)
-        torch.testing.assert_close(differentiated(model, x), differentiated(solve, x), rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(value_and_gradient(model, x), value_and_gradient(solve, x), rtol=1e-7, atol=1e-7)
     assert counter.frame_count == made
 
 

@@ -22,6 +22,7 @@ from torchimplicit.private.dynamo import AVAILABLE
 
 from . import graph_cases
 from .graph_cases import CASES, Case, D
+from .graph_models import value_and_gradient as differentiated
 from .refused_cases import REFUSED, Refused
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch cannot have a loop around a function in a graph")
@@ -158,13 +159,6 @@ def test_one_graph_serves_batches_of_any_size(case: Case) -> None:
         assert_the_same(value_and_gradient(model, x), value_and_gradient(case.solve, x), case)
         made.append(counter.frame_count)
     assert made[0] == made[1] == made[2] < made[3] <= 2 * made[0], made
-
-
-def differentiated(solve: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    z = solve(x)
-    (grad,) = torch.autograd.grad((z * torch.arange(1, z.numel() + 1).reshape(z.shape)).sum(), x)
-    return z.detach(), grad
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
