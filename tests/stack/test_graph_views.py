@@ -116,6 +116,47 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# The same of more unknowns than there are products written out in a graph.
+WIDE: dict[str, Callable[[Tensor], Tensor]] = {
+    "slice": lambda z: z * z[:, :1],
+    "index_add": lambda z: torch.zeros_like(z).index_add(-1, torch.arange(20).flip(0), z),
+    "sort": lambda z: z.sort(-1).values,
+    "gelu": nn.functional.gelu,
+    "pool": lambda z: nn.functional.avg_pool1d(z.unsqueeze(1), 3, 1, 1).squeeze(1),
+    "abs": torch.abs,
+    "matrix product": lambda z: torch.tanh(z @ torch.ones(20, 20, dtype=D) / 20),
+}
+
+
+@pytest.mark.parametrize(
+    "which", [pytest.param(name, marks=() if name == "gelu" else pytest.mark.slow) for name in WIDE]
+)
+def test_a_graph_of_many_unknowns_serves_batches_of_any_size(which: str) -> None:
+    def solve(x: Tensor) -> Tensor:
+        x = x.repeat(1, 5) + torch.linspace(0, 1, 20, dtype=D)
+        return ti.root(
+            lambda z: z**3 + 2 * z - x + WIDE[which](z) / 4, torch.full_like(x, 0.3), batch_ndim=1, rtol=1e-10
+        )[0]
+
+    assert_one_graph_for_any_size(solve)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["minimize", "least_squares", "bounds"])
+def test_minima_of_many_unknowns_too(kind: str) -> None:
+    def solve(x: Tensor) -> Tensor:
+        x = x.repeat(1, 5) + torch.linspace(0, 1, 20, dtype=D)
+        options = {"batch_ndim": 1, "rtol": 1e-10}
+        if kind == "least_squares":
+            return ti.least_squares(lambda z: torch.cat([z - x, z[:, 1:] * z[:, :-1] / 4], -1), x, **options)[0]
+        bounds = {} if kind == "minimize" else {"bounds": (None, x.amin(-1, keepdim=True).expand_as(x) + 0.5)}
+        return ti.minimize(
+            lambda z: ((z - x) ** 2 + z.abs() / 9 + (z * z[:, :1]) ** 2 / 8).sum(-1), x, **options, **bounds
+        )[0]
+
+    assert_one_graph_for_any_size(solve)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", FUNCTIONS)
 @pytest.mark.parametrize("kind", ["root", "minimize"])

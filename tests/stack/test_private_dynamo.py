@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,3 +82,24 @@ def test_equal_operations_become_one_and_copies_stay_two() -> None:
         calls = [node for node in graph.graph.nodes if node.op == "call_function"]
         assert len(calls) == expected, graph.code
         torch.testing.assert_close(graph(x), function(x), rtol=0, atol=0)
+
+
+def test_a_size_that_may_change_is_not_made_a_constant() -> None:
+    from torchimplicit.private import dynamo
+
+    if not dynamo.AVAILABLE:
+        pytest.skip("solves are in no graph of an older torch")
+    told = []
+
+    def graph_of_any_size(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        size = next(each for each in inputs if isinstance(each, torch.SymInt))
+        with dynamo.sizes_refused():
+            assert bool(size + 2 > size)
+            with pytest.raises(RuntimeError, match="stays open"):
+                int(size)
+        told.append(int(size))  # outside it is one
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(lambda x: x + x.shape[0], backend=graph_of_any_size, dynamic=True)(torch.ones(5))
+    assert told == [5]

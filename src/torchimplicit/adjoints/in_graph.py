@@ -15,7 +15,6 @@ from torchimplicit.graph.loop import Operands
 from torchimplicit.linear import GMRES, LU, MINRES, LinearOperator, LinearResult
 from torchimplicit.linear.binding import bind
 from torchimplicit.linear.factors import DirectSolver
-from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.solver import LinearSolver, Preconditioner
 from torchimplicit.loop.settings import LoopSettings
 from torchimplicit.loop.solve import solve
@@ -150,12 +149,12 @@ def _by_steps(posed: Posed) -> Found:
 
 def _product(posed: Posed) -> tuple[Callable[[Tensor], Tensor], Operands]:
     """The product with A for a loop, and what it uses."""
-    operands = Operands((posed.z, *posed.tensors), posed.base.call)
+    A = posed.operator()
+    operands = A.operands
 
     def product(w: Tensor, *names: Any) -> Tensor:
         with operands.named(names):
-            z, *tensors = operands.tensors
-            return Jacobian(lambda z: posed.base(z, *tensors), z).apply(w, posed.transpose)
+            return A.apply(w, posed.transpose)
 
     return hoisted(product, posed.b, operands.all)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchimplicit.adjoints.at_solution import LinearSolution
 from torchimplicit.autograd.products import Linearisation
 from torchimplicit.condition import Condition, Kind
+from torchimplicit.graph.loop import Operands
 from torchimplicit.linear import LinearResult
 from torchimplicit.linear.iteration import tolerance
 from torchimplicit.linear.jacobian import Jacobian
@@ -77,13 +78,14 @@ class Posed:
 
     def operator(self, linearisation: Linearisation | None = None) -> Jacobian:
         """A, or what A is the transpose of; from a linearisation of g in z, or from one evaluation of g."""
-        kind, tensors = self.base.kind, self.tensors
+        kind, of_g = self.base.kind, Operands(self.tensors, self.base.call)
         return Jacobian(
-            lambda z: self.base(z, *tensors),
+            lambda z: self.base(z, *of_g.tensors),
             self.z,
             symmetric=kind.symmetric,
             positive_definite=kind.positive_definite,
             linearisation=linearisation,
+            of_g=of_g,
             memory=None if self.settings.memory is None else self.settings.memory.fork(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ FEW = 16
 def tracing() -> bool:
     """True while torch.compile or torch.export makes a graph of what runs here: tensors have no values."""
     return torch.compiler.is_compiling()
+
+
+def no_more_than(entries: Any, limit: int) -> bool:
+    """entries ≤ limit, of a whole batch. Where torch.export leaves its size open they are: the question would bound the size."""
+    return (isinstance(entries, torch.SymInt) and torch.compiler.is_exporting()) or bool(entries <= limit)
+
+
+def sizes_left_open() -> AbstractContextManager[object]:
+    """Where a graph is made, a context in which whatever makes a constant of a size that may change gets a RuntimeError.
+
+    torch's rules for vmap of a slice's derivative, an index, a convolution or a sort do: the graph would then serve one size alone.
+    """
+    if not tracing():
+        return nullcontext()
+    from torchimplicit.private.dynamo import sizes_refused  # Dynamo takes long to import
+
+    return sizes_refused()
 
 
 def values_hidden() -> bool:

@@ -9,14 +9,33 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from torchimplicit.private.operators import DispatchMode
+
 
 def evaluate(module: GraphModule, nodes: Iterable[Node], values: dict[Node, Any]) -> None:
     """Add the values of those nodes that have none yet."""
     interpreter = Interpreter(module, garbage_collect_values=False)
     interpreter.env = values
-    for node in nodes:
-        if node not in values:
-            values[node] = interpreter.run_node(node)
+    with Unchecked():
+        for node in nodes:
+            if node not in values:
+                values[node] = interpreter.run_node(node)
+
+
+class Unchecked(DispatchMode):
+    """Where torch.linalg looks at a factorisation and raises, which a loop cannot, the factors of what has none are not a number.
+
+    Those of LU and LDL have a zero on the diagonal then, and what is solved with them is not finite without this.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._linalg_check_errors.default:
+            return None
+        results = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.linalg_cholesky_ex.default:
+            factor, failed = results
+            return factor.masked_fill(failed.gt(0)[..., None, None], torch.nan), failed
+        return results
 
 
 def divided(

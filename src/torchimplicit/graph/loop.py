@@ -129,6 +129,23 @@ def settle(
     return repeat(going, step, (state, zero), operands)[0]
 
 
+def mapped(fn: Callable[[Tensor], Tensor], parts: Tensor, outer: Operands) -> Tensor:
+    """``fn`` of each of the parts, stacked, one after the other. ``outer`` : what else ``fn`` uses."""
+    operands = Operands((parts,), outer=outer)
+
+    def of_one(i: Tensor) -> Tensor:
+        return fn(operands.tensors[0].index_select(0, i.reshape(1)).squeeze(0))
+
+    def step(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        i, results = state
+        return i + 1, results.index_copy(0, i.reshape(1), of_one(i).unsqueeze(0))
+
+    first = torch.zeros((), dtype=torch.int64, device=parts.device)
+    like = of_one(first)
+    results = like.new_zeros(len(parts), *like.shape)
+    return repeat(lambda state: state[0] < len(parts), step, (first, results), operands)[1]
+
+
 def where_needed(
     rows: Tensor, compute: Callable[..., tuple[Tensor, ...]], default: tuple[Tensor, ...], others: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.products import Linearisation
-from torchimplicit.graph.loop import Operands
+from torchimplicit.autograd.transforms import no_more_than, sizes_left_open, tracing
+from torchimplicit.graph.hoisting import hoisted
+from torchimplicit.graph.loop import Operands, mapped
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.operators import LinearOperator
 
 SWEEP_ENTRIES = 2**24  # of the cotangents in one batched sweep: bounds the memory of `to_dense`
 
-ONE_BY_ONE = 16
-"""In a graph for batches of any size so few products are taken one by one: torch's vmap of the derivative of a slice, an index, a
-convolution or a layer norm makes the batch size a constant of the graph. For more of them the graph takes too long to make."""
+ONE_BY_ONE = 16  # so many products that cannot be one sweep are written out in a graph; more are a loop in it, for so many at a time
 
 
 def memory_of(operator: LinearOperator) -> Memory | None:
@@ -114,13 +114,30 @@ class Jacobian(LinearOperator):
         """The products with many vectors (k, *batch_shape, n), in one batched sweep where g allows that."""
         self.count(len(vectors))
         many = self._linearisation.pull_batch if adjoint else self._linearisation.push_batch
-        if len(vectors) > ONE_BY_ONE or all(isinstance(size, int) for size in self.batch_shape):
-            try:
+        try:
+            with sizes_left_open():
                 return many(vectors)
-            except RuntimeError:  # an operation in g without a batching rule; a real fault is raised again here
-                pass
+        except (
+            RuntimeError
+        ):  # an operation in g without a batching rule, or one that fixes sizes; a real fault is raised again here
+            pass
+        if tracing() and len(vectors) > ONE_BY_ONE:
+            return self._in_a_loop(vectors, adjoint)
         one = self._pull if adjoint else self._push
         return torch.stack([one(v) for v in vectors])
+
+    def _in_a_loop(self, vectors: Tensor, adjoint: bool) -> Tensor:
+        missing = -len(vectors) % ONE_BY_ONE
+        parts = torch.cat([vectors, vectors.new_zeros(missing, *vectors.shape[1:])]).unflatten(0, (-1, ONE_BY_ONE))
+        own = self.operands
+
+        def products(part: Tensor, *names: Any) -> Tensor:
+            with own.named(names):
+                one = self._pull if adjoint else self._push
+                return torch.stack([one(v) for v in part])
+
+        product, known = hoisted(products, parts[0], own.all)
+        return mapped(product, parts, known).flatten(0, 1)[: len(vectors)]
 
     def _swept(self, size: int, adjoint: bool) -> Tensor:
         size = int(size)  # in a graph, where sizes may change, that of a matrix does not
@@ -130,9 +147,10 @@ class Jacobian(LinearOperator):
             return (self._pull(unit) if adjoint else self._push(unit)).unsqueeze(0)
         eye = torch.eye(size, dtype=self.dtype, device=self.device)
         vectors = eye.reshape(size, *(1,) * len(self.batch_shape), size).expand(size, *self.batch_shape, size)
-        at_once = max(1, SWEEP_ENTRIES // max(1, math.prod(self.batch_shape) * max(self.shape[-2:])))
-        parts = [self.sweep(p, adjoint) for p in ((vectors,) if at_once >= size else vectors.split(at_once))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        each = math.prod(self.batch_shape) * max(self.shape[-2:])
+        if no_more_than(each * size, SWEEP_ENTRIES):
+            return self.sweep(vectors, adjoint)
+        return torch.cat([self.sweep(part, adjoint) for part in vectors.split(max(1, SWEEP_ENTRIES // each))])
 
     def _push(self, x: Tensor) -> Tensor:
         return self._linearisation.push((x,))

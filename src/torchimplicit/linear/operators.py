@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchimplicit.autograd.transforms import no_more_than
 from torchimplicit.graph.loop import Operands
 from torchimplicit.linear.direct import Conjugated, Direct, Divided, Flipped, InTurn, Multiplied, never
 from torchimplicit.linear.structure import Structure
@@ -106,8 +107,9 @@ class LinearOperator(ABC):
     def _sweep(self, product: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
         if not len(x):
             return x.new_zeros((*x.shape[:-1], size))
-        at_once = CONCURRENT_ENTRIES // max(1, x[0].numel() * size)
-        if at_once > 1:
+        each = x[0].numel() * size
+        at_once = None if no_more_than(len(x) * each, CONCURRENT_ENTRIES) else CONCURRENT_ENTRIES // each
+        if at_once is None or at_once > 1:
             with suppress(Exception):  # if the product itself is at fault, it fails again below
                 return torch.vmap(product, chunk_size=at_once)(x)
         return torch.stack([product(v) for v in x])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished
+from torchimplicit.autograd.transforms import finished, no_more_than
 from torchimplicit.bounds import projected_gradient
 from torchimplicit.condition import held
 from torchimplicit.linear import LU
@@ -58,7 +58,7 @@ def _linearised(equations: Equations, z: Tensor, each: Tensor) -> tuple[Tensor, 
     """F at z, what a tolerance in each number of z changes its rows by, (B, n) each, and its Jacobian where that is formed."""
     n = z.shape[-1]
     jacobian = equations.jacobian_of_gradient(z)
-    if n > DIAGNOSE_LIMIT or len(z) * n * n > DIAGNOSE_ENTRIES:
+    if n > DIAGNOSE_LIMIT or not no_more_than(z.shape[0] * n * n, DIAGNOSE_ENTRIES):
         return jacobian.value, _probed(jacobian, each), None
     J = jacobian.to_dense()
     return jacobian.value, (J.abs() @ each.unsqueeze(-1)).squeeze(-1), J

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import finished, occurs, values_hidden
+from torchimplicit.autograd.transforms import finished, no_more_than, occurs, values_hidden
 from torchimplicit.condition import held
 from torchimplicit.graph.loop import where_needed
 from torchimplicit.linear import LU, Cholesky
@@ -247,7 +247,7 @@ def second_order(
     """
     batch, n = z.shape
     none = torch.zeros_like(error)
-    if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or batch * n * n > DIAGNOSE_ENTRIES:
+    if not equations.kind.minimised or not 0 < n <= DIAGNOSE_LIMIT or not no_more_than(batch * n * n, DIAGNOSE_ENTRIES):
         return Minima(status, error, none, None, ())
     found = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.MAX_STEPS)
     if finished(~found):

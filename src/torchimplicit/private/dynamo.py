@@ -21,6 +21,7 @@ try:
     from torch.compiler import _compile_session_context  # noqa: F401  with it is_compiling() holds while a graph is lowered too
     from torch.fx.experimental import proxy_tensor
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
+    from torch.fx.experimental.sym_node import SymNode
 
     AVAILABLE = True
 except ImportError:  # an older torch: solves break the graph, and compile=True has no effect
@@ -129,7 +130,8 @@ def after_autograd(fn: Callable[..., Any], operands: Sequence[Any]) -> Any:
         tracer.pre_dispatch = True
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    results, (leaves, tree) = iter(graph(*operands)), structure[0]
+    with _modules_by_name():
+        results, (leaves, tree) = iter(graph(*operands)), structure[0]
     return pytree.tree_unflatten([next(results) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
 
 
@@ -148,6 +150,23 @@ def _modules_by_name() -> Iterator[None]:
     finally:
         if stack:
             traceback.current_meta["nn_module_stack"] = stack
+
+
+@contextmanager
+def sizes_refused() -> Iterator[None]:
+    """Whoever asks a size that may change for its value is told by a RuntimeError that it has none."""
+    value = SymNode.guard_int
+
+    def refuse(size: Any, file: str, line: int) -> int:
+        if not size.expr.is_number:
+            raise RuntimeError(f"{size.expr} stays open: a graph is made for any value of it")
+        return value(size, file, line)
+
+    SymNode.guard_int = refuse  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        SymNode.guard_int = value  # type: ignore[method-assign]
 
 
 def built_extension(signature: list[str], source: str) -> Callable[..., Any]:

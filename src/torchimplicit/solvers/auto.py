@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchimplicit.autograd.transforms import no_more_than
 from torchimplicit.condition import Kind
 from torchimplicit.layout import Layout
 from torchimplicit.linear.large import Large
@@ -47,7 +48,7 @@ def choose(kind: Kind, layout: Layout, sparse: bool = False) -> Method | Polyalg
     batch, n = layout.batch, layout.size
     if kind.near_identity:
         return LARGE if sparse else Anderson(plain_below=FAST)
-    dense = not sparse and n <= FORMED_LIMIT and batch * n * n <= DENSE_ENTRIES
+    dense = not sparse and n <= FORMED_LIMIT and no_more_than(batch * n * n, DENSE_ENTRIES)
     if kind.constrained:
         return AugmentedLagrangian()
     if kind.bounded and kind.minimised:
