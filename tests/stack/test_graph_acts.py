@@ -145,6 +145,8 @@ def test_what_cannot_be_within_the_function_is_refused_by_name(which: str) -> No
     solve = lambda x: ti.root(lambda z: f(z) - x, torch.full_like(x, 0.3), batch_ndim=1)[0]  # noqa: E731
     with pytest.raises(Exception, match=f"{which} within the function"):
         torch.compile(solve, fullgraph=True, backend="aot_eager")(inputs())
+    broken = torch.compile(solve, backend="aot_eager")
+    torch.testing.assert_close(value_and_gradient(broken, inputs()), value_and_gradient(solve, inputs()))
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ from torchimplicit import linear, solvers
 from torchimplicit.adjoints import Implicit
 from torchimplicit.autograd.products import hooked
 from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
-from torchimplicit.graph.explicit import FACTS, Call, Explicit, with_bounds
+from torchimplicit.graph.explicit import FACTS, Call, Explicit, refusal, with_bounds
 from torchimplicit.private import pytree
-from torchimplicit.private.dynamo import BaseHOP, after_autograd, given_views
+from torchimplicit.private.dynamo import BaseHOP, after_autograd, given_to_dynamo
 from torchimplicit.solution import SolveInfo
 
 
@@ -35,7 +35,7 @@ class _SolveOperator(BaseHOP):
         return after_autograd(lambda *operands: solve(Call(subgraph, operands, spec["unknowns"]), spec), operands)
 
 
-solve_operator = given_views(_SolveOperator())
+solve_operator = given_to_dynamo(_SolveOperator(), refusal)
 
 
 class _BlackBoxOperator(BaseHOP):
@@ -48,7 +48,7 @@ class _BlackBoxOperator(BaseHOP):
         return solver(*operands) if isinstance(solver, GraphModule) else torch.compiler.disable(solver)(*operands)
 
 
-black_box_operator = given_views(_BlackBoxOperator())
+black_box_operator = given_to_dynamo(_BlackBoxOperator(), lambda graph: None)
 
 
 def _made(description: Any) -> Any:

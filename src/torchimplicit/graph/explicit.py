@@ -22,6 +22,16 @@ PLAIN = (
 )  # what a graph without modules or contexts of its own is made of
 
 
+def refusal(graph: GraphModule) -> str | None:
+    """Why what Dynamo has made of the function of a solve cannot be a part of a graph."""
+    parts = [part for part in graph.modules() if isinstance(part, GraphModule)]
+    for name in [getattr(node.target, "__name__", "") for part in parts for node in part.graph.nodes]:
+        within = "a solve" if name == "torchimplicit_solve" else functorch.BEGINS.get(name)
+        if within is not None:
+            return f"{within} within the function of a solve cannot be in a graph. Write it out, or do without fullgraph=True"
+    return None
+
+
 class Call:
     """The graph as a pure function: ``call(*unknowns, *tensors)``.
 
@@ -37,13 +47,6 @@ class Call:
         self.tensors, self.sizes = [given[node] for node in self._of_tensors], [given[node] for node in self._of_sizes]
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         self.outputs = list(output.args[0])[unknowns + FACTS :]
-        for node in module.graph.nodes:
-            name = getattr(node.target, "__name__", "")
-            if (within := "a solve" if name == "torchimplicit_solve" else functorch.BEGINS.get(name)) is not None:
-                raise NotImplementedError(
-                    f"{within} within the function of a solve cannot be in a graph. Write it out, or keep this solve out of the graph "
-                    "by torch.compiler.disable."
-                )
         self.nodes = _needed(module, self.outputs)
         self.numbers = self._numbers(given)
         self.known: dict[Node, Any] = {}

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import traceback
+from torch.fx import GraphModule, traceback
 
 from torchimplicit.private import pytree
 
 try:
     from torch._dynamo.exc import TorchDynamoException as TorchDynamoException
+    from torch._dynamo.exc import unimplemented
     from torch._dynamo.variables import higher_order_ops
     from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
     from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
@@ -31,12 +32,21 @@ LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in 
 """Why a solve is in no graph where not AVAILABLE."""
 
 
-def given_views(operator: Any) -> Any:
-    """The operator, in whose calls Dynamo also takes operands that are views of one tensor, which otherwise it refuses: the parts of a
-    user's tensor of parameters, say."""
+def given_to_dynamo(operator: Any, refusal: Callable[[GraphModule], str | None]) -> Any:
+    """The operator, in whose calls Dynamo takes operands that are views of one tensor too, which otherwise it refuses: the parts of a
+    user's tensor of parameters, say. The graph breaks where there is a ``refusal`` of the one that Dynamo has made of its function.
+    """
 
     class OfViews(higher_order_ops.BaseHOPVariable):
         supports_aliasing = True
+
+        def install_subgraph_in_output_graph(
+            self, tx: Any, fn_vt: Any, fn_args_vt: Any, kwargs: Any, body_gmod: Any, attr_name: str = "subgraph"
+        ) -> str:
+            reason = refusal(body_gmod)
+            if reason is not None:
+                unimplemented(gb_type=f"Refused by {operator.__name__}", context="", explanation=reason, hints=[])
+            return super().install_subgraph_in_output_graph(tx, fn_vt, fn_args_vt, kwargs, body_gmod, attr_name)
 
     higher_order_ops._hop_name_to_variable_class[operator.__name__] = OfViews
     return operator
