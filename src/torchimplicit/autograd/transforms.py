@@ -24,18 +24,6 @@ def no_more_than(entries: Any, limit: int) -> bool:
     return (isinstance(entries, torch.SymInt) and torch.compiler.is_exporting()) or bool(entries <= limit)
 
 
-def sizes_left_open() -> AbstractContextManager[object]:
-    """Where a graph is made, a context in which whatever makes a constant of a size that may change gets a RuntimeError.
-
-    torch's rules for vmap of a slice's derivative, an index, a convolution or a sort do: the graph would then serve one size alone.
-    """
-    if not tracing():
-        return nullcontext()
-    from torchimplicit.private.dynamo import sizes_refused  # Dynamo takes long to import
-
-    return sizes_refused()
-
-
 def values_hidden() -> bool:
     """True where no value may steer Python: inside a ``torch.func`` transform, and while a graph is made."""
     return tracing() or inside_functorch()

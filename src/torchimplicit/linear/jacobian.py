@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.autograd.products import Linearisation
-from torchimplicit.autograd.transforms import no_more_than, sizes_left_open, tracing
+from torchimplicit.autograd.transforms import no_more_than, tracing
 from torchimplicit.graph.hoisting import hoisted
 from torchimplicit.graph.loop import Operands, mapped
+from torchimplicit.graph.sweeps import sweeping
 from torchimplicit.linear.memory import Memory
 from torchimplicit.linear.operators import LinearOperator
 
@@ -115,11 +116,11 @@ class Jacobian(LinearOperator):
         self.count(len(vectors))
         many = self._linearisation.pull_batch if adjoint else self._linearisation.push_batch
         try:
-            with sizes_left_open():
+            with sweeping():
                 return many(vectors)
         except (
             RuntimeError
-        ):  # an operation in g without a batching rule, or one that fixes sizes; a real fault is raised again here
+        ):  # an operation in g has no rule for it, or one that will not do; a real fault is raised again below
             pass
         if tracing() and len(vectors) > ONE_BY_ONE:
             return self._in_a_loop(vectors, adjoint)
