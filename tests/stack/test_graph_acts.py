@@ -150,6 +150,20 @@ def test_what_cannot_be_within_the_function_is_refused_by_name(which: str) -> No
 
 
 @pytest.mark.slow
+def test_a_checkpoint_within_the_function_is_left_out() -> None:
+    lin = torch.nn.Linear(3, 3, dtype=D)
+
+    def solve(x: Tensor) -> Tensor:
+        g = lambda z: z + checkpoint(lambda y: torch.tanh(lin(y)), z, use_reentrant=False) / 3 - x  # noqa: E731
+        return ti.root(g, torch.zeros_like(x), batch_ndim=1)[0]
+
+    torch._dynamo.reset()
+    model = torch.compile(solve, fullgraph=True, backend="aot_eager")
+    x = torch.rand(4, 3, dtype=D)
+    torch.testing.assert_close(value_and_gradient(model, x), value_and_gradient(solve, x), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.slow
 def test_a_checkpointed_solve_is_refused_by_name() -> None:
     torch._dynamo.reset()
     model = torch.compile(lambda x: checkpoint(inner, x, use_reentrant=False), fullgraph=True, backend="aot_eager")

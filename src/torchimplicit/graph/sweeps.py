@@ -15,7 +15,7 @@ from torchimplicit.private.operators import DispatchMode
 @contextmanager
 def sweeping() -> Iterator[None]:
     """A context in which a sweep for a graph raises RuntimeError if the graph would then serve one batch size alone, as torch's rules
-    for the derivatives of slices, indices, convolutions or sorts have it, or be wrong. In plain code, whose results are looked at, nothing.
+    for the derivatives of slices, indices, convolutions or sorts have it, or be wrong. (In plain code wrong products are found out.)
     """
     if not tracing():
         yield
