@@ -49,6 +49,31 @@ def test_an_allocation_among_thousands_is_the_closed_form() -> None:
     assert largest.numel <= 40 * (2 * n + 1)  # unknowns and multipliers
 
 
+def test_a_fit_whose_thousands_of_unknowns_add_up_to_a_total_is_the_closed_form() -> None:
+    """½ Σ d² (z − y)² under Σz = total, which has every unknown: z = y − ν / d²."""
+    n = 6000
+    place = torch.arange(n, dtype=D)
+    d, y = 1 + (0.3 * place).sin() / 2, (0.7 * place).cos().requires_grad_()
+    total = torch.tensor(1.0, dtype=D, requires_grad=True)
+    with Largest() as largest:
+        z, info = ti.least_squares(
+            lambda z: d * (z - y),
+            torch.zeros(n, dtype=D),
+            constraints=Constraints(equal=lambda z: z.sum() - total),
+            rtol=1e-10,
+        )
+        loss = (z * place.sin()).sum() + info.dual.equality
+        found = torch.autograd.grad(loss, (y, total))
+    assert info.converged
+    nu = (y.sum() - total) / (1 / d**2).sum()
+    expected = y - nu / d**2
+    torch.testing.assert_close(z, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(info.dual.equality, nu, rtol=1e-8, atol=0)
+    exact = torch.autograd.grad((expected * place.sin()).sum() + nu, (y, total))
+    torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-9)
+    assert largest.numel <= 40 * (n + 1)
+
+
 def test_a_chain_held_at_every_tenth_link_is_straight_between() -> None:
     """Of 10,001 heights ½ Σ (zᵢ₊₁ − zᵢ)² is smallest on straight lines; the multipliers are what the slopes change by."""
     n, step = 10_001, 10

@@ -187,6 +187,19 @@ def test_the_hessian_of_a_fit() -> None:
     assert torch.equal(found(detect(lambda z: kind.residual(r, z), some((2, N)))), tridiagonal)
 
 
+def beside_a_sum(z: Tensor) -> Tensor:
+    """Of numbers kept together one depends on everything, and has no part in the others; what was is written over."""
+    rows = torch.cat([z * z.roll(1, 1), z.repeat(1, 40).sum(1, keepdim=True)], 1)
+    y = torch.linalg.solve(SPARSE + 10 * torch.eye(N), z.T).T.clone()
+    y.copy_(z)
+    return rows[:, :N] + y
+
+
+def test_what_is_not_known_does_no_harm_where_it_has_no_part() -> None:
+    z = some((2, N))
+    assert torch.equal(found(detect(beside_a_sum, z)), jacobian_has(beside_a_sum, z))
+
+
 @pytest.mark.parametrize(
     ("f", "why"),
     [

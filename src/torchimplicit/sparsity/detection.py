@@ -29,13 +29,12 @@ def detect(f: Callable[[Tensor], Tensor], z: Tensor) -> Pattern:
         raise NoPattern("complex unknowns")
     z = z.detach().clone()
     names = torch.arange(1, z.numel() + 1, dtype=torch.int32, device=z.device)
-    with torch.no_grad(), _Following() as following:
+    with torch.no_grad(), _Following(z.numel()) as following:
         following.note(z, [names.view(z.shape)])
         value = f(z)
-    layers = following.layers(value.detach())
-    if isinstance(layers, str):
-        raise NoPattern(layers)
-    return _pattern([layer.detach() for layer in layers], value.shape, z.shape)
+    layers = [layer.detach() for layer in following.layers(value.detach())]
+    following.check(layers)
+    return _pattern(layers, value.shape, z.shape)
 
 
 def _pattern(layers: Layers, out: torch.Size, shape: torch.Size) -> Pattern:
@@ -59,9 +58,9 @@ def _pattern(layers: Layers, out: torch.Size, shape: torch.Size) -> Pattern:
 
 
 class _Storage:
-    """What the entries of a storage depend on. ``layers``, of one number for each entry; or, in words, why that is not known."""
+    """What the entries of a storage depend on: ``layers``, of one number for each entry."""
 
-    def __init__(self, tensor: Tensor, layers: Layers | str) -> None:
+    def __init__(self, tensor: Tensor, layers: Layers) -> None:
         self.kept = tensor  # its storage, and with it the address, is nobody else's as long as it lives
         self.itemsize = tensor.element_size()
         self.layers = layers
@@ -70,22 +69,39 @@ class _Storage:
 class _Following(DispatchMode):
     """Notes for every storage that is written what its entries depend on. Views share it, so that they need no rule, and what is
     written through one is seen through all.
+
+    An entry of which nobody knows what it depends on depends on one unknown more, beyond the ``size`` that there are, one for each
+    reason: what has no part in the result does no harm, such as the value of a sum over all beside its derivative.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.storages: dict[int, _Storage] = {}
+        self.size = size
+        self.reasons: list[str] = []
 
-    def layers(self, tensor: Tensor) -> Layers | str:
+    def layers(self, tensor: Tensor) -> Layers:
         """What the entries of a tensor depend on; nothing: []."""
         storage = self.storages.get(_address(tensor)) if tensor.layout == torch.strided else None
-        if storage is None or isinstance(storage.layers, str):
-            return [] if storage is None else storage.layers
+        if storage is None or not storage.layers:
+            return []
         if storage.itemsize != tensor.element_size():
-            return "a view of another dtype"
+            return self._not_known("a view of another dtype", tensor)
         return [_part(layer, tensor) for layer in storage.layers]
 
-    def note(self, tensor: Tensor, layers: Layers | str) -> None:
+    def check(self, layers: Layers) -> None:
+        """Raises NoPattern, with the reason, where some entry depends on what nobody knows."""
+        for layer in layers:
+            if layer.numel() and (beyond := int(layer.max()) - self.size) > 0:
+                raise NoPattern(self.reasons[beyond - 1])
+
+    def _not_known(self, why: str, tensor: Tensor) -> Layers:
+        if why not in self.reasons:
+            self.reasons.append(why)
+        number = self.size + 1 + self.reasons.index(why)
+        return [torch.tensor(number, dtype=torch.int32, device=tensor.device).expand(tensor.shape)]
+
+    def note(self, tensor: Tensor, layers: Layers) -> None:
         """The entries of a tensor, and of all that share them, depend on these."""
         if tensor.layout != torch.strided:
             raise NoPattern("a sparse tensor depends on the unknowns")
@@ -94,9 +110,6 @@ class _Following(DispatchMode):
             if not layers:
                 return
             storage = self.storages[_address(tensor)] = _Storage(tensor, [])
-        if isinstance(layers, str) or isinstance(storage.layers, str):
-            storage.layers = layers if isinstance(layers, str) else storage.layers
-            return
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
         whole = tensor.numel() == size and tensor.is_contiguous() and tensor.storage_offset() == 0
         if whole:  # the common case: nothing of what was there is left
@@ -122,15 +135,13 @@ class _Following(DispatchMode):
         fresh += [leaf for leaf in results if _address(leaf) not in self.storages and not _among(leaf, fresh)]
         if not fresh:  # a view, or nothing that has a derivative
             return out
-        unknown = next((why for why in known.values() if isinstance(why, str)), None)
-        found: list[Layers] | str
         try:
-            call = Call(func, args, kwargs, known, fresh)  # type: ignore[arg-type]
-            found = [[] for _ in fresh] if call.constant else unknown or call.found()
+            call = Call(func, args, kwargs, known, fresh)
+            found = [[] for _ in fresh] if call.constant else call.found()
         except Unknown as error:
-            found = f"{func}: {error}"
-        for i, leaf in enumerate(fresh):
-            self.note(leaf, found if isinstance(found, str) else found[i])
+            found = [self._not_known(f"{func}: {error}", leaf) for leaf in fresh]
+        for leaf, layers in zip(fresh, found, strict=True):
+            self.note(leaf, layers)
         return out
 
 
