@@ -75,7 +75,16 @@ def pushed_forward(z: Tensor, x: Tensor) -> Tensor:
 
 FUNCTIONS = {
     f.__name__: f
-    for f in (held, held_of_z, in_half_precision, through_a_view, added_up, a_copy_changed, assigned, pushed_forward)
+    for f in (
+        held,
+        held_of_z,
+        in_half_precision,
+        through_a_view,
+        added_up,
+        a_copy_changed,
+        assigned,
+        pushed_forward,
+    )
 }
 
 
@@ -130,9 +139,28 @@ def inner(x: Tensor) -> Tensor:
     return ti.root(lambda w: w**3 + w - x, torch.zeros_like(x), batch_ndim=1)[0]
 
 
+class Cell(nn.Module):
+    """What is kept of its evaluations, and how it is computed, are given."""
+
+    def __init__(self, act: Callable[[Tensor], object], step: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self.act, self.step = act, step
+        self.calls = 0
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        self.act(z)
+        return self.step(z / 3) + x
+
+
+CELL = Cell(lambda z: None)
+LAYER = ti.nn.FixedPoint(CELL, solver="picard", rtol=1e-12)
+SEEN: list[Tensor] = []
+
 WITHIN: dict[str, Callable] = {
     "torch.func.grad or vjp": torch.func.grad(lambda y: (y**4 / 4 + y**2).sum()),
     "torch.func.vmap": torch.vmap(lambda y: y**3 + y),
+    "torch.func's transforms": lambda z: torch.vmap(torch.func.hessian(lambda y: (y**4).sum()))(z).sum(-1) + z,
+    "torch.autograd.grad": lambda z: torch.autograd.grad((z**4).sum(), z, create_graph=True)[0] + z,
     "a solve": lambda z: z + inner(z),
 }
 
@@ -163,12 +191,71 @@ def test_a_checkpoint_within_the_function_is_left_out() -> None:
     torch.testing.assert_close(value_and_gradient(model, x), value_and_gradient(solve, x), rtol=1e-7, atol=1e-7)
 
 
+def fixed_point(cell: nn.Module) -> ti.nn.FixedPoint:
+    return ti.nn.FixedPoint(cell, solver="picard", rtol=1e-12)
+
+
+OF_LAYERS: dict[str, tuple[Callable, str]] = {
+    "a layer within a cell": (fixed_point(Cell(lambda z: None, LAYER)), "a layer within the cell of another"),
+    "a checkpointed layer": (lambda x: checkpoint(LAYER, x, use_reentrant=False), "a solve within a checkpoint"),
+    "a cell that appends": (fixed_point(Cell(SEEN.append)), "changes something outside of it"),
+    "a cell that keeps": (fixed_point(Cell(lambda z: setattr(CELL, "last", z))), "changes something outside of it"),
+    "a cell that counts": (
+        fixed_point(Cell(lambda z: setattr(CELL, "calls", CELL.calls + 1))),
+        "changes something outside of it",
+    ),
+}
+
+
 @pytest.mark.slow
-def test_a_checkpointed_solve_is_refused_by_name() -> None:
+@pytest.mark.parametrize("which", OF_LAYERS)
+def test_what_a_graph_cannot_hold_of_layers_is_told_and_runs_in_plain_code_otherwise(which: str) -> None:
+    model, reason = OF_LAYERS[which]
     torch._dynamo.reset()
-    model = torch.compile(lambda x: checkpoint(inner, x, use_reentrant=False), fullgraph=True, backend="aot_eager")
-    with pytest.raises(Exception, match="a solve within a checkpoint"):
-        model(inputs().requires_grad_())
+    with pytest.raises(Exception, match=reason):
+        torch.compile(lambda x: model(x), fullgraph=True, backend="aot_eager")(inputs().requires_grad_())
+    found = value_and_gradient(torch.compile(lambda x: model(x) + 1, backend="aot_eager"), inputs())
+    expected = value_and_gradient(lambda x: model(x) + 1, inputs())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_cell_that_keeps_running_statistics_is_refused_by_name() -> None:
+    torch._dynamo.reset()
+    layer = fixed_point(Cell(nn.BatchNorm1d(3, dtype=D)))
+    with pytest.raises(Exception, match=r"BatchNorm in training mode.*num_batches_tracked"):
+        torch.compile(layer, fullgraph=True, backend="aot_eager")(inputs())
+
+
+def test_a_compiled_layer_can_be_checkpointed() -> None:
+    torch._dynamo.reset()
+    layer = torch.compile(LAYER, fullgraph=True, backend="aot_eager")
+    found = value_and_gradient(lambda x: checkpoint(layer, x, use_reentrant=False), inputs())
+    torch.testing.assert_close(found, value_and_gradient(LAYER, inputs()), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_layer_in_a_branch_or_in_a_repeated_region_keeps_no_facts() -> None:
+    region = torch.compiler.nested_compile_region(lambda x: LAYER(x))
+    LAYER.last_info = None
+    for model, plain in (
+        (lambda x: torch.cond(x.sum() > 0, LAYER, torch.sin, (x,)), LAYER),
+        (lambda x: region(region(x)), lambda x: LAYER(LAYER(x))),
+    ):
+        torch._dynamo.reset()
+        found = value_and_gradient(torch.compile(model, fullgraph=True, backend="aot_eager"), inputs())
+        assert LAYER.last_info is None
+        torch.testing.assert_close(found, value_and_gradient(plain, inputs()), rtol=1e-9, atol=1e-9)
+        LAYER.last_info = None
+
+
+@pytest.mark.slow
+def test_no_systems_have_no_gradient() -> None:
+    torch._dynamo.reset()
+    solve = torch.compile(lambda x: inner(x), fullgraph=True, backend="aot_eager")
+    x = torch.zeros(0, 3, dtype=D, requires_grad=True)
+    (grad,) = torch.autograd.grad(solve(x).sum(), x)
+    assert grad.shape == (0, 3)
 
 
 @pytest.mark.slow

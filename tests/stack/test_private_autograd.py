@@ -183,3 +183,20 @@ def test_batched_cotangents_of_the_old_kind_are_exchanged() -> None:
         (jacobian,) = torch.autograd.grad(Tripled.apply(x), x, torch.eye(2), is_grads_batched=True)
     assert seen == [True]
     torch.testing.assert_close(jacobian, 3 * torch.eye(2))
+
+
+def test_hooks_for_saved_tensors_are_put_aside_and_back() -> None:
+    packed = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        return tensor
+
+    x = torch.ones(2, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with autograd.without_hooks():
+            torch.func.vjp(torch.exp, torch.ones(2))
+            x.exp()
+        assert not packed
+        x.exp()
+    assert len(packed) == 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchimplicit.autograd.graph import compiled
 from torchimplicit.autograd.transforms import inside_functorch
 from torchimplicit.autograd.transposes import Transposes, multiplies_transposed
-from torchimplicit.private.autograd import grads
+from torchimplicit.private.autograd import grads, without_hooks
 from torchimplicit.private.functorch import over_rows
 
 Grads = tuple[Tensor | None, ...]
@@ -44,7 +44,8 @@ class Linearisation:
             def of_floats(*floats: Tensor) -> Tensor:
                 return f(*self._with(floats))
 
-            value_and_pullback: Any = torch.func.vjp(of_floats, *(x[i] for i in self._floats))
+            with without_hooks():
+                value_and_pullback: Any = torch.func.vjp(of_floats, *(x[i] for i in self._floats))
             self.value, self._func_pullback = value_and_pullback
             self._graph = None
         else:
@@ -122,7 +123,8 @@ class Linearisation:
         direction = _join([_or_zero(w[i], self._x[i]) for i in self._floats])
         if self._graph is None:
             if self._transposed is None:
-                self._transposed = torch.func.vjp(self._joined_pull, torch.zeros_like(self.value))[1]
+                with without_hooks():
+                    self._transposed = torch.func.vjp(self._joined_pull, torch.zeros_like(self.value))[1]
             return _or_zero(self._transposed(direction)[0], self.value)
         graph, u = self._pulled
         if not graph.requires_grad:

@@ -17,9 +17,8 @@ from torch.fx import GraphModule
 
 from torchimplicit import linear, solvers
 from torchimplicit.adjoints import Implicit
-from torchimplicit.autograd.products import hooked
 from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
-from torchimplicit.graph.explicit import FACTS, Call, Explicit, refusal, with_bounds
+from torchimplicit.graph.explicit import FACTS, Call, Explicit, transform_within, with_bounds
 from torchimplicit.private import pytree
 from torchimplicit.private.dynamo import BaseHOP, after_autograd, given_to_dynamo
 from torchimplicit.solution import SolveInfo
@@ -35,7 +34,7 @@ class _SolveOperator(BaseHOP):
         return after_autograd(lambda *operands: solve(Call(subgraph, operands, spec["unknowns"]), spec), operands)
 
 
-solve_operator = given_to_dynamo(_SolveOperator(), refusal)
+solve_operator = given_to_dynamo(_SolveOperator(), transform_within)
 
 
 class _BlackBoxOperator(BaseHOP):
@@ -93,11 +92,6 @@ def _facts(info: SolveInfo) -> tuple[Tensor, ...]:
 @torch.compiler.disable
 def solve(call: Call, spec: dict[str, Any]) -> tuple[Any, ...]:
     """What the operator does: the entry point itself, for a function of explicit tensors."""
-    if hooked():
-        raise NotImplementedError(
-            "a solve within a checkpoint, or under other hooks for saved tensors, cannot be in a graph. Leave it out of the "
-            "checkpoint: all that a solve saves is z*, however many steps it takes."
-        )
     entry, unknowns = spec["entry"], spec["unknowns"]
     options = {name: _made(value) for name, value in spec["options"]}
     leaves, tensors = call.tensors[:unknowns], call.tensors[unknowns:]

@@ -15,7 +15,7 @@ from torchimplicit.graph.explicit import FACTS
 from torchimplicit.linear import SOLVERS, Dense, LinearOperator
 from torchimplicit.linear.iteration import EUCLIDEAN
 from torchimplicit.parameters import check_args
-from torchimplicit.private import pytree
+from torchimplicit.private import dynamo, pytree
 from torchimplicit.private.dynamo import AVAILABLE, LACKING
 from torchimplicit.solution import Record, Solution, SolveInfo
 from torchimplicit.solvers import NAMES
@@ -28,6 +28,14 @@ LINEAR = tuple(name for name, solver in SOLVERS.items() if getattr(solver, "in_g
 LINEAR_NAMES = ", ".join(LINEAR)
 HELD = (*(name.lower() for name in LINEAR), "backtracking")  # what they, and an adjoint, may hold
 
+WITHIN = {
+    "torchimplicit_solve": "a solve within the function of a solve (a layer within the cell of another, say) would be a loop in the "
+    "derivative of a loop. Write it out, make one system of both, or do without fullgraph=True",
+    "tag_activation_checkpoint": "a solve within a checkpoint would be a loop there, which PyTorch does not allow. Leave it out of the "
+    "checkpoint: all that a solve saves is z*, however many steps it takes",
+}
+"""The operators whose functions hold no solve, and why."""
+
 
 def refusal(entry: str, first: Any, **options: Any) -> str | None:
     """Why a solve cannot be in a graph; None where it can. ``first`` : what is solved."""
@@ -35,6 +43,8 @@ def refusal(entry: str, first: Any, **options: Any) -> str | None:
         return LACKING
     if _inside_transform():
         return "it is inside a torch.func transform, whose levels a graph would lose"
+    if torch.compiler.is_dynamo_compiling() and (around := _operator_around(tuple(WITHIN))) is not None:
+        return WITHIN[around]
     if entry not in ENTRY_POINTS:
         return f"only {ENTRY_NAMES} can"
     if isinstance(first, Tensor) and first.layout != torch.strided:
@@ -82,6 +92,8 @@ def _constant(option: Any, names: tuple[str, ...]) -> bool:
 
 
 _inside_transform = torch.compiler.assume_constant_result(inside_transform)
+_operator_around = torch.compiler.assume_constant_result(dynamo.operator_around)
+attributes_may_change = torch.compiler.assume_constant_result(dynamo.attributes_may_change)
 
 
 def read(entry: str, *args: Any, **options: Any) -> Solution:

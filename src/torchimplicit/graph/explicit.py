@@ -22,14 +22,11 @@ PLAIN = (
 )  # what a graph without modules or contexts of its own is made of
 
 
-def refusal(graph: GraphModule) -> str | None:
-    """Why what Dynamo has made of the function of a solve cannot be a part of a graph."""
+def transform_within(graph: GraphModule) -> str | None:
+    """The transform of torch.func that there is in what Dynamo has made of the function of a solve; None where there is none."""
     parts = [part for part in graph.modules() if isinstance(part, GraphModule)]
-    for name in [getattr(node.target, "__name__", "") for part in parts for node in part.graph.nodes]:
-        within = "a solve" if name == "torchimplicit_solve" else functorch.BEGINS.get(name)
-        if within is not None:
-            return f"{within} within the function of a solve cannot be in a graph. Write it out, or do without fullgraph=True"
-    return None
+    names = [getattr(node.target, "__name__", "") for part in parts for node in part.graph.nodes]
+    return next((functorch.BEGINS[name] for name in names if name in functorch.BEGINS), None)
 
 
 class Call:

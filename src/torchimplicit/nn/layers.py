@@ -54,7 +54,9 @@ class _Layer(nn.Module):
             return self._solve_from_its_own_start(module, args)
         if self.assumed and not torch.compiler.is_compiling():
             self._see_that_rows_are_a_batch(module, z0, args)
-        z, self.last_info = type(self).solve(module, z0, args, **self.options)
+        z, info = type(self).solve(module, z0, args, **self.options)
+        if _attributes_may_change():
+            self.last_info = info
         return z
 
     def _solve_from_its_own_start(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -107,6 +109,15 @@ class _Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _attributes_may_change() -> bool:
+    """Not where torch.compile reads the layer within a checkpoint or a branch, say: there it refuses that."""
+    if not torch.compiler.is_dynamo_compiling():
+        return True
+    from torchimplicit.compiling.region import attributes_may_change
+
+    return attributes_may_change()
 
 
 class FixedPoint(_Layer):

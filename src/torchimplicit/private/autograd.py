@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +23,22 @@ def grads(output: Tensor, inputs: Sequence[Tensor], u: Tensor, create_graph: boo
         (output,), (u,), True, create_graph, tuple(inputs), allow_unreachable=True, accumulate_grad=False
     )
     return found
+
+
+@contextmanager
+def without_hooks() -> Iterator[None]:
+    """Without the hooks for saved tensors that are around: ``torch.func`` runs under none, not even under those of a checkpoint around
+    a compiled function, which the graph that is made of that never sees."""
+    of_autograd: Any = torch._C._autograd
+    hooks = []
+    while (top := of_autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        of_autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            of_autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def is_leaf(node: Any) -> bool:

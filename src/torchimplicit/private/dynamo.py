@@ -14,7 +14,8 @@ from torchimplicit.private import pytree
 
 try:
     from torch._dynamo.exc import TorchDynamoException as TorchDynamoException
-    from torch._dynamo.exc import unimplemented
+    from torch._dynamo.exc import TorchRuntimeError, Unsupported
+    from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._dynamo.variables import higher_order_ops
     from torch._higher_order_ops.base_hop import BaseHOP as BaseHOP
     from torch._higher_order_ops.utils import _hop_compile_and_call, materialize_as_graph
@@ -32,9 +33,10 @@ LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in 
 """Why a solve is in no graph where not AVAILABLE."""
 
 
-def given_to_dynamo(operator: Any, refusal: Callable[[GraphModule], str | None]) -> Any:
+def given_to_dynamo(operator: Any, refused: Callable[[GraphModule], str | None]) -> Any:
     """The operator, in whose calls Dynamo takes operands that are views of one tensor too, which otherwise it refuses: the parts of a
-    user's tensor of parameters, say. The graph breaks where there is a ``refusal`` of the one that Dynamo has made of its function.
+    user's tensor of parameters, say. The graph breaks where something is ``refused`` in the one that Dynamo has made of its function, and
+    where Dynamo cannot read that, as everywhere; some of its reasons are told in our words.
     """
 
     class OfViews(higher_order_ops.BaseHOPVariable):
@@ -43,13 +45,57 @@ def given_to_dynamo(operator: Any, refusal: Callable[[GraphModule], str | None])
         def install_subgraph_in_output_graph(
             self, tx: Any, fn_vt: Any, fn_args_vt: Any, kwargs: Any, body_gmod: Any, attr_name: str = "subgraph"
         ) -> str:
-            reason = refusal(body_gmod)
-            if reason is not None:
-                unimplemented(gb_type=f"Refused by {operator.__name__}", context="", explanation=reason, hints=[])
+            if (what := refused(body_gmod)) is not None:
+                raise Unsupported(f"{what} {NOT_WITHIN}")
             return super().install_subgraph_in_output_graph(tx, fn_vt, fn_args_vt, kwargs, body_gmod, attr_name)
+
+        def _call_function(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super()._call_function(*args, **kwargs)
+            except (Unsupported, TorchRuntimeError) as error:
+                ours = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in str(error)), None)
+                if ours is None:
+                    raise
+                what = (
+                    str(error).partition("Developer debug context:")[2].strip().partition("\n")[0].removesuffix(" in")
+                )
+                raise Unsupported(f"{ours} ({what})", real_stack=error.real_stack) from None
 
     higher_order_ops._hop_name_to_variable_class[operator.__name__] = OfViews
     return operator
+
+
+NOT_WITHIN = "within the function of a solve cannot be in a graph. Write it out, or do without fullgraph=True"
+_CHANGES = (
+    "the function of a solve changes something outside of it: it sets an attribute, appends to a list or counts. In a graph it is read "
+    "once, however often it is evaluated. Return what is to be kept, with has_aux=True, or do without fullgraph=True"
+)
+_IN_OUR_WORDS = {
+    "Encountered input mutation during higher order op tracing": (
+        "the function of a solve changes a tensor from outside of it in place, so it is not a function of z. Likely cause: BatchNorm in "
+        "training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation without state "
+        "(GroupNorm, LayerNorm), or compute the state outside"
+    ),
+    "HOP: Unsafe side effect": _CHANGES,
+    "HOP: Non-nullified side effect": _CHANGES,
+    "using `torch.autograd.grad` with": f"torch.autograd.grad {NOT_WITHIN}",
+    "(lvl=": f"torch.func's transforms {NOT_WITHIN}",  # a tensor of a level, which an operator cannot take
+}
+
+
+def operator_around(names: tuple[str, ...]) -> str | None:
+    """The innermost of these operators whose function Dynamo reads now; None where it reads none of them."""
+    tracer: Any = InstructionTranslator.current_tx().output.current_tracer
+    while tracer is not None:
+        if (name := getattr(tracer.source_target, "__name__", None)) in names:
+            return name
+        tracer = tracer.parent
+    return None
+
+
+def attributes_may_change() -> bool:
+    """Whether what Dynamo reads now may set an attribute: not the function of an operator, whose results alone leave it."""
+    return InstructionTranslator.current_tx().output.current_tracer.parent is None
 
 
 def while_loop(
