@@ -35,8 +35,8 @@ LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in 
 
 def given_to_dynamo(operator: Any, refused: Callable[[GraphModule], str | None]) -> Any:
     """The operator, in whose calls Dynamo takes operands that are views of one tensor too, which otherwise it refuses: the parts of a
-    user's tensor of parameters, say. The graph breaks where something is ``refused`` in the one that Dynamo has made of its function, and
-    where Dynamo cannot read that, as everywhere; some of its reasons are told in our words.
+    user's tensor of parameters, say. The graph breaks where something in the one that Dynamo has made of its function is ``refused``,
+    and where Dynamo cannot read that, as everywhere; some of its reasons are told in our words.
     """
 
     class OfViews(higher_order_ops.BaseHOPVariable):
@@ -46,7 +46,7 @@ def given_to_dynamo(operator: Any, refused: Callable[[GraphModule], str | None])
             self, tx: Any, fn_vt: Any, fn_args_vt: Any, kwargs: Any, body_gmod: Any, attr_name: str = "subgraph"
         ) -> str:
             if (what := refused(body_gmod)) is not None:
-                raise Unsupported(f"{what} {NOT_WITHIN}")
+                raise Unsupported(f"{what} {NOT_WITHIN}.")
             return super().install_subgraph_in_output_graph(tx, fn_vt, fn_args_vt, kwargs, body_gmod, attr_name)
 
         def _call_function(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,10 +56,9 @@ def given_to_dynamo(operator: Any, refused: Callable[[GraphModule], str | None])
                 ours = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in str(error)), None)
                 if ours is None:
                     raise
-                what = (
-                    str(error).partition("Developer debug context:")[2].strip().partition("\n")[0].removesuffix(" in")
-                )
-                raise Unsupported(f"{ours} ({what})", real_stack=error.real_stack) from None
+                _, _, context = str(error).partition("Developer debug context: ")
+                what = f" ({context.splitlines()[0].removesuffix(' in')})" if context else ""
+                raise Unsupported(f"{ours}{what}.", real_stack=error.real_stack) from None
 
     higher_order_ops._hop_name_to_variable_class[operator.__name__] = OfViews
     return operator
@@ -72,8 +71,8 @@ _CHANGES = (
 )
 _IN_OUR_WORDS = {
     "Encountered input mutation during higher order op tracing": (
-        "the function of a solve changes a tensor from outside of it in place, so it is not a function of z. Likely cause: BatchNorm in "
-        "training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation without state "
+        "the function of a solve changes a tensor from outside of it in place, so it is not a function of z. Likely cause: BatchNorm "
+        "in training mode, or another module that keeps running statistics. Call .eval() on it, use a normalisation without state "
         "(GroupNorm, LayerNorm), or compute the state outside"
     ),
     "HOP: Unsafe side effect": _CHANGES,
