@@ -227,6 +227,22 @@ def test_a_cell_that_keeps_running_statistics_is_refused_by_name() -> None:
         torch.compile(layer, fullgraph=True, backend="aot_eager")(inputs())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_a_weight_that_is_computed_is_so_once_for_each_solve(training: bool) -> None:
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3, dtype=D))
+    for _ in range(300):
+        linear(inputs())  # lets its power iteration settle
+    layer = fixed_point(Cell(lambda z: None, linear)).train(training)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    weight = linear.parametrizations.weight.original
+    found, expected = (
+        torch.autograd.grad(f(inputs()).square().sum(), [weight, linear.bias]) for f in (compiled, layer)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
 def test_a_compiled_layer_can_be_checkpointed() -> None:
     torch._dynamo.reset()
     layer = torch.compile(LAYER, fullgraph=True, backend="aot_eager")

@@ -42,6 +42,12 @@ def states_of(fn: Any) -> list[State]:
     return [State(owner, name) for part in lists for owner in part.modules() for name in buffers_of(owner)]
 
 
+def parametrised(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The weights that are computed from others: whose they are, and their names."""
+    parts = [part for part in module.modules() if parametrize.is_parametrized(part)]
+    return [(part, str(name)) for part in parts for name in part.parametrizations]  # type: ignore[union-attr]
+
+
 @contextmanager
 def buffers_kept(states: Sequence[State]) -> Iterator[None]:
     """The modules keep their own buffers, whatever an evaluation assigns to them."""

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from torchimplicit.autograd.transforms import inside_transform
 from torchimplicit.capture.mode import being_captured
 from torchimplicit.capture.names import name
-from torchimplicit.capture.parametrised import cache_may_lack_graphs
+from torchimplicit.capture.parametrised import cache_may_lack_graphs, parametrised
 from torchimplicit.capture.sharding import sharded_modules_refused
 from torchimplicit.layout import describe
 from torchimplicit.nn.coupling import couples_rows
@@ -54,6 +55,17 @@ class _Layer(nn.Module):
             return self._solve_from_its_own_start(module, args)
         if self.assumed and not torch.compiler.is_compiling():
             self._see_that_rows_are_a_batch(module, z0, args)
+        made = parametrised(module) if torch.compiler.is_dynamo_compiling() else []
+        if not made:
+            return self._found(module, args, z0)
+        with (
+            parametrize.cached()
+        ):  # a power iteration, say, changes its state, which it may not within the function of a solve
+            for part, weight in made:
+                getattr(part, weight)
+            return self._found(module, args, z0)
+
+    def _found(self, module: nn.Module, args: tuple[Any, ...], z0: Any) -> Any:
         z, info = type(self).solve(module, z0, args, **self.options)
         if _attributes_may_change():
             self.last_info = info

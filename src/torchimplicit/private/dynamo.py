@@ -53,7 +53,8 @@ def given_to_dynamo(operator: Any, refused: Callable[[GraphModule], str | None])
             try:
                 return super()._call_function(*args, **kwargs)
             except (Unsupported, TorchRuntimeError) as error:
-                ours = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in str(error)), None)
+                told = f"{error} {[frame.filename for frame in error.real_stack]}"
+                ours = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in told), None)
                 if ours is None:
                     raise
                 _, _, context = str(error).partition("Developer debug context: ")
@@ -78,7 +79,7 @@ _IN_OUR_WORDS = {
     "HOP: Unsafe side effect": _CHANGES,
     "HOP: Non-nullified side effect": _CHANGES,
     "using `torch.autograd.grad` with": f"torch.autograd.grad {NOT_WITHIN}",
-    "(lvl=": f"torch.func's transforms {NOT_WITHIN}",  # a tensor of a level, which an operator cannot take
+    "torch/_functorch/": f"torch.func's transforms {NOT_WITHIN}",
 }
 
 
