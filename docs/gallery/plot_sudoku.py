@@ -26,8 +26,8 @@ curvature, barrier, rows, batch, steps = 0.1, 0.01, 40, 150, 120
 # The puzzles
 # -----------
 # There are 288 solved boards. A puzzle is one of them with 4 to 7 cells given, with which no other board agrees. 88 boards are set
-# apart: training meets no puzzle that one of them solves. (They are no harder: but for the names of the digits and the order of
-# lines there are only two boards. The layer knows nothing of such names and orders.)
+# apart: training meets no puzzle that one of them solves. (They are no harder: but for the names of the digits, the order of lines
+# and a reflection there are only two boards. The layer knows nothing of such changes.)
 
 cells = torch.arange(16).reshape(4, 4)
 blocks = cells.reshape(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
