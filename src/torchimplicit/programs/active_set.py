@@ -76,26 +76,25 @@ class Settled:
         return Settled(x, y, held, Rx, self.K.put(which, other.K), *others)
 
 
-def settle(programs: Programs, x: Tensor, y: Tensor, weak: float = WEAK, changes: int = CHANGES) -> Settled:
+def settle(programs: Programs, x: Tensor, y: Tensor, weak: float, changes: Tensor) -> Settled:
     """The solutions near x, with multipliers near y: Newton's method on the conditions, which are linear between changes of the set of
-    rows that are held. A weak row, which either may be, is not."""
+    rows that are held, of which each system may make so many, (B,). A weak row, which either may be, is not."""
     Rx = programs.rows.apply(x)
     return _settled(programs, x, y, Rx, _held(programs, Rx, y), weak, changes)
 
 
-def _settled(programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor, weak: float, changes: int) -> Settled:
+def _settled(programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor, weak: float, changes: Tensor) -> Settled:
     found = _solved(programs, x, y, Rx, held, weak)
     x, Rx, again = found.x, found.Rx, _next(programs, found)
     if occurs(found.ray):
         x, again = _along(programs, found, again)
         Rx = programs.rows.apply(x)
-    changed = (again != found.held).flatten(1).any(-1)
-    if changes == 0 or values_hidden():
+    changed = (again != found.held).flatten(1).any(-1) & (changes > 0)
+    if values_hidden() or not occurs(changed):
         return found
     which = changed.nonzero().squeeze(-1)
-    if not len(which):
-        return found
-    later = _settled(programs.of_systems(which), x[which], found.y[which], Rx[which], again[which], weak, changes - 1)
+    some, left = programs.of_systems(which), changes[which] - 1
+    later = _settled(some, x[which], found.y[which], Rx[which], again[which], weak, left)
     return found.put(which, later)
 
 

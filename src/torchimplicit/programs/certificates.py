@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.programs.active_set import settle
+from torchimplicit.programs.active_set import CHANGES, WEAK, settle
 from torchimplicit.programs.interior_point import interior, proves_infeasible, proves_unbounded
 from torchimplicit.programs.quadratic import OneSided, Programs
 from torchimplicit.programs.rows import Rows
@@ -53,7 +53,9 @@ def _nearest(C: Tensor, q: Tensor, lower: Tensor, upper: Tensor, of_rows: bool =
         rows, bounds = Rows(C, (torch.ones_like(q),)), q.shape[-2]
         lower, upper = torch.cat([zero, lower], -2), torch.cat([zero, upper], -2)
     programs = Programs(eye, q / size, rows, lower, upper)
-    point, _, _ = interior(programs.one_sided(bounds), MAX_STEPS, ACCURACY)
-    found = settle(programs, point.x / point.tau, OneSided.signed(point.y / point.tau, bounds))
+    steps = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+    point, _, _ = interior(programs.one_sided(bounds), steps, MAX_STEPS, ACCURACY)
+    y = OneSided.signed(point.y / point.tau, bounds)
+    found = settle(programs, point.x / point.tau, y, WEAK, torch.full_like(steps, CHANGES))
     x: Tensor = found.x * size
     return x

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import count, finished, occurs, values_hidden
+from torchimplicit.autograd.transforms import occurs
 from torchimplicit.programs.condensed import Condensed
 from torchimplicit.programs.quadratic import OneSided
-from torchimplicit.programs.rows import beside, largest, times
+from torchimplicit.programs.rows import beside, dot, largest, times
+from torchimplicit.programs.together import State, together
 from torchimplicit.status import Status
 
 PROOF = 1e-7  # of a certificate: it excludes all solutions that are not 1/PROOF times larger than the data
 BACK = 0.98  # of the way to the boundary: nearer to it the next steps are shorter
 PROXIMAL = 1e-10  # of the linear systems: a certificate needs accurate steps
 REFINEMENTS = 1  # of the linear systems, where a first point was not near enough
-GATHERED = 0.75  # of the systems still run: then the others are left out
+PARTS = 5  # of a point
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,13 @@ class Residuals:
     qx: Tensor
     ty: Tensor
 
-    def of_systems(self, which: Tensor) -> Residuals:
-        return Residuals(*(part[which] for part in vars(self).values()))
-
     @staticmethod
     def at(program: OneSided, point: Point) -> Residuals:
         x, y, s, tau, kappa = point.parts
         Qx, Ry, Rx = times(program.Q, x), program.rows.transposed(y), program.rows.apply(x)
-        xQx, qx, ty = _dot(x, Qx), _dot(program.q, x), _dot(program.t, y)
+        xQx, qx, ty = dot(x, Qx), dot(program.q, x), dot(program.t, y)
         pairs = program.either[0].sum(-2, keepdim=True) + 1
-        gap = (_dot(s, y) + tau * kappa) / pairs
+        gap = (dot(s, y) + tau * kappa) / pairs
         of_y = Rx + s - program.t * tau
         return Residuals(
             Qx + Ry + program.q * tau, of_y, qx + ty + kappa + xQx / tau, gap, Qx, Ry, Rx, xQx, qx, ty
@@ -75,11 +73,11 @@ class Residuals:
 
 
 def interior(
-    program: OneSided, max_steps: int, accuracy: float, start: tuple[Point, Tensor] | None = None
+    program: OneSided, steps: Tensor, max_steps: int, accuracy: float, start: Point | None = None
 ) -> tuple[Point, Tensor, Tensor]:
     """A point near the solution of each program, whose conditions it meets to ``accuracy`` beside the size of their terms, or the ray
-    that proves that there is none; how it ended, (B,), and after how many steps. To ``start`` from the point of an earlier call, after
-    as many steps, goes on with it.
+    that proves that there is none; how it ended, (B,), and after how many steps, of which each has made ``steps`` before. To ``start``
+    from the point of an earlier call goes on with it.
 
     The homogeneous embedding of the optimality conditions, with Mehrotra's predictor and corrector and one length for all steps. All
     systems go on together, each to its own end.
@@ -87,32 +85,21 @@ def interior(
     quadratic objectives Goulart and Chen, Clarabel, arXiv:2405.12762 (2024), section 3; Mehrotra, On the implementation of a
     primal-dual interior point method, SIAM J. Optim. 2 (1992).
     """
-    B = len(program.q)
-    status = torch.full((B,), int(Status.RUNNING), device=program.q.device)
-    found, steps = (_start(program), torch.zeros_like(status)) if start is None else start
-    rows = torch.arange(B, device=status.device)
-    here, point, steps = program, found, steps.clone()
-    while True:
-        residuals = Residuals.at(here, point)
-        status[rows] = torch.where(
-            status[rows] == Status.RUNNING, _verdict(here, point, residuals, accuracy), status[rows]
-        )
-        running = (status[rows] == Status.RUNNING) & (steps[rows] < max_steps)
-        if finished(~running):
-            break
-        if not values_hidden() and count(running) < GATHERED * len(rows):
-            found = found.put(rows, point)
-            kept = running.nonzero().squeeze(-1)
-            rows, here, point, running = rows[kept], here.of_systems(kept), point.of_systems(kept), running[kept]
-            residuals = residuals.of_systems(kept)
-        moved = _step(here, point, residuals, 0 if start is None else REFINEMENTS)
-        if not finished(running):
-            keep = running.reshape(-1, 1, 1)
-            moved = Point(*(torch.where(keep, new, old) for new, old in zip(moved.parts, point.parts, strict=True)))
-        point = moved
-        steps[rows] = steps[rows] + running.long()
-    status = torch.where(status == Status.RUNNING, Status.MAX_STEPS, status)
-    return found.put(rows, point), status, steps
+    refinements = 0 if start is None else REFINEMENTS
+
+    def look(program: OneSided, state: State) -> Tensor:
+        return _verdict(program, Point(*state[:PARTS]), Residuals(*state[PARTS:]), accuracy)
+
+    def step(program: OneSided, state: State) -> State:
+        return _with_residuals(program, _step(program, Point(*state[:PARTS]), Residuals(*state[PARTS:]), refinements))
+
+    state = _with_residuals(program, _start(program) if start is None else start)
+    state, status, steps = together(program, state, steps, max_steps, look, step)
+    return Point(*state[:PARTS]), status, steps
+
+
+def _with_residuals(program: OneSided, point: Point) -> State:
+    return (*point.parts, *vars(Residuals.at(program, point)).values())
 
 
 def _start(program: OneSided) -> Point:
@@ -147,11 +134,11 @@ def _step(program: OneSided, point: Point, r: Residuals, refinements: int) -> Po
     slope = program.q + r.Qx * (2 / tau)
     off = x2 - x / tau
     # = (q + 2 Q ξ)·x₂ + t·y₂ − ξᵀQξ − κ/τ for ξ = x/τ, in a form that rounding leaves negative
-    below = -(_dot(off, times(program.Q, off)) + _dot(y2, W * y2) + kappa / tau)
+    below = -(dot(off, times(program.Q, off)) + dot(y2, W * y2) + kappa / tau)
 
     def direction(x1: Tensor, y1: Tensor, left: Tensor | float, pairs: Tensor, pair: Tensor) -> Point:
         """With ``pairs`` in place of s y, each divided by its y, and ``pair`` of κ τ; of x without what d_tau adds."""
-        d_tau = (pair / tau - left * r.of_tau - _dot(slope, x1) - _dot(program.t, y1)) / below
+        d_tau = (pair / tau - left * r.of_tau - dot(slope, x1) - dot(program.t, y1)) / below
         dy = y1 + d_tau * y2
         return Point(x1, dy, -torch.addcmul(pairs, W, dy), d_tau, -(pair + kappa * d_tau) / tau)
 
@@ -206,7 +193,3 @@ def proves_unbounded(Qx: Tensor, violation: Tensor, qx: Tensor) -> Tensor:
     unless they are very large."""
     off = Qx.abs().sum(-2, keepdim=True).maximum(violation.sum(-2, keepdim=True))
     return (qx < 0) & (off <= PROOF * -qx)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-2, keepdim=True)

@@ -75,6 +75,10 @@ class OneSided:
         equal = self.equal.to(self.q.dtype)
         return 1 - equal, equal, torch.where(self.equal, torch.inf, 0.0).to(self.q.dtype)
 
+    def to(self, dtype: torch.dtype) -> OneSided:
+        """The same numbers in another precision."""
+        return OneSided(self.Q.to(dtype), self.q.to(dtype), self.rows.to(dtype), self.t.to(dtype), self.equal)
+
     def of_systems(self, which: Tensor) -> OneSided:
         """Some systems of the batch."""
         rows = self.rows.of_systems(which)

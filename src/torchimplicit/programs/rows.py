@@ -62,6 +62,10 @@ class Rows:
             matrix.diagonal(dim1=-2, dim2=-1).add_((d * d * part).squeeze(-1))
         return matrix
 
+    def to(self, dtype: torch.dtype) -> Rows:
+        """The same numbers in another precision."""
+        return Rows(self.C.to(dtype), tuple(d.to(dtype) for d in self.diagonals))
+
     def of_systems(self, which: Tensor) -> Rows:
         """Those of some systems of the batch."""
         return Rows(self.C[which], tuple(d[which] for d in self.diagonals))
@@ -91,3 +95,8 @@ def stacked(parts: Sequence[Tensor]) -> Tensor:
 def largest(v: Tensor) -> Tensor:
     """The largest size of a number in each column, (B, 1, c)."""
     return v.abs().amax(-2, keepdim=True) if v.shape[-2] else v.new_zeros(len(v), 1, v.shape[-1])
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The products of columns (B, n, c), (B, 1, c)."""
+    return (a * b).sum(-2, keepdim=True)

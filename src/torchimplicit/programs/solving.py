@@ -13,13 +13,14 @@ from torchimplicit.programs.active_set import CHANGES, WEAK, Settled, settle
 from torchimplicit.programs.certificates import infeasibility, unboundedness
 from torchimplicit.programs.condensed import PROXIMAL, Condensed
 from torchimplicit.programs.earlier import Earlier
+from torchimplicit.programs.first_guess import guess
 from torchimplicit.programs.interior_point import Point, interior
 from torchimplicit.programs.outside import Outside, asked
 from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, scaled
 from torchimplicit.status import Status, proven, unanswered
 
-# of the interior point: from each the constraints that hold the solution are guessed, until right
-ACCURACIES = 3e-3, 1e-6, 1e-10, 1e-13
+# of the interior point, where a first guess was not enough: from each the constraints that hold the solution are guessed, until right
+ACCURACIES = 1e-6, 1e-10, 1e-13
 PATIENT = 40  # changes of the set of constraints from the last of them, for those that have a solution
 SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
 MAX_STEPS = 100
@@ -93,7 +94,7 @@ def _proof(point: Point, status: Tensor, units: Units, bounds: int) -> Tensor:
     return torch.cat([x, units.y * dual], -2)
 
 
-def _settled(programs: Programs, point: Point, bounds: int, weak: float, changes: int = CHANGES) -> Settled:
+def _settled(programs: Programs, point: Point, bounds: int, weak: float, changes: Tensor) -> Settled:
     x, y = point.x / point.tau, point.y / point.tau
     there = (x.sum(-2, keepdim=True) + y.sum(-2, keepdim=True)).isfinite()  # else from the beginning
     x, y = torch.where(there, x, 0), torch.where(there, y, 0)
@@ -109,21 +110,23 @@ def _found(
     answers: tuple[Point, Tensor, Tensor] | None,
 ) -> tuple[Settled, Point, Tensor, Tensor]:
     """The solutions of the systems that are ``wanted`` (B,); where there is none, the point is the proof. How each ended, after how
-    many steps. The ``answers`` of somebody else's solver are tried first: the interior point does not go on from them."""
-    first = interior(programs.one_sided(bounds), max_steps, ACCURACIES[0]) if answers is None else answers
-    point, ended, steps = first
-    solved = _settled(programs, point, bounds, weak)
-    anew = answers is not None
-    for accuracy in ACCURACIES[1:]:
+    many steps. The ``answers`` of somebody else's solver are tried first, or a guess: the interior point does not go on from them."""
+    point, ended, steps = guess(programs.one_sided(bounds), max_steps) if answers is None else answers
+    solved = _settled(programs, point, bounds, weak, torch.where(ended == Status.CONVERGED, CHANGES, 0))
+    if answers is None:  # how far a solution has moved freely is no matter of a guess
+        solved = replace(solved, residual=torch.where(solved.loose, torch.inf, solved.residual))
+    anew = True
+    for accuracy in ACCURACIES:
         missed = wanted & _missed(solved, ended)
         missed = missed if anew else missed & (ended == Status.CONVERGED)
         if not occurs(missed):
             break
         which = missed.nonzero().squeeze(-1)
         some = programs.of_systems(which)
-        start = None if anew else (point.of_systems(which), steps[which])
-        later, how, taken = interior(some.one_sided(bounds), max_steps, accuracy, start)
-        nearer = _settled(some, later, bounds, weak, PATIENT if accuracy == ACCURACIES[-1] else CHANGES)
+        start = None if anew else point.of_systems(which)
+        later, how, taken = interior(some.one_sided(bounds), steps[which], max_steps, accuracy, start)
+        changes = torch.full_like(taken, PATIENT if accuracy == ACCURACIES[-1] else CHANGES)
+        nearer = _settled(some, later, bounds, weak, changes)
         better = (nearer.residual <= solved.residual[which].nan_to_num(nan=torch.inf)).nonzero().squeeze(-1)
         solved, point = solved.put(which[better], nearer.of_systems(better)), point.put(which, later)
         ended, steps, anew = ended.index_copy(0, which, how), steps.index_copy(0, which, taken), False
