@@ -24,7 +24,7 @@ class Rows:
 
     @cached_property
     def T(self) -> Tensor:
-        """Cᵀ, laid out by rows too: products take half the time (:func:`times`)."""
+        """Cᵀ, laid out by rows too."""
         return self.C.mT.contiguous()
 
     def parts(self, y: Tensor) -> list[Tensor]:
@@ -34,7 +34,7 @@ class Rows:
 
     def apply(self, x: Tensor) -> Tensor:
         """R x."""
-        product = torch.bmm(x.mT, self.C.mT if _few(self.C, x) else self.T).mT
+        product = torch.bmm(x.mT, self.C.mT).mT
         return stacked([product, *(d * x for d in self.diagonals)]) if self.diagonals else product
 
     def transposed(self, y: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Rows:
     def gram(self, weights: Tensor, Q: Tensor) -> Tensor:
         """Q + Rᵀ diag(weights) R, (B, n, n), for weights (B, M, 1)."""
         first, *others = self.parts(weights)
-        matrix = torch.baddbmm(Q, self.T, first * self.C)
+        matrix = torch.baddbmm(Q, self.C.mT, first * self.C)
         for d, part in zip(self.diagonals, others, strict=True):
             matrix.diagonal(dim1=-2, dim2=-1).add_((d * d * part).squeeze(-1))
         return matrix
@@ -73,13 +73,12 @@ class Rows:
 
 def times(Q: Tensor, x: Tensor) -> Tensor:
     """Q x for symmetric Q (B, n, n) and columns x (B, n, c)."""
-    return torch.bmm(x.mT, Q.mT if _few(Q, x) else Q).mT
+    return torch.bmm(x.mT, Q.mT).mT
 
 
-def _few(C: Tensor, x: Tensor) -> bool:
-    """Whether a product is done without BLAS, and fastest as one with the transpose of what is laid out by rows, C x as xᵀ Cᵀ; else it
-    is with what is laid out by rows, which is Cᵀ."""
-    return x.shape[-1] * C.shape[-1] * C.shape[-2] < FEW
+def _few(C: Tensor, y: Tensor) -> bool:
+    """Whether a product is done without BLAS, and fastest as one with the transpose of what is laid out by rows, as C x is xᵀ Cᵀ."""
+    return y.shape[-1] * C.shape[-1] * C.shape[-2] < FEW
 
 
 def beside(*columns: Tensor) -> Tensor:
