@@ -148,9 +148,9 @@ def quadratic_program(
 
     A convex program: Q is positive semidefinite (of Q the symmetric part counts), at least in the directions that Az = b leaves free;
     0 for a linear program. All data may have batch dimensions in front, which broadcast: each system is solved for itself, and has its
-    own status. It is solved in float64, whatever the dtype: by a primal-dual interior-point method to an accuracy of 3e-3, or what it
-    takes, from which the constraints that hold z* are known; with these the solution is one of a linear system, which also gives the
-    derivatives.
+    own status. It is solved in float64, whatever the dtype: by a primal-dual interior-point method, in single precision where that
+    does, to an accuracy of 3e-3, or what it takes, from which the constraints that hold z* are known; with these the solution is one
+    of a linear system, which also gives the derivatives.
 
     Args:
         Q, p: (..., n, n) and (..., n).

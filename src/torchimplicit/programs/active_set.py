@@ -83,7 +83,9 @@ def settle(programs: Programs, x: Tensor, y: Tensor, weak: float, changes: Tenso
     return _settled(programs, x, y, Rx, _held(programs, Rx, y), weak, changes)
 
 
-def _settled(programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor, weak: float, changes: Tensor) -> Settled:
+def _settled(
+    programs: Programs, x: Tensor, y: Tensor, Rx: Tensor, held: Tensor, weak: float, changes: Tensor
+) -> Settled:
     found = _solved(programs, x, y, Rx, held, weak)
     x, Rx, again = found.x, found.Rx, _next(programs, found)
     if occurs(found.ray):

@@ -14,7 +14,8 @@ from torchimplicit.status import Status
 
 ACCURACY = 3e-3
 PROXIMAL = 1e-4  # of the linear systems
-MAX_STEPS = 12  # from a good start it takes three or four, and whoever needs many more will not get there
+SHORT = 0.1  # of a step: there is no solution, or none that can be found in this way
+MAX_STEPS = 8  # it takes three or four, or is no use
 SPREAD = 0.3  # of the mean square of what slacks less multipliers are at the start: the products of both
 
 
@@ -37,29 +38,32 @@ def guess(program: OneSided, max_steps: int) -> tuple[Point, Tensor, Tensor]:
 def _start(program: OneSided) -> State:
     """The solution with a quadratic penalty for constraints, whose multipliers are what slacks lack, y = −s; then s and y with the same
     difference, but all with one product."""
-    free, equal, _ = program.either
+    free, _, _ = program.either
     x, y = Condensed(program.Q, program.rows, free, proximal=PROXIMAL).approximate(-program.q, program.t)
     product = SPREAD * _mean(free, y.square().clamp(max=1)) + PROXIMAL
     root = (y.square() + 4 * product).sqrt()
     s, y = free * (root - y) / 2, torch.lerp(y, (root + y) / 2, free)
-    return x, y, s, times(program.Q, x) + program.q + program.rows.transposed(y), program.rows.apply(x) + s - program.t
+    of_x, of_y = times(program.Q, x) + program.q + program.rows.transposed(y), program.rows.apply(x) + s - program.t
+    return x, y, s, of_x, of_y, torch.ones_like(x[:, :1])
 
 
 def _look(program: OneSided, state: State) -> Tensor:
-    """CONVERGED where the conditions are met to ``ACCURACY``, beside numbers of about 1."""
-    x, y, s, of_x, of_y = state
+    """CONVERGED where the conditions are met to ``ACCURACY``, beside numbers of about 1, STAGNATED where the last step was short."""
+    x, y, s, of_x, of_y, alpha = state
     gap = dot(s, y) + dot(x, of_x) - dot(y, of_y)
     primal = (dot(x, of_x + program.q) - dot(y, of_y - s + program.t)) / 2
     closed = gap.abs() <= ACCURACY * (1 + primal.abs().minimum((primal - gap).abs()))
     stationary = largest(of_x) <= ACCURACY * (1 + largest(program.q))
     feasible = largest(of_y / (1 + program.t.abs().maximum(s))) <= ACCURACY
-    verdict = torch.where(closed & stationary & feasible, Status.CONVERGED, Status.RUNNING)
+    verdict = torch.where(alpha < SHORT, Status.STAGNATED, Status.RUNNING)
+    verdict = torch.where(closed & stationary & feasible, Status.CONVERGED, verdict)
     return torch.where(gap.isfinite(), verdict, Status.NONFINITE).flatten()
 
 
 def _step(program: OneSided, state: State) -> State:
     """One step of predictor and corrector."""
-    x, y, s, of_x, of_y = state
+    *at, _ = state
+    _, y, s, of_x, of_y = at
     free, equal, _ = program.either
     part_of_y, part_of_s = (free / v.maximum(equal) for v in (y, s))  # 1 / v, and 0 in equalities
     W = s * part_of_y
@@ -78,7 +82,7 @@ def _step(program: OneSided, state: State) -> State:
     ds = -torch.addcmul(pairs, W, dy)
     alpha = reach(dy, ds, BACK)
     moves = dx, dy, ds, -torch.add(of_x, dx, alpha=PROXIMAL), torch.sub(PROXIMAL * dy, of_y)
-    return tuple(torch.addcmul(at, alpha, d) for at, d in zip(state, moves, strict=True))
+    return (*(torch.addcmul(old, alpha, d) for old, d in zip(at, moves, strict=True)), alpha)
 
 
 def _mean(free: Tensor, v: Tensor) -> Tensor:

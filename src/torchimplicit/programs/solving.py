@@ -20,7 +20,7 @@ from torchimplicit.programs.quadratic import Data, OneSided, Programs, Units, sc
 from torchimplicit.status import Status, proven, unanswered
 
 # of the interior point, where a first guess was not enough: from each the constraints that hold the solution are guessed, until right
-ACCURACIES = 1e-6, 1e-10, 1e-13
+ACCURACIES = 3e-3, 1e-6, 1e-10, 1e-13
 PATIENT = 40  # changes of the set of constraints from the last of them, for those that have a solution
 SATISFIED = 1e-9  # largest number that the optimality conditions of a solution lack, beside the size of their terms
 MAX_STEPS = 100
