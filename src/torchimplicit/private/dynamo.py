@@ -95,7 +95,7 @@ def operator_around(names: tuple[str, ...]) -> str | None:
 
 def attributes_may_change() -> bool:
     """Whether what Dynamo reads now may set an attribute: not the function of an operator, whose results alone leave it."""
-    return InstructionTranslator.current_tx().output.current_tracer.parent is None
+    return not AVAILABLE or InstructionTranslator.current_tx().output.current_tracer.parent is None
 
 
 def while_loop(
