@@ -15,7 +15,7 @@ from torchimplicit.status import Status, unanswered
 def replace_failed(z: Tensor, status: Tensor) -> Tensor:
     """z with the rows that have no answer replaced by a row that converged, so that 0 · NaN poisons no shared tensor."""
     failed = unanswered(status).unsqueeze(-1)
-    if len(z) == 0 or not occurs(failed.squeeze(-1)):
+    if z.shape[0] == 0 or not occurs(failed.squeeze(-1)):
         return z
     good = (status == Status.CONVERGED).to(torch.int64).argmax()
     stand_in = z.index_select(0, good.reshape(1)).nan_to_num(nan=1.0, posinf=1.0, neginf=1.0)
