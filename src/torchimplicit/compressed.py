@@ -8,30 +8,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TURNED_BY_SCIPY = (torch.int64, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
 
 class Turned(NamedTuple):
-    """The places of a matrix by columns, if they stood by rows.
+    """The entries of a matrix by columns, if they stood by rows.
 
-    order : of its entries, (e,).
+    entries : in that order, (e,).
     starts : where each column begins, (n + 1,).
     places : the row of each entry, (e,).
     """
 
-    order: Tensor
+    entries: Tensor
     starts: Tensor
     places: Tensor
 
 
-def turned(starts: Tensor, index: Tensor, n: int) -> Turned:
-    """Of places by rows: where each of m rows starts, (m + 1,), and the columns (e,), numbers below n. By columns likewise."""
+def index_dtype(*sizes: int) -> torch.dtype:
+    """That of indices below these sizes: those of 64 bits are converted at every product."""
+    return torch.int32 if max(sizes) < 2**31 else torch.int64
+
+
+def turned(entries: Tensor, starts: Tensor, index: Tensor, n: int) -> Turned:
+    """Of entries by rows: where each of m rows starts, (m + 1,), and the columns (e,), numbers below n. By columns likewise."""
     m = len(starts) - 1
-    if index.device.type == "cpu" and len(index) and find_spec("scipy") is not None:
+    narrow = index_dtype(m, n, len(index))
+    starts, index = starts.to(narrow), index.to(narrow)
+    here = entries.device.type == "cpu" and entries.dtype in TURNED_BY_SCIPY and find_spec("scipy") is not None
+    if here and len(index):
         from scipy.sparse import csr_array
 
-        entries = torch.arange(len(index)).numpy()
-        found = csr_array((entries, index.numpy(), starts.numpy()), shape=(m, n)).tocsc()
+        parts = (part.resolve_conj().numpy() for part in (entries.detach(), index, starts))
+        found = csr_array(tuple(parts), shape=(m, n)).tocsc()
         return Turned(*(torch.from_numpy(part) for part in (found.data, found.indptr, found.indices)))
     order = torch.argsort(index, stable=True)
-    counts = torch.bincount(index, minlength=n)
-    rows = torch.arange(m, device=index.device).repeat_interleave(starts.diff())
-    return Turned(order, torch.nn.functional.pad(counts.cumsum(0), (1, 0)), rows[order])
+    ends = torch.bincount(index, minlength=n).cumsum(0).to(narrow)
+    rows = torch.arange(m, device=index.device, dtype=narrow).repeat_interleave(starts.diff())
+    return Turned(entries[order], torch.nn.functional.pad(ends, (1, 0)), rows[order])

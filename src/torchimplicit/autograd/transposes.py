@@ -23,13 +23,12 @@ def multiplies_transposed(graph: Tensor) -> bool:
 
 
 class _ByRows(NamedTuple):
-    """A matrix that stood by columns, as it was when its entries were put in order."""
+    """A matrix that stood by columns, as it was when its entries were put in order: ``values`` are a copy of them."""
 
     columns: Tensor
     rows: Tensor
     versions: tuple[int, int]
     values: Tensor
-    order: Tensor
     matrix: Tensor
 
     def has_places_of(self, columns: Tensor, rows: Tensor) -> bool:
@@ -60,14 +59,12 @@ class Transposes(TorchDispatchMode):
             return kept.matrix
         if kept is not None:
             self._kept.remove(kept)
-            order, starts, index = kept.order, kept.matrix.crow_indices(), kept.matrix.col_indices()
-        else:
-            order, starts, index = turned(columns, rows, A.shape[0])
+        entries, starts, index = turned(values, columns, rows, A.shape[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the layout is new, says torch to whoever makes one
-            matrix = torch.sparse_csr_tensor(starts, index, values[order], A.shape, check_invariants=False)
+            matrix = torch.sparse_csr_tensor(starts, index, entries, A.shape, check_invariants=False)
         versions = version(columns), version(rows)
-        self._kept.append(_ByRows(columns, rows, versions, values.clone(), order, matrix))
+        self._kept.append(_ByRows(columns, rows, versions, values.clone(), matrix))
         return matrix
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from torchimplicit.compressed import turned
+from torchimplicit.compressed import index_dtype, turned
 from torchimplicit.private.autograd import storage, version
 
 NARROW = 16  # diagonals of a band that has more room for zeros than sparse factors
@@ -68,7 +68,8 @@ class Pattern:
     @cached_property
     def order(self) -> Tensor:
         """The order of the entries by columns."""
-        return turned(*self.blocks(1), self.n).order
+        starts, columns = self.blocks(1)
+        return turned(torch.arange(len(columns), device=columns.device), starts, columns, self.n).entries
 
     @cached_property
     def transposed(self) -> Pattern:
@@ -117,8 +118,8 @@ class Pattern:
             starts = (self.starts[:-1] + each * len(self.rows)).flatten()
             starts = torch.cat([starts, starts.new_full((1,), k * len(self.rows))])
             columns = (self.columns + each * self.n).flatten()
-            index = torch.int32 if max(k * self.m, k * self.n, k * len(self.rows)) < 2**31 else torch.int64
-            self._blocks = k, starts.to(index), columns.to(index)  # 64 bits are converted at every product
+            index = index_dtype(k * self.m, k * self.n, k * len(self.rows))
+            self._blocks = k, starts.to(index), columns.to(index)
         return self._blocks[1:]
 
     def matrix(self, values: Tensor) -> Tensor:
