@@ -38,7 +38,7 @@ def few_steps(steps: int) -> Told:
 
 
 def _few_steps(steps: int, v: Tensor, status: Tensor) -> SolveStats:
-    unknown = v.new_full((len(v),), torch.nan)
+    unknown = v.new_full(v.shape[:1], torch.nan)
     ended = torch.where(status == Status.NONFINITE, status, int(Status.MAX_STEPS))
     return SolveStats.counted(ended, torch.full_like(ended, steps), unknown, unknown, 0, steps)
 

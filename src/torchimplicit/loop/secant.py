@@ -25,7 +25,7 @@ class Secant:
     def __call__(self, z: Tensor, r: Tensor, state: Any) -> Estimate:
         """At z, where the residual is r."""
         z, r = z.detach(), r.detach()
-        if self.last is None or len(self.last[0]) != len(z):  # at the start, or where other systems have gone
+        if self.last is None or self.last[0].shape != z.shape:  # at the start, or where other systems have gone
             self.last, self.gains = (z, r), []
             return Estimate(r)
         changes = [self._parts(new - old) for new, old in zip((z, r), self.last, strict=True)]

@@ -158,7 +158,7 @@ def solve(
         status = singular(equations, z0.detach(), best_z.detach(), best, status)
     if failed and not judges:  # to one that judges for itself a jump between two signs is no minimum
         status = local_minimum(equations, z0.detach(), best_z.detach(), status)
-    strayed = course.strayed(DOUBT) if len(course.z) == len(best_z) else None
+    strayed = course.strayed(DOUBT) if course.z.shape == best_z.shape else None
     if strayed is not None and occurs(strayed):
         status = coupled(equations, best_z.detach(), best, status, strayed)
     drawn = not torch.equal(noise, random_state(z.device))
@@ -362,7 +362,7 @@ def _estimate_of(
 
 def _end_noisy(course: Course, noisy: Tensor | None, taken: int) -> None:
     """Systems whose function was seen to give two answers for one z have nothing to converge to."""
-    if noisy is not None and len(noisy) == len(course.running) and occurs(noisy):
+    if noisy is not None and noisy.shape == course.running.shape and occurs(noisy):
         course.end(
             noisy & course.running if taken else noisy, torch.where(noisy, Status.STOCHASTIC, course.status), taken
         )

@@ -369,7 +369,7 @@ def _first_step(z: Tensor) -> Tensor:
 
 def _tiled(end: Any, z: Tensor, infinite: float) -> Tensor:
     """An end like z; the samples of a vmap share one."""
-    return torch.full_like(z, infinite) if end is None else end.repeat(len(z) // max(1, len(end)), 1)
+    return torch.full_like(z, infinite) if end is None else end.repeat(z.shape[0] // max(1, end.shape[0]), 1)
 
 
 def _end(equations: Equations, end: Any, z: Tensor, r: Tensor, infinite: float) -> tuple[Tensor, Tensor, Tensor]:
