@@ -58,6 +58,23 @@ class Banded(LinearOperator):
         rows = {k: self.bands[..., self.upper - k, :] for k in range(-self.lower, self.upper + 1) if abs(k) < n}
         return {k: row[..., k:] if k > 0 else row[..., : n + k] for k, row in rows.items()}
 
+    @property
+    def sign(self) -> int:
+        """1 or −1 where all the matrices are Hermitian, as far as a product could tell, and have diagonals of that sign; else 0."""
+        bands, on = self.bands.detach(), self.upper
+        diagonal = bands[..., on, :].real
+        if self.lower != self.upper or not diagonal.numel():
+            return 0
+        least, most = (float(end) for end in diagonal.aminmax())
+        if not least * most > 0:
+            return 0
+        same = torch.finfo(self.dtype).eps ** 0.5 * max(abs(least), abs(most))
+        for k in range(1, min(self.upper, self.shape[-1] - 1) + 1):
+            above, below = bands[..., on - k, k:], bands[..., on + k, : self.shape[-1] - k]
+            if not bool((above - below.conj()).abs().amax() <= same):
+                return 0
+        return 1 if least > 0 else -1
+
     def matvec(self, x: Tensor) -> Tensor:
         return self._written_out(x, False) if tracing() else multiply(self._places, self.bands.flatten(-2), x)
 

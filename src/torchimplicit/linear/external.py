@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.autograd.transforms import inside_functorch, without_dead_wrappers
+from torchimplicit.autograd.transforms import inside_functorch, inside_transform, without_dead_wrappers
 from torchimplicit.private.autograd import apply as function_applied
 
 Apply = Callable[[Tensor, bool], Tensor]
@@ -17,6 +17,9 @@ Apply = Callable[[Tensor, bool], Tensor]
 def applied(apply: Apply, x: Tensor, adjoint: bool) -> Tensor:
     """``apply(x, adjoint)`` for plain tensors x (*lead, *batch_shape, n), as an operation that autograd and vmap know."""
     y: Tensor
+    if not (torch.is_grad_enabled() or inside_transform()):  # nothing is recorded
+        (x,) = without_dead_wrappers((x,))
+        return apply(x, adjoint)
     if inside_functorch():
         y = _External.apply(apply, x, adjoint)
     else:

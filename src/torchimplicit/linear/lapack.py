@@ -44,10 +44,9 @@ class BandLU(Estimated):
         for k in range(-lower, upper + 1):
             each[:, upper - k, : max(k, 0)] = 0
             each[:, upper - k, max(self.n + min(k, 0), 0) :] = 0
-        self.usable = (
-            each.abs().amax((1, 2)) < torch.inf if each.numel() else each.new_ones(len(each), dtype=torch.bool)
-        )
-        if not finished(self.usable):
+        self.usable = each.sum((1, 2)).isfinite()
+        if not finished(self.usable):  # or only their sum
+            self.usable = each.abs().amax((1, 2)) < torch.inf
             each[~self.usable] = 0
             each[~self.usable, upper] = 1
         pivots = self._factorise(each.movedim(0, 1).flatten(1).resolve_conj().numpy())
@@ -68,6 +67,7 @@ class BandLU(Estimated):
                 factor, of_definite = get_lapack_funcs(("pttrf", "pttrs"), (bands,))
                 pivots, e, failed = factor(bands[1], bands[2, :-1])
                 if not failed:
+                    self.title = "band LDLᵀ"
                     self._back = lambda b, adjoint: of_definite(pivots, e, b)
                     return pivots
             factor, back = get_lapack_funcs(("gttrf", "gttrs"), (bands,))

@@ -17,7 +17,7 @@ from torchimplicit.linear.gmres import GMRES
 from torchimplicit.linear.iteration import euclidean_norm
 from torchimplicit.linear.jacobian import Jacobian, memory_of
 from torchimplicit.linear.masked import Masked
-from torchimplicit.linear.memory import Memory
+from torchimplicit.linear.memory import LEFT_OUT, Memory
 from torchimplicit.linear.operators import LinearOperator
 from torchimplicit.linear.solver import Bound, LinearResult, Preconditioner, after
 from torchimplicit.linear.sparse import Sparse
@@ -148,15 +148,26 @@ class LargeState(Bound):
             x0 = old.x.nan_to_num()
         matrix = memory.factorisable(jacobian)
         if isinstance(matrix, Banded) and memory.sign is None:
-            memory.sign, memory.masked = probed(matrix), False  # at no product's cost
+            memory.sign, memory.masked = matrix.sign, False  # at no product's cost
         memory.learn(matrix)
         result = self._krylov(self.operator, task, x0, task.limit, memory)
         self._judge(memory, result)
-        if matrix is not None and bool((result.steps > FRESH).any()) and not memory.complete(jacobian, matrix):
+        if matrix is not None and self._misses(memory, task, x0, result) and not memory.complete(jacobian, matrix):
             memory.learn(None)
             if not finished(result.converged):
                 result = after(result, self._krylov(self.operator, task, result.x.nan_to_num(), task.limit))
         return after(old, result)
+
+    def _misses(self, memory: Memory, task: _Task, x0: Tensor | None, result: LinearResult) -> bool:
+        """Whether entries may be missing from the matrix whose factors have solved this. A single step from zero with all of them
+        leaves nothing, and its product is the one that confirms that."""
+        if bool((result.steps > FRESH).any()):
+            return True
+        if not memory.confirmed and x0 is None and finished(result.steps <= 1):
+            left = torch.finfo(task.b.dtype).eps ** LEFT_OUT * euclidean_norm(task.b)
+            if finished(result.residual_norm <= left):
+                memory.confirm()
+        return not memory.confirmed
 
     def _by_entries(self, memory: Memory, jacobian: Jacobian, task: _Task, x0: Tensor | None) -> LinearResult:
         """The assembled matrix first, A itself for what that leaves."""

@@ -249,8 +249,8 @@ class Memory:
         return matrix if _finite(matrix.values) and self.complete(operator, matrix) else None
 
     def factorisable(self, operator: Linearised) -> Sparse | Banded | None:
-        """The same, as what factors are made of. Of a pattern that was found, and that a product has confirmed, these tell by how fast
-        they solve; see :meth:`complete`."""
+        """The same, as what factors are made of. Of a pattern that was found these tell by how fast they solve whether there are more
+        entries; see :meth:`complete`."""
         band = self.full_band
         matrix: Sparse | Banded
         if band is None:
@@ -262,8 +262,7 @@ class Memory:
             matrix = Banded(values, *band.bandwidths)
         if not _finite(values):
             return None
-        confirmed = self._shared.confirmed and self._shared.given is None
-        return matrix if confirmed or self.complete(operator, matrix) else None
+        return matrix if self._shared.given is None or self.complete(operator, matrix) else None
 
     def learn(self, matrix: Sparse | Banded | None) -> None:
         """Make an inverse of the matrix, or note why there is none."""
@@ -289,6 +288,15 @@ class Memory:
             return best_factors(matrix.values, matrix.pattern, None if self.masked else self.sign)
         return multigrid_of(matrix)
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether a product has found no other entries than those of the pattern."""
+        return self._shared.confirmed
+
+    def confirm(self) -> None:
+        """One has."""
+        self._shared.confirmed = True
+
     def complete(self, operator: Linearised, matrix: LinearOperator) -> bool:
         """Whether one product with the true Jacobian finds nothing that the entries lack; where it does, there are none from now on."""
         with torch.no_grad():
@@ -299,7 +307,7 @@ class Memory:
             if self.sign and not banded and not _near(true, seen):  # no longer, perhaps
                 self.sign, true = 0, operator.matvec(x)
             if _near(true, seen):
-                self._shared.confirmed = True
+                self.confirm()
                 return True
             off = (true - seen).abs()
             system, line = divmod(int(off.argmax()), off.shape[-1])
@@ -326,5 +334,5 @@ def _near(true: Tensor, seen: Tensor) -> bool:
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all of them are finite, in a fraction of the time of ``isfinite().all()``."""
-    return not values.numel() or bool(values.abs().amax() < torch.inf)
+    """Whether all of them are finite, in a fraction of the time of ``isfinite().all()``: as their sum tells, unless it overflows."""
+    return bool(values.sum().isfinite()) or bool(values.abs().amax() < torch.inf)

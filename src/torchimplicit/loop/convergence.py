@@ -22,7 +22,7 @@ SLOW = 0.9  # contraction from which a correction near the rounding of z may sho
 LEAP = 100  # times as large as before: a z of which nothing is known yet
 MULTIPLE = 0.2  # contraction of Newton's corrections at a multiple root: at least a half, but for rounding
 HALF = 0.5  # of the residual at the start: what has not fallen
-DISTANT = 10  # tolerances: a correction after which an exact zero is not to be expected of a method that converges fast
+DISTANT = 10  # tolerances: a correction after which no zero is to be expected of a method that converges fast, exact or nearly
 AWAY = 2  # times as long as the start
 FALLEN = 0.25  # a norm that is eps to this power of that at the start has come down,
 FARTHEST = 2  # and a z has run off whose size, in the extent of the start, is eps to minus this
@@ -193,7 +193,9 @@ class Course:
         tolerance, strictness, unit_before = self.settings.tolerance, self.settings.strictness, self.unit
         known = estimate.correction is self.r and not tolerance.leaves
         mean, self.unit = (self.norm, bound) if known else tolerance.worst(estimate.correction, bound, _usual())
-        size = _times(estimate.scale, mean) / self.unit
+        if estimate.sharper is not None and reaches(estimate.scaled(mean) / self.unit, DISTANT):
+            self.estimate = estimate = estimate.sharp
+        size = estimate.scaled(mean) / self.unit
         # A step that was refused shows nothing.
         moved = all_moved or isinstance(self.size, float)
         self.before = self.size if moved else torch.where(size != self.size, self.size, self.before)
@@ -207,7 +209,7 @@ class Course:
         if extreme and _usual() is not measured:
             bound = tolerance.bound(z, measured)
             mean, self.unit = tolerance.worst(estimate.correction, bound, measured)
-            self.size = _times(estimate.scale, mean) / self.unit
+            self.size = estimate.scaled(mean) / self.unit
         error, longest = self._error(z, bound, gain, sizes <= 1 / strictness)
         if extreme:
             error = torch.where(largest(self.r) == 0, 0, error)
@@ -269,9 +271,9 @@ class Course:
     ) -> tuple[Tensor, Tensor]:
         """The estimated error at z, and the largest number of the correction there."""
         assert self.estimate is not None
-        correction, contraction, scale, complete = self.estimate
+        correction, contraction, _, complete, _ = self.estimate
         longest, self.unit = self.settings.tolerance.worst(correction.detach(), bound, largest)
-        longest = _times(scale, longest)
+        longest = self.estimate.scaled(longest)
         theta = contraction if complete or isinstance(self.before, float) else self.size / self.before
         if not complete and isinstance(self.before, Tensor) and not below(self.before, torch.inf):
             never_moved = self.before == torch.inf
@@ -290,7 +292,7 @@ class Course:
     def _error_here(self) -> Tensor:
         """The estimated error at z, NaN where nothing is known of it."""
         if self.here is None and self.estimate is not None:
-            z = self.z.detach()
+            z, self.estimate = self.z.detach(), self.estimate.sharp
             self.here = self._error(z, self.settings.tolerance.bound(z))[0]
         return torch.full_like(self.norm, torch.nan) if self.here is None else self.here
 
@@ -308,9 +310,9 @@ class Course:
         """Those of the systems that come no nearer whose error is nothing but rounding."""
         if estimate is None or not occurs(stuck):
             return torch.zeros_like(stuck)
-        z = self.z.detach()
+        z, estimate = self.z.detach(), estimate.sharp
         error, bound = self.settings.tolerance.floor(z.dtype).largest(estimate.correction, z)
-        error = estimate.scale * error
+        error = estimate.scaled(error)
         near = stuck & (error <= bound) & ~self._runs_off(z)
         if not occurs(near):
             return near
@@ -388,10 +390,6 @@ class Course:
 def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """The new rows (B, n) of some systems, and the old ones of the others."""
     return torch.where(rows.unsqueeze(-1), new, old)
-
-
-def _times(scale: Tensor | float, size: Tensor) -> Tensor:
-    return size if isinstance(scale, float) and scale == 1 else scale * size
 
 
 def _usual() -> Norm:

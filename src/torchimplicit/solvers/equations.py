@@ -34,12 +34,23 @@ class Estimate(NamedTuple):
         large. None: it has to be seen from one step to the next. A number, or (B,): as long as nothing was seen yet; 0.0 of a
         correction that is Newton's, which is the error itself up to higher order.
     complete : whether what is seen plays no part: the method knows more.
+    sharper : gives the scale itself, (B,), for a product or so, of which ``scale`` is no more than a lower bound. None: it is known.
     """
 
     correction: Tensor
     contraction: Tensor | float | None = None
     scale: Tensor | float = 1.0
     complete: bool = False
+    sharper: Callable[[], Tensor] | None = None
+
+    @property
+    def sharp(self) -> Estimate:
+        """With the scale itself."""
+        return self if self.sharper is None else self._replace(scale=self.sharper(), sharper=None)
+
+    def scaled(self, size: Tensor) -> Tensor:
+        """What a size of the correction stands for."""
+        return size if isinstance(self.scale, float) and self.scale == 1 else self.scale * size
 
 
 def growth(dz: Tensor, dr: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torchimplicit.linear.binding import bind
 from torchimplicit.linear.jacobian import Jacobian
 from torchimplicit.linear.large import Large
 from torchimplicit.linear.solver import LinearSolver, is_linear_solver
-from torchimplicit.norms import largest, rms
+from torchimplicit.norms import measured, rms
 from torchimplicit.parameters import check_count, check_positive
 from torchimplicit.solvers.backtracking import Backtracking, SearchState
 from torchimplicit.solvers.equations import Equations, Estimate, growth, whole
@@ -26,12 +26,14 @@ FAR = 10  # times as far as z is large
 
 class NewtonKrylovState(NamedTuple):
     """The Jacobian at z, the relative tolerance (B,) of the next linear solve, the memory of the line search, and how much larger the
-    error is than the residual, (B,); None at the start."""
+    error is than the residual, (B,), None at the start: at least so much, where the ``last`` residual is given, with which one product
+    tells more."""
 
     jacobian: Jacobian
     forcing: Tensor
     search: SearchState | None
     gain: Tensor | None = None
+    last: Tensor | None = None
 
 
 class NewtonKrylovMemory(NamedTuple):
@@ -103,15 +105,21 @@ class NewtonKrylov(Method):
         forcing = torch.where(safeguard > 0.1, forcing.maximum(safeguard), forcing)
         forcing = forcing.nan_to_num(nan=self.loosest).clamp(1e-4, self.loosest)
         length = rms(s.detach())
-        last, least = growth(length, size), _least_gain(r.detach(), jacobian)
+        gain, last = growth(length, size), r.detach()
         far = length > FAR * before  # nearer multiple roots J becomes as small without harm
-        lost = far & (last * torch.finfo(z.dtype).eps ** RUN_OFF > least)
+        if not occurs(far):
+            return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, gain, last)
+        least = _least_gain(last, jacobian)
+        lost = far & (gain * torch.finfo(z.dtype).eps ** RUN_OFF > least)
         z = torch.where(lost.unsqueeze(-1), torch.nan, z)
-        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, last.fmax(least))
+        return z, jacobian.value, NewtonKrylovState(jacobian, forcing, search, gain.fmax(least))
 
     def estimate(self, z: Tensor, r: Tensor, state: NewtonKrylovState) -> Estimate | None:
         """All that the residual stands for."""
-        return None if state.gain is None else whole(state.gain, r)
+        gain, last = state.gain, state.last
+        if gain is None or last is None:
+            return None if gain is None else whole(gain, r)
+        return whole(gain, r)._replace(sharper=lambda: gain.fmax(_least_gain(last, state.jacobian)))
 
     def restart(self, equations: Equations, z: Tensor, memory: NewtonKrylovMemory) -> tuple[Tensor, NewtonKrylovState]:
         """The residual and the state at z, with the forcing term that was reached."""
@@ -129,10 +137,10 @@ def _least_gain(r: Tensor, jacobian: Jacobian) -> Tensor:
     """
     with torch.no_grad():
         value = jacobian.value.detach()
-        unit = largest(value)
+        unit = measured(value)
         if occurs(unit == 0):
             value = torch.where((unit == 0).unsqueeze(-1), r, value)
-            unit = largest(value)
+            unit = measured(value)
         # J may be as large or as small as it is: the square of its unit could overflow
         value = value / torch.where(unit > 0, unit, 1).unsqueeze(-1)
         return growth(rms(value), rms(jacobian.rmatvec(value)))

@@ -191,8 +191,8 @@ def _period(matrix: Any) -> int | None:
     met = np.zeros(matrix.shape[1], dtype=bool)
     for apart in range(1, least):
         together = row[apart:] == row[:-apart]
-        met[np.abs(columns[apart:] - columns[:-apart])[together]] = True
-    differences = met.nonzero()[0]
+        met[np.abs(columns[apart:] - columns[:-apart]) * together] = True
+    differences = met[1:].nonzero()[0] + 1  # and 0 stands for those of two rows
     if len(differences) > STENCIL**2:
         return None
     return next((p for p in range(least, least + MORE + 1) if (differences % p).all()), None)

@@ -37,15 +37,16 @@ def of_rows(columns: Tensor, n: int) -> Pattern:
 def _full_band(columns: Tensor, n: int) -> FullBand | None:
     """The same, if these are all places of a narrow band: seen without a sort, by a bit for each place of a row."""
     row = torch.arange(n, dtype=columns.dtype, device=columns.device)
-    offsets = columns - (row + 1).unsqueeze(-1)
-    offsets = torch.where(columns > 0, offsets, 0)
+    columns = columns.mT.contiguous()
+    entries = (columns > 0).to(columns.dtype)
+    offsets = (columns - (row + 1)).mul_(entries)
     least, most = (int(end) for end in offsets.aminmax())
     lower, upper = -least, most
     if min(lower, upper) < 0 or lower + upper >= NARROW:
         return None
-    bits = torch.where(columns > 0, 1 << (offsets + lower), 0)
-    seen = bits[:, 0]
-    for more in bits.unbind(1)[1:]:
+    bits = entries.bitwise_left_shift_(offsets.add_(lower))
+    seen = bits[0]
+    for more in bits[1:]:
         seen = seen | more
     first, end = (lower - row).clamp(min=0), (n + lower - row).clamp(max=lower + upper + 1)
     return FullBand(lower, upper, n) if torch.equal(seen, (1 << end) - (1 << first)) else None
@@ -55,7 +56,7 @@ def _sorted(columns: Tensor) -> Tensor:
     """NumPy sorts short rows many times as fast as torch."""
     import numpy as np
 
-    return torch.from_numpy(np.sort(columns.numpy(), axis=1))
+    return torch.from_numpy(np.sort(columns.contiguous().numpy(), axis=1))
 
 
 def given(pattern: Any, n: int) -> Pattern:

@@ -42,9 +42,8 @@ def _pattern(layers: Layers, out: torch.Size, shape: torch.Size) -> Pattern:
     (batch, m), n = out, shape[-1]
     if not layers:
         return of_places(torch.zeros(0), torch.zeros(0), m, n)
-    columns = torch.stack(
-        [layer.reshape(batch, m) for layer in layers], -1
-    )  # (B, m, k), counted from 1 through all systems
+    # (B, m, k), counted from 1 through all systems; in memory layer by layer
+    columns = torch.stack([layer.reshape(batch, m) for layer in layers]).movedim(0, -1)
     if batch > 1:
         system = torch.arange(batch, device=columns.device, dtype=columns.dtype).view(-1, 1, 1)
         none = columns == 0
