@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchimplicit.autograd.transforms import tracing
-from torchimplicit.private.operators import DispatchMode
+from torchimplicit.private.operators import CDIST_BACKWARD, DispatchMode
 
 
 @contextmanager
@@ -31,6 +31,6 @@ class _WithoutWrongRules(DispatchMode):
     """Without the derivative of ``torch.cdist``, whose rule mixes up the vectors of a batch."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._cdist_backward.default:
+        if func is CDIST_BACKWARD:
             raise RuntimeError("torch's rule for vmap of the derivative of cdist is wrong")
         return func(*args, **(kwargs or {}))

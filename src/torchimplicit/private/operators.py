@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DispatchMode", "argument", "name", "parameters", "writes", "written"]
+__all__ = ["CDIST_BACKWARD", "LOOK_AT_FACTORS", "DispatchMode", "argument", "name", "parameters", "writes", "written"]
+
+LOOK_AT_FACTORS = torch.ops.aten._linalg_check_errors.default
+"""Raises where a factorisation of torch.linalg has failed."""
+
+CDIST_BACKWARD = torch.ops.aten._cdist_backward.default
 
 
 class DispatchMode(TorchDispatchMode):
