@@ -178,11 +178,14 @@ def test_what_cannot_be_within_the_function_is_refused_by_name(which: str) -> No
 
 
 @pytest.mark.slow
-def test_a_checkpoint_within_the_function_is_left_out() -> None:
+def test_a_checkpoint_within_the_function_is_left_out_and_one_within_that() -> None:
     lin = torch.nn.Linear(3, 3, dtype=D)
 
+    def block(y: Tensor) -> Tensor:
+        return torch.tanh(lin(y)) + checkpoint(torch.sin, y, use_reentrant=False)
+
     def solve(x: Tensor) -> Tensor:
-        g = lambda z: z + checkpoint(lambda y: torch.tanh(lin(y)), z, use_reentrant=False) / 3 - x  # noqa: E731
+        g = lambda z: z + checkpoint(block, z, use_reentrant=False) / 3 - x  # noqa: E731
         return ti.root(g, torch.zeros_like(x), batch_ndim=1)[0]
 
     torch._dynamo.reset()

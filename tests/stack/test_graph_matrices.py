@@ -118,3 +118,17 @@ def test_a_system_whose_matrix_has_no_factors_is_reported_and_the_others_are_sol
     z, status = torch.compile(solved, fullgraph=True, backend="aot_eager")(a)
     assert status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
     torch.testing.assert_close(z[[0, 2]], a[[0, 2]], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_what_looks_at_its_factors_itself_is_left_to_do_so() -> None:
+    def g(z: Tensor, x: Tensor) -> Tensor:
+        factor, failed = torch.linalg.cholesky_ex(torch.diag_embed(z - 2))  # of no z that is met here
+        return z**3 + z - x + torch.where(failed[..., None] > 0, 0.1 * z, factor.sum(-1))
+
+    def solved(x: Tensor) -> Any:
+        z, info = ti.root(g, torch.full_like(x, 0.3), (x,), batch_ndim=1)
+        return z, info.status
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(solved, fullgraph=True, backend="aot_eager")(inputs(4)), solved(inputs(4)))

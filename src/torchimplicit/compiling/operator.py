@@ -20,7 +20,7 @@ from torchimplicit.adjoints import Implicit
 from torchimplicit.compiling.entries import ENTRY_POINTS, LIKE_Z
 from torchimplicit.graph.explicit import FACTS, Call, Explicit, transform_within, with_bounds
 from torchimplicit.private import pytree
-from torchimplicit.private.dynamo import BaseHOP, after_autograd, given_to_dynamo
+from torchimplicit.private.dynamo import BaseHOP, after_autograd, given_views, solving
 from torchimplicit.solution import SolveInfo
 
 
@@ -34,7 +34,7 @@ class _SolveOperator(BaseHOP):
         return after_autograd(lambda *operands: solve(Call(subgraph, operands, spec["unknowns"]), spec), operands)
 
 
-solve_operator = given_to_dynamo(_SolveOperator(), transform_within)
+solve_operator = solving(_SolveOperator(), transform_within)
 
 
 class _BlackBoxOperator(BaseHOP):
@@ -47,7 +47,7 @@ class _BlackBoxOperator(BaseHOP):
         return solver(*operands) if isinstance(solver, GraphModule) else torch.compiler.disable(solver)(*operands)
 
 
-black_box_operator = given_to_dynamo(_BlackBoxOperator(), lambda graph: None)
+black_box_operator = given_views(_BlackBoxOperator())
 
 
 def _made(description: Any) -> Any:

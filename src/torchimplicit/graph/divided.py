@@ -7,44 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
-from torchimplicit.private.operators import LOOK_AT_FACTORS, DispatchMode
-
-
-def evaluate(module: GraphModule, nodes: Iterable[Node], values: dict[Node, Any]) -> None:
-    """Add the values of those nodes that have none yet."""
-    interpreter = _WithoutCheckpoints(module, garbage_collect_values=False)
-    interpreter.env = values
-    with Unchecked():
-        for node in nodes:
-            if node not in values:
-                values[node] = interpreter.run_node(node)
-
-
-class _WithoutCheckpoints(Interpreter):
-    """A checkpoint within the function saves nothing, for a solve keeps z* alone; and torch.func does not take its hooks."""
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if getattr(target, "__name__", "") == "tag_activation_checkpoint":
-            (target, *args), kwargs = args, {}
-        return super().call_function(target, tuple(args), kwargs)
-
-
-class Unchecked(DispatchMode):
-    """Where torch.linalg looks at a factorisation and raises, which a loop cannot, the factors of what has none are not a number.
-
-    Those of LU and LDL have a zero on the diagonal then, and what is solved with them is not finite without this.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is LOOK_AT_FACTORS:
-            return None
-        results = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.linalg_cholesky_ex.default:
-            factor, failed = results
-            return factor.masked_fill(failed.gt(0)[..., None, None], torch.nan), failed
-        return results
+from torchimplicit.graph.evaluation import evaluate
 
 
 def divided(

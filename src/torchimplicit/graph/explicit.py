@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from torchimplicit.graph.divided import divided, evaluate
+from torchimplicit.graph.divided import divided
+from torchimplicit.graph.evaluation import evaluate
 from torchimplicit.private import functorch
 
 FACTS = 6  # numbers of a solution: status, steps, residual, error, evaluations, products

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from torchimplicit.graph.divided import divided, evaluate
+from torchimplicit.graph.divided import divided
+from torchimplicit.graph.evaluation import evaluate
 from torchimplicit.graph.loop import Operands
 from torchimplicit.private.operators import writes
 

@@ -142,7 +142,7 @@ def mapped(fn: Callable[[Tensor], Tensor], parts: Tensor, outer: Operands) -> Te
 
     first = torch.zeros((), dtype=torch.int64, device=parts.device)
     like = of_one(first)
-    results = like.new_zeros(len(parts), *like.shape)
+    results = torch.zeros(len(parts), *like.shape, dtype=like.dtype, device=like.device)
     return repeat(lambda state: state[0] < len(parts), step, (first, results), operands)[1]
 
 

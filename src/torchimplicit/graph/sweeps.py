@@ -22,8 +22,8 @@ def sweeping() -> Iterator[None]:
         return
     from torchimplicit.private.dynamo import sizes_refused  # Dynamo takes long to import
 
-    loud = torch.autograd.set_detect_anomaly(False)  # torch.compile's, which would tell of what is caught
-    with loud, sizes_refused(), _WithoutWrongRules():
+    quiet = torch.autograd.set_detect_anomaly(False)  # torch.compile's, which would tell of what is caught
+    with quiet, sizes_refused(), _WithoutWrongRules():
         yield
 
 

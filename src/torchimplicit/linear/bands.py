@@ -62,11 +62,15 @@ class Banded(LinearOperator):
     def sign(self) -> int:
         """1 or −1 where all the matrices are Hermitian, as far as a product could tell, and have diagonals of that sign; else 0."""
         bands, on = self.bands.detach(), self.upper
-        diagonal = bands[..., on, :].real
+        diagonal = bands[..., on, :]
+        if diagonal.is_complex():
+            if not bool((diagonal.imag.abs() <= torch.finfo(self.dtype).eps ** 0.5 * diagonal.real.abs()).all()):
+                return 0
+            diagonal = diagonal.real
         if self.lower != self.upper or not diagonal.numel():
             return 0
         least, most = (float(end) for end in diagonal.aminmax())
-        if not least * most > 0:
+        if not (least > 0 or most < 0):
             return 0
         same = torch.finfo(self.dtype).eps ** 0.5 * max(abs(least), abs(most))
         for k in range(1, min(self.upper, self.shape[-1] - 1) + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -115,13 +116,9 @@ class Jacobian(LinearOperator):
         """The products with many vectors (k, *batch_shape, n), in one batched sweep where g allows that."""
         self.count(len(vectors))
         many = self._linearisation.pull_batch if adjoint else self._linearisation.push_batch
-        try:
-            with sweeping():
-                return many(vectors)
-        except (
-            RuntimeError
-        ):  # an operation in g has no rule for it, or one that will not do; a real fault is raised again below
-            pass
+        # An operation in g may have no rule for it, or one that will not do. A real fault is raised again below.
+        with suppress(RuntimeError), sweeping():
+            return many(vectors)
         if tracing() and len(vectors) > ONE_BY_ONE:
             return self._in_a_loop(vectors, adjoint)
         one = self._pull if adjoint else self._push

@@ -163,7 +163,7 @@ class LargeState(Bound):
         leaves nothing, and its product is the one that confirms that."""
         if bool((result.steps > FRESH).any()):
             return True
-        if not memory.confirmed and x0 is None and finished(result.steps <= 1):
+        if not memory.confirmed and x0 is None and finished(result.steps == 1):
             left = torch.finfo(task.b.dtype).eps ** LEFT_OUT * euclidean_norm(task.b)
             if finished(result.residual_norm <= left):
                 memory.confirm()

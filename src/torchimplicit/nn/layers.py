@@ -58,9 +58,8 @@ class _Layer(nn.Module):
         made = parametrised(module) if torch.compiler.is_dynamo_compiling() else []
         if not made:
             return self._found(module, args, z0)
-        with (
-            parametrize.cached()
-        ):  # a power iteration, say, changes its state, which it may not within the function of a solve
+        # A power iteration, say, changes its state, which it may not within the function of a solve.
+        with parametrize.cached():
             for part, weight in made:
                 getattr(part, weight)
             return self._found(module, args, z0)
@@ -124,7 +123,7 @@ class _Layer(nn.Module):
 
 
 def _attributes_may_change() -> bool:
-    """Not where torch.compile reads the layer within a checkpoint or a branch, say: there it refuses that."""
+    """Not where torch.compile reads the layer within a branch or a region that is repeated, say: there it refuses that."""
     if not torch.compiler.is_dynamo_compiling():
         return True
     from torchimplicit.compiling.region import attributes_may_change

@@ -33,39 +33,18 @@ LACKING = f"PyTorch {torch.__version__} cannot have a loop around a function in 
 """Why a solve is in no graph where not AVAILABLE."""
 
 
-def given_to_dynamo(operator: Any, refused: Callable[[GraphModule], str | None]) -> Any:
+def given_views(operator: Any) -> Any:
     """The operator, in whose calls Dynamo takes operands that are views of one tensor too, which otherwise it refuses: the parts of a
-    user's tensor of parameters, say. The graph breaks where something in the one that Dynamo has made of its function is ``refused``,
-    and where Dynamo cannot read that, as everywhere; some of its reasons are told in our words.
-    """
+    user's tensor of parameters, say."""
 
     class OfViews(higher_order_ops.BaseHOPVariable):
         supports_aliasing = True
-
-        def install_subgraph_in_output_graph(
-            self, tx: Any, fn_vt: Any, fn_args_vt: Any, kwargs: Any, body_gmod: Any, attr_name: str = "subgraph"
-        ) -> str:
-            if (what := refused(body_gmod)) is not None:
-                raise Unsupported(f"{what} {NOT_WITHIN}.")
-            return super().install_subgraph_in_output_graph(tx, fn_vt, fn_args_vt, kwargs, body_gmod, attr_name)
-
-        def _call_function(self, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return super()._call_function(*args, **kwargs)
-            except (Unsupported, TorchRuntimeError) as error:
-                told = f"{error} {[frame.filename for frame in error.real_stack]}"
-                ours = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in told), None)
-                if ours is None:
-                    raise
-                _, _, context = str(error).partition("Developer debug context: ")
-                what = f" ({context.splitlines()[0].removesuffix(' in')})" if context else ""
-                raise Unsupported(f"{ours}{what}.", real_stack=error.real_stack) from None
 
     higher_order_ops._hop_name_to_variable_class[operator.__name__] = OfViews
     return operator
 
 
-NOT_WITHIN = "within the function of a solve cannot be in a graph. Write it out, or do without fullgraph=True"
+_NOT_WITHIN = "within the function of a solve cannot be in a graph. Write it out, or do without fullgraph=True"
 _CHANGES = (
     "the function of a solve changes something outside of it: it sets an attribute, appends to a list or counts. In a graph it is read "
     "once, however often it is evaluated. Return what is to be kept, with has_aux=True, or do without fullgraph=True"
@@ -78,9 +57,46 @@ _IN_OUR_WORDS = {
     ),
     "HOP: Unsafe side effect": _CHANGES,
     "HOP: Non-nullified side effect": _CHANGES,
-    "using `torch.autograd.grad` with": f"torch.autograd.grad {NOT_WITHIN}",
-    "torch/_functorch/": f"torch.func's transforms {NOT_WITHIN}",
+    "using `torch.autograd.grad` with": f"torch.autograd.grad {_NOT_WITHIN}",
+    "torch/_functorch/": f"torch.func's transforms {_NOT_WITHIN}",
 }
+
+
+def solving(operator: Any, refused: Callable[[GraphModule], str | None]) -> Any:
+    """The operator of a solve, given views. The graph breaks where something in the one that Dynamo has made of its function is
+    ``refused``, and where Dynamo cannot read that, as everywhere; some of its reasons are told in our words.
+    """
+    given_views(operator)
+    base: Any = higher_order_ops._hop_name_to_variable_class[operator.__name__]
+
+    class OfSolve(base):
+        def install_subgraph_in_output_graph(
+            self, tx: Any, fn_vt: Any, fn_args_vt: Any, kwargs: Any, body_gmod: Any, attr_name: str = "subgraph"
+        ) -> str:
+            if (what := refused(body_gmod)) is not None:
+                raise Unsupported(f"{what} {_NOT_WITHIN}.")
+            name: str = super().install_subgraph_in_output_graph(tx, fn_vt, fn_args_vt, kwargs, body_gmod, attr_name)
+            return name
+
+        def _call_function(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super()._call_function(*args, **kwargs)
+            except (Unsupported, TorchRuntimeError) as error:
+                told = f"{error} {[frame.filename for frame in error.real_stack]}"
+                ours = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in told), None)
+                if ours is None:
+                    raise
+                # What is named there ends in "in" where Dynamo goes on with the code on the next line.
+                context = (
+                    str(error).rpartition("Developer debug context: ")[2].partition("\n")[0].removesuffix(" in").strip()
+                )
+                raise Unsupported(
+                    f"{ours}{f' ({context})' if context else ''}.", real_stack=error.real_stack
+                ) from error
+
+    variables: Any = higher_order_ops._hop_name_to_variable_class
+    variables[operator.__name__] = OfSolve
+    return operator
 
 
 def operator_around(names: tuple[str, ...]) -> str | None:
@@ -210,7 +226,11 @@ def _modules_by_name() -> Iterator[None]:
 
 @contextmanager
 def sizes_refused() -> Iterator[None]:
-    """Whoever asks a size that may change for its value is told by a RuntimeError that it has none."""
+    """Whoever asks a size that may change for its value is told by a RuntimeError that it has none.
+
+    The public ways to say so of a size, ``torch._check`` and ``mark_dynamic``, fail when all has been made; here something else can be
+    tried. One thread at a time makes graphs: Dynamo holds a lock.
+    """
     value = SymNode.guard_int
 
     def refuse(size: Any, file: str, line: int) -> int:

@@ -148,9 +148,9 @@ def quadratic_program(
 
     A convex program: Q is positive semidefinite (of Q the symmetric part counts), at least in the directions that Az = b leaves free;
     0 for a linear program. All data may have batch dimensions in front, which broadcast: each system is solved for itself, and has its
-    own status. It is solved in float64, whatever the dtype: by a primal-dual interior-point method, in single precision where that
-    does, to an accuracy of 3e-3, or what it takes, from which the constraints that hold z* are known; with these the solution is one
-    of a linear system, which also gives the derivatives.
+    own status. The solution is found in float64, whatever the dtype. Which constraints hold it is guessed in single precision first,
+    and by a primal-dual interior-point method in float64 where that guess fails; with these the solution is one of a linear system,
+    which also gives the derivatives.
 
     Args:
         Q, p: (..., n, n) and (..., n).
@@ -169,7 +169,7 @@ def quadratic_program(
         adjoint: ``Implicit()`` by default.
         batch_ndim: how many dimensions in front index systems; by default all that there are.
         rtol, atol: no number of z is off by more than atol + rtol · rms(z); by default √eps and eps of the dtype.
-        max_steps: of the interior point; by default 100.
+        max_steps: of the guess and the interior point together; by default 100.
         on_failure: "warn", "raise", "nan" or "ignore"; for the forward and the backward.
 
     Returns:
