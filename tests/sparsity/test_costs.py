@@ -88,3 +88,7 @@ def test_the_sign_of_a_band(dtype: torch.dtype) -> None:
     other[1, 2, 0] += 1
     mixed[1, 1, 3] = -9
     assert Banded(other, 1, 1).sign == Banded(mixed, 1, 1).sign == Banded(bands[:, :2], 0, 1).sign == 0
+    turned = bands.to(torch.complex128)
+    assert Banded(turned, 1, 1).sign == 1
+    turned[..., 1, :] += 0.5j
+    assert Banded(turned, 1, 1).sign == 0
