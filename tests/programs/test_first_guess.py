@@ -1,7 +1,8 @@
-"""The first guess at a quadratic program: which constraints hold the solution, and none where there is no solution."""
+"""The first guess at a quadratic program: which constraints hold the solution, and none where there is no solution; and batches."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import torchimplicit as ti
@@ -61,3 +62,24 @@ def test_its_steps_count_within_the_limit() -> None:
     data, _ = made(held=5)
     info = ti.quadratic_program(data.Q, data.p, data.G, data.h, data.A, data.b, max_steps=1, on_failure="ignore").info
     assert (info.steps == 1).all()
+
+
+@pytest.mark.parametrize("beside", [-1.0, torch.nan])
+def test_a_linear_program_is_solved_whatever_is_beside_it(beside: float) -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        A, p, b = torch.randn(1, 4, dtype=D), torch.randn(4, dtype=D), torch.zeros(1, dtype=D)
+        Q = torch.stack([torch.zeros(4, 4, dtype=D), beside * torch.eye(4, dtype=D)])
+        info = ti.quadratic_program(Q, p, A=A, b=b, lower=-1.0, upper=1.0, on_failure="ignore").info
+        assert info.status[0] == Status.CONVERGED
+        assert info.status[1] in (Status.NONCONVEX, Status.NONFINITE)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_a_batch_of_no_programs(shape: tuple[int, ...]) -> None:
+    p = torch.zeros(*shape, 3, dtype=D, requires_grad=True)
+    z, _ = ti.quadratic_program(torch.eye(3, dtype=D).expand(*shape, 3, 3), p, lower=-1.0)
+    assert z.shape == p.shape
+    z.sum().backward()
+    assert p.grad is not None
+    assert p.grad.shape == p.shape

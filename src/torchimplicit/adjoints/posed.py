@@ -145,4 +145,4 @@ class Tiled:
         """Statuses, of all rows, of derivatives that the forward solve has found not to exist; None where it has not looked."""
         if not isinstance(self.inverse, Refusing):
             return None
-        return self.inverse.refused.repeat(self.rows // self.systems)
+        return self.inverse.refused.repeat(self.rows // max(1, self.systems))

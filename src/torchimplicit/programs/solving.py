@@ -155,11 +155,13 @@ def _nonconvex(programs: Programs) -> Tensor:
     equal = (programs.lower == programs.upper).to(programs.q.dtype)
     H = programs.Q.clone()
     H.diagonal(dim1=-2, dim2=-1).add_(PROXIMAL)
-    _, info = torch.linalg.cholesky_ex(H)
-    if not occurs(info):
-        return info > 0
-    _, info = torch.linalg.cholesky_ex(programs.rows.gram(equal / PROXIMAL, H))
-    return info > 0
+    _, everywhere = torch.linalg.cholesky_ex(H)
+    if not occurs(everywhere):
+        return everywhere > 0
+    _, within = torch.linalg.cholesky_ex(
+        programs.rows.gram(equal / PROXIMAL, H)
+    )  # which rounding hides what is nearly 0 in
+    return (everywhere > 0) & (within > 0)
 
 
 def _convex(programs: Programs, nonconvex: Tensor) -> Programs:
