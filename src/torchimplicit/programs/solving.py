@@ -113,7 +113,7 @@ def _found(
     many steps. The ``answers`` of somebody else's solver are tried first, or a guess: the interior point does not go on from them."""
     point, ended, steps = guess(programs.one_sided(bounds), max_steps) if answers is None else answers
     solved = _settled(programs, point, bounds, weak, torch.where(ended == Status.CONVERGED, CHANGES, 0))
-    if answers is None:  # how far a solution has moved freely is no matter of a guess
+    if answers is None:  # which of many solutions is found is not for single precision to decide
         solved = replace(solved, residual=torch.where(solved.loose, torch.inf, solved.residual))
     anew = True
     for accuracy in ACCURACIES:
@@ -158,9 +158,8 @@ def _nonconvex(programs: Programs) -> Tensor:
     _, everywhere = torch.linalg.cholesky_ex(H)
     if not occurs(everywhere):
         return everywhere > 0
-    _, within = torch.linalg.cholesky_ex(
-        programs.rows.gram(equal / PROXIMAL, H)
-    )  # which rounding hides what is nearly 0 in
+    # The weights of the equalities are so large that their rounding may hide a Q near 0: asked only of those that need them.
+    _, within = torch.linalg.cholesky_ex(programs.rows.gram(equal / PROXIMAL, H))
     return (everywhere > 0) & (within > 0)
 
 
